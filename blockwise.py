@@ -1,0 +1,101 @@
+"""The mean loss over the rows of a matrix of cosines that is never whole in memory.
+
+A contrastive loss needs every anchor's cosines with all columns: one row of a matrix of rows × columns. Each row stands
+alone, so a few at a time are enough, for the loss and for its gradient. Both are computed in the forward pass, while
+the block is in cache; what waits for the backward pass is the gradient itself, no larger than the embeddings.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+LogG = Callable[[Tensor, Tensor, int], Tensor]  # (pos, sim, n) → log g, one a row
+Step = Callable[[Tensor, Tensor, int], tuple[Tensor, ...]]  # the same → losses, their gradients by pos and by sim
+
+
+def mean_over_rows(
+    pos: Tensor, rows: Tensor, columns: Tensor | None, own: Tensor | None, log_g: LogG, step: Step | None = None
+) -> Tensor:
+    """mean_j −log( e^pos_j / (e^pos_j + g_j) ), g_j from row j's cosines with the columns.
+
+    Args:
+        pos: R, in logarithms.
+        rows: R × dim; columns: C × dim, or None where the rows are the columns too.
+        own: R × 2 columns that are no negatives of each row, or None. A row's n is C less these.
+        log_g: log g from pos (r), cosines sim (r × C, −inf in the own columns) and n, for any r rows.
+        step: the losses of r rows with their gradients by pos and sim, which it may overwrite; by default autograd's.
+
+    Returns:
+        A scalar, differentiable once with respect to pos, rows and columns.
+    """
+    step = step or (lambda *block: autograd_step(log_g, *block))
+    inputs = [pos, rows, columns]
+    # autocast would compute the cosines in half precision
+    with torch.autocast(rows.device.type, enabled=False):
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+            return _MeanLoss.apply(*inputs, own, step)
+        blocks = _blocks(rows, columns, own)
+        return torch.cat([losses(pos[part], log_g(pos[part], sim, n)) for part, sim, n in blocks]).mean()
+
+
+def losses(pos: Tensor, log_g: Tensor) -> Tensor:
+    """−log( e^pos / (e^pos + g) ), exact for small losses too."""
+    return -F.logsigmoid(pos - log_g)
+
+
+def autograd_step(log_g: LogG, pos: Tensor, sim: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The losses of a block of rows, and the gradients of their sum by pos and by sim."""
+    with torch.enable_grad():
+        pos, sim = pos.detach().requires_grad_(), sim.detach().requires_grad_()
+        values = losses(pos, log_g(pos, sim, n))
+        return values.detach(), *torch.autograd.grad(values.sum(), (pos, sim))
+
+
+def block_rows(device: str, columns: int) -> int:
+    """Rows a block: on a CPU 4 MB of cosines, which stay in cache; elsewhere 64 MB, which fill the device."""
+    return max(1, (2**20 if device == "cpu" else 2**24) // columns)
+
+
+def _blocks(rows: Tensor, columns: Tensor | None, own: Tensor | None) -> Iterator[tuple[slice, Tensor, int]]:
+    """(which rows, their cosines with all columns, number of negatives); the cosines are gone with the next block."""
+    columns = rows if columns is None else columns
+    n = len(columns) - (0 if own is None else own.shape[1])
+    size = block_rows(rows.device.type, len(columns))
+    buffer = rows.new_empty(min(size, len(rows)), len(columns))
+    for start in range(0, len(rows), size):
+        part = slice(start, min(start + size, len(rows)))
+        sim = torch.mm(rows[part], columns.T, out=buffer[: part.stop - start])
+        if own is not None:
+            sim.scatter_(1, own[part], -math.inf)
+        yield part, sim, n
+
+
+class _MeanLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, pos: Tensor, rows: Tensor, columns: Tensor | None, own: Tensor | None, step: Step) -> Tensor:
+        values, d_pos, d_rows = torch.empty_like(pos), torch.empty_like(pos), torch.zeros_like(rows)
+        d_columns = torch.zeros_like(columns) if ctx.needs_input_grad[2] else None
+        for part, sim, n in _blocks(rows, columns, own):
+            values[part], d_pos[part], d_sim = step(pos[part], sim, n)
+            if columns is not None:
+                d_rows[part] = d_sim @ columns
+                if d_columns is not None:
+                    d_columns.addmm_(d_sim.T, rows[part])
+            elif len(sim) < len(rows):
+                d_rows[part].addmm_(d_sim, rows)
+                d_rows.addmm_(d_sim.T, rows[part])
+            else:  # all rows at once: D · rows + Dᵀ · rows in one product
+                d_rows = d_sim.T.contiguous().add_(d_sim) @ rows
+        ctx.save_for_backward(d_pos, d_rows, d_columns)
+        return values.mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        d_pos, d_rows, d_columns = ctx.saved_tensors
+        grad = grad / len(d_pos)  # the steps' gradients are of sums
+        return grad * d_pos, grad * d_rows, None if d_columns is None else grad * d_columns, None, None
