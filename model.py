@@ -1,0 +1,94 @@
+"""The encoder: a ResNet for small images (`f`) and SimCLR's projection head (`g`)."""
+
+import copy
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+# Residual blocks a stage; resnet10, one basic block a stage, is for small machines.
+ARCHS = {
+    "resnet10": (BasicBlock, [1, 1, 1, 1]),
+    "resnet18": (BasicBlock, [2, 2, 2, 2]),
+    "resnet34": (BasicBlock, [3, 4, 6, 3]),
+    "resnet50": (Bottleneck, [3, 4, 6, 3]),
+}
+HIDDEN_DIM = 512  # of the projection head
+
+
+def backbone(arch: str = "resnet50") -> torchvision.models.ResNet:
+    """torchvision's ResNet as small images need it: 3×3 stride-1 first convolution, no max-pool, no classifier.
+
+    The first convolution keeps PyTorch's default initialisation, as in the reference.
+
+    Raises:
+        ValueError: `arch` is not one of `ARCHS`.
+    """
+    if arch not in ARCHS:
+        raise ValueError(f"arch {arch!r} is not one of {', '.join(ARCHS)}")
+    resnet = torchvision.models.ResNet(*ARCHS[arch])
+    resnet.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
+    resnet.maxpool = nn.Identity()
+    resnet.fc = nn.Identity()
+    return resnet
+
+
+class Model(nn.Module):
+    """Encoder `f` and projection head `g`, with the attribute and weight names of the reference (`f.0` … `f.7`, `g.0` … `g.3`).
+
+    Args:
+        feature_dim: size of the projection that the loss sees.
+        arch: a key of `ARCHS`.
+
+    Example:
+        >>> feature, projection = Model(128, "resnet50")(torch.randn(2, 3, 32, 32))
+        >>> feature.shape, projection.shape
+        (torch.Size([2, 2048]), torch.Size([2, 128]))
+    """
+
+    def __init__(self, feature_dim: int = 128, arch: str = "resnet50"):
+        super().__init__()
+        r = backbone(arch)
+        self.f = nn.Sequential(r.conv1, r.bn1, r.relu, r.layer1, r.layer2, r.layer3, r.layer4, r.avgpool)
+        self.feature_size = 512 * ARCHS[arch][0].expansion
+        self.g = nn.Sequential(
+            nn.Linear(self.feature_size, HIDDEN_DIM, bias=False),
+            nn.BatchNorm1d(HIDDEN_DIM),
+            nn.ReLU(inplace=True),
+            nn.Linear(HIDDEN_DIM, feature_dim, bias=True),
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised images B×3×H×W → (feature B×feature_size, projection B×feature_dim), both of length 1."""
+        feature = torch.flatten(self.f(x), start_dim=1)
+        return normalize(feature, dim=-1), normalize(self.g(feature), dim=-1)
+
+
+def arch_of(keys: dict) -> str:
+    """The arch whose encoder has the residual blocks that a state_dict's keys name (without prefix).
+
+    Raises:
+        ValueError: no arch has them.
+    """
+    blocks = [len({k.split(".")[2] for k in keys if k.startswith(f"f.{stage}.")}) for stage in (3, 4, 5, 6)]
+    block = Bottleneck if "f.3.0.conv3.weight" in keys else BasicBlock
+    for arch, known in ARCHS.items():
+        if known == (block, blocks):
+            return arch
+    raise ValueError("the weights are of no known arch: " + ", ".join(ARCHS))
+
+
+def cost(model: nn.Module, image_size: int = 32) -> tuple[int, int]:
+    """(parameters, multiply-adds of one image of `image_size` pixels), counted by thop.
+
+    thop leaves buffers behind in the model that it counts, so it is given a copy.
+    """
+    from thop import profile  # slow to import, used once a run
+
+    device = next(model.parameters()).device
+    copied = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        macs, parameters = profile(copied, (torch.zeros(1, 3, image_size, image_size, device=device),), verbose=False)
+    return int(parameters), int(macs)
