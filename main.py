@@ -1,0 +1,263 @@
+"""Pretrain an encoder: python main.py --dataset_name cifar10 --d_pos 1 --d_neg 10"""
+
+import argparse
+import functools
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import attention
+import distributed
+import loss as losses
+import resume
+import runtime
+import views
+import weights
+from knn import clamp_k, features, knn
+from moco import MoCo
+from model import ARCHS, Model, cost
+from train import NonFinite, Run, new_progress, train_epoch
+from utils import DATASETS, Images, UserError, load
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The settings, all of them, with the reference's names and defaults where it has them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("--root", default="data", help="folder of the data sets; with --dataset_name folder, of your images")
+    add("--dataset_name", default="cifar10", metavar="NAME", help=", ".join(DATASETS))
+    add("--store_size", type=int, default=64, help="side that the images of a folder are kept at, in pixels")
+    add("--image_size", type=int, default=32, help="side of a view, in pixels")
+    add("--loss", default="attention_nce", choices=weights.PARAMETERS, help="what the encoder minimises")
+    add("--temperature", type=float, default=0.5, help="temperature of the loss and of the kNN vote")
+    add("--d_pos", type=float, default=1.0, help="attention_nce: softness of the attention on positives")
+    add("--d_neg", type=float, default=1.0, help="attention_nce: softness of the attention on negatives")
+    add("--num_pos", type=int, default=4, help="attention_nce: positives an image, M")
+    add("--tau_plus", type=float, default=0.1, help="dcl, hcl, bcl: share of false negatives")
+    add("--alpha", type=float, default=0.9, help="bcl: encoder's ranking quality")
+    add("--beta", type=float, default=0.9, help="hcl, bcl: weight of hard negatives")
+    add("--estimator", default="SimCLR", choices=["SimCLR", "MoCo"], help="the framework; part of the file name")
+    add("--momentum", type=float, default=0.99, help="MoCo: what the momentum encoder keeps of itself at a step")
+    add("--queue", type=int, default=4096, help="MoCo: negatives in the queue")
+    add("--arch", default="resnet50", choices=ARCHS, help="encoder")
+    add("--feature_dim", type=int, default=128, help="size of the projection")
+    add("--batch_size", type=int, default=256, help="images a step")
+    add("--epochs", type=int, default=400, help="passes over the images")
+    add("--lr", type=float, default=1e-3, help="learning rate of Adam")
+    add("--weight_decay", type=float, default=1e-6, help="of Adam")
+    add("--seed", type=int, default=0, help="all randomness is a function of (seed, epoch, step)")
+    add("--deterministic", action="store_true", help="CUDA runs with one seed give the same bits; slower")
+    add("--bn", default="local", choices=["local", "sync"], help="BatchNorm's batch: a process's (as DataParallel) or all")
+    add("--device", help="cuda, mps or cpu (default: the first that is there)")
+    add("--precision", default="auto", choices=runtime.PRECISIONS, help="auto: bf16 on CUDA that has it, else fp32")
+    add("--grad_cache", action="store_true", help="the memory of one view instead of all, for one more forward pass")
+    add("--compile", default="auto", choices=["auto", "on", "off"], help="torch.compile; auto: on CUDA")
+    add("--k", type=int, default=200, help="neighbours of the kNN accuracy")
+    add("--knn_every", type=int, default=10, help="epochs between kNN accuracies; 0: never")
+    add("--save_every", type=int, help="epochs between weights (default: 200; tinyImageNet: 100)")
+    add("--results", default="results", help="folder that weights, metrics and states go to")
+    add("--resume", default="auto", help="auto: this command's own state; a state's path; never")
+    add("--state_minutes", type=float, default=10, help="minutes between states in mid-epoch")
+    args = parser.parse_args(argv)
+    args.save_every = args.save_every or (100 if args.dataset_name == "tinyImageNet" else 200)
+    return args
+
+
+def check_args(args: argparse.Namespace) -> None:
+    """Refuse what cannot work before anything is loaded or written.
+
+    Raises:
+        UserError: names the flag, its value and what would do.
+    """
+    if args.dataset_name not in DATASETS:
+        raise UserError(f"--dataset_name {args.dataset_name} is not one of {', '.join(DATASETS)}")
+    for name in ("temperature", "d_pos", "d_neg", "lr"):
+        if not (getattr(args, name) > 0 and math.isfinite(getattr(args, name))):
+            raise UserError(f"--{name} must be a positive number, not {getattr(args, name)}")
+    if args.estimator == "MoCo" and args.loss != "attention_nce":
+        raise UserError(f"--estimator MoCo goes with --loss attention_nce, not {args.loss}")
+    if not 0 <= args.momentum <= 1:
+        raise UserError(f"--momentum must be between 0 and 1, not {args.momentum}")
+    least = {"epochs": 1, "batch_size": 2, "num_pos": 1, "feature_dim": 1, "image_size": 4, "store_size": 4, "k": 1,
+             "save_every": 1, "knn_every": 0, "queue": args.batch_size, "seed": 0, "weight_decay": 0, "state_minutes": 0}
+    for name, smallest in least.items():
+        if not getattr(args, name) >= smallest:
+            raise UserError(f"--{name} must be at least {smallest}, not {getattr(args, name)}")
+    try:
+        if args.estimator == "SimCLR":
+            loss_function(args)(torch.eye(2).expand(number_of_views(args), 2, 2))
+    except ValueError as error:
+        raise UserError(f"--loss {args.loss}: {error}") from None
+
+
+def loss_function(args: argparse.Namespace) -> functools.partial:
+    """The loss that `--loss` names, as a function of the embeddings; MoCo's of keys and queue too."""
+    if args.estimator == "MoCo":
+        return functools.partial(losses.attention_nce_queue, temperature=args.temperature, d_pos=args.d_pos, d_neg=args.d_neg)
+    gather = distributed.gather if distributed.world() > 1 else None
+    parameters = {name: getattr(args, name) for name in weights.PARAMETERS[args.loss]}
+    return functools.partial(getattr(losses, args.loss), temperature=args.temperature, gather=gather, **parameters)
+
+
+def number_of_views(args: argparse.Namespace) -> int:
+    """Two anchors, and M positives where the loss has any."""
+    return 2 + args.num_pos if args.loss == "attention_nce" else 2
+
+
+def main() -> int:
+    """Check everything that can be checked, then train; returns the exit status."""
+    args = parse_args()
+    check_args(args)
+    distributed.start()
+    if args.batch_size % distributed.world():
+        raise UserError(f"--batch_size {args.batch_size} is not a multiple of the {distributed.world()} processes")
+    device = runtime.choose_device(args.device)
+    dtype = runtime.choose_precision(args.precision, device)
+    if args.bn == "sync" and device.type != "cuda":
+        raise UserError(f"--bn sync needs CUDA, not {device.type}")
+    folder = weights.writable_folder(Path(args.results) / args.dataset_name)
+    if distributed.rank() > 0:
+        return pretrain(args, folder, device, dtype)
+    path = folder / f"{weights.stem(args, args.epochs)}.lock"
+    held = resume.lock(path)
+    try:
+        return pretrain(args, folder, device, dtype)
+    finally:
+        resume.unlock(path, held)
+
+
+def pretrain(args: argparse.Namespace, folder: Path, device: torch.device, dtype: torch.dtype) -> int:
+    """Assemble the run, restore its state, and train, evaluate and save epoch after epoch."""
+    state = resume.find_state(args, folder)
+    images = load(args.dataset_name, args.root, "pretrain", args.store_size)
+    if len(images.pixels) < args.batch_size:
+        raise UserError(f"{len(images.pixels)} images are fewer than a batch: --batch_size {args.batch_size} is too large")
+    evaluate = knn_evaluation(args, images, device, dtype) if args.knn_every else None
+    run = assemble(args, images.pixels, device, dtype)
+    if state is not None:
+        resume.restore(run, state)
+    if run.progress["epoch"] > args.epochs:
+        print(f"already trained for {args.epochs} epochs: {folder / weights.stem(args, args.epochs)}.pth")
+        return 0
+    path = folder / weights.stem(args, args.epochs)
+    write = functools.partial(resume.write_state, run, path.with_name(path.name + ".state"))
+    received = resume.catch_signals()
+    while run.progress["epoch"] <= args.epochs:
+        try:
+            stop = train_epoch(run, received, write)
+        except NonFinite:
+            resume.write_state(run, path.with_name(path.name + ".nonfinite.state"))
+            raise
+        if stop:
+            resume.announce_stop(run, path)
+            return resume.exit_status(stop)
+        finish_epoch(run, path, evaluate)
+        write()
+    return 0
+
+
+def assemble(args: argparse.Namespace, pixels: Tensor, device: torch.device, dtype: torch.dtype) -> Run:
+    """Model, optimiser and everything else that a fresh run needs, on the device."""
+    runtime.reproducible(args.deterministic)
+    torch.manual_seed(args.seed)
+    model = Model(args.feature_dim, args.arch)
+    parameters, macs = cost(model, args.image_size)
+    size = f"{parameters / 1e6:.2f} M parameters, {macs / 1e9:.2f} G multiply-adds a view of {args.image_size} px"
+    distributed.say(f"{args.arch}: {size}")
+    model = model.to(device, memory_format=torch.channels_last)
+    if args.bn == "sync" and distributed.world() > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    compiled = args.compile == "on" or (args.compile == "auto" and device.type == "cuda")
+    if device.type == "cuda" and pixels.numel() < torch.cuda.mem_get_info(device)[0] / 2:
+        pixels = pixels.to(device)
+    moco = MoCo(model, args.queue, args.momentum, args.feature_dim).to(device) if args.estimator == "MoCo" else None
+    ops = views.compiled() if compiled else views.Ops()
+    return Run(
+        args=args,
+        device=device,
+        dtype=dtype,
+        pixels=pixels,
+        model=model,
+        encoder=torch.compile(model) if compiled else model,
+        optimizer=torch.optim.Adam(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True),
+        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
+        loss=loss_function(args),
+        views=number_of_views(args),
+        make_view=functools.partial(views.make_view, size=args.image_size, ops=ops),
+        progress=new_progress(len(pixels) // args.batch_size, device),
+        moco=moco,
+    )
+
+
+def knn_evaluation(args: argparse.Namespace, images: Images, device: torch.device, dtype: torch.dtype) -> Callable:
+    """A function of the model: its kNN accuracy, top-1 and top-5 in percent, of test images in a bank of training images."""
+    bank = images if args.dataset_name != "stl10" else load("stl10", args.root, "train")
+    test = load(args.dataset_name, args.root, "test", args.store_size)
+    k = clamp_k(args.k, len(bank.pixels))
+
+    def evaluate(model: Model) -> tuple[float, float]:
+        distributed.same_buffers(model)
+        known, asked = (features(model.f, split.pixels, device, dtype) for split in (bank, test))
+        return knn(known, bank.labels, asked, test.labels, len(bank.classes), k, args.temperature)
+
+    return evaluate
+
+
+def finish_epoch(run: Run, path: Path, evaluate: Callable | None) -> None:
+    """Evaluate, add the epoch's row to the metrics, and write what is due."""
+    args, progress = run.args, run.progress
+    epoch = progress["epoch"]
+    row = {
+        "epoch": epoch,
+        "loss": progress["losses"].double().nanmean().item(),
+        "views": epoch * run.steps * args.batch_size * run.views,  # encoded so far
+        "seconds": round(progress["seconds"], 3),  # of training so far, evaluation not counted
+        "skipped": int(progress["skipped"]),  # by fp16's gradient scaler
+        "effective_positives": "",
+        "effective_negatives": "",
+        "knn_top1": "",
+        "knn_top5": "",
+    }
+    if args.loss == "attention_nce":
+        queue = run.moco.queue if run.moco else None
+        z, _ = distributed.gather(run.z)
+        attended = attention.positive_weights(z, args.d_pos), attention.negative_weights(z, args.d_neg, queue)
+        numbers = [attention.effective_number(weights).mean().item() for weights in attended]
+        row["effective_positives"], row["effective_negatives"] = numbers
+    if evaluate is not None and (epoch % args.knn_every == 0 or epoch == args.epochs):
+        row["knn_top1"], row["knn_top5"] = evaluate(run.model)
+        progress["best_knn"] = max(progress["best_knn"], row["knn_top1"])
+        distributed.say(f"epoch {epoch}: kNN top-1 {row['knn_top1']:.2f} %, top-5 {row['knn_top5']:.2f} %")
+    progress["rows"].append(row)
+    progress.update(epoch=epoch + 1, step=0, losses=torch.zeros_like(progress["losses"]))
+    if distributed.rank() > 0:
+        return
+    weights.save_csv(path.with_name(path.name + ".csv"), progress["rows"])
+    weights.save_json(path.with_name(path.name + ".json"), describe(run))
+    if epoch % args.save_every == 0 or epoch == args.epochs:
+        state_dict = {f"module.{key}": value for key, value in run.model.state_dict().items()}
+        weights.save(path.parent / f"{weights.stem(args, epoch)}.pth", state_dict)
+
+
+def describe(run: Run) -> dict[str, object]:
+    """What a result file says beside the numbers: every flag, command, versions, hardware and time."""
+    progress = run.progress
+    return {
+        "flags": vars(run.args),
+        "command": " ".join(sys.argv),
+        "machine": runtime.machine(run.device),
+        "precision": str(run.dtype).removeprefix("torch."),
+        "processes": distributed.world(),
+        "epochs_done": progress["epoch"] - 1,
+        "best_knn": progress["best_knn"],
+        "last": progress["rows"][-1],
+        "hours": progress["seconds"] / 3600,
+    }
+
+
+if __name__ == "__main__":
+    runtime.run(main)

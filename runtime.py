@@ -1,0 +1,102 @@
+"""Where a program runs: device, precision, versions; and how it ends when the user made a mistake."""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import numpy
+import torch
+import torchvision
+
+from utils import UserError
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Call `main` and exit with its status; a UserError becomes one line on stderr and exit status 2."""
+    try:
+        status = main()
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        status = 2
+    sys.stdout.flush()
+    sys.exit(status)
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The named device; by default the first that exists of CUDA, MPS and CPU.
+
+    Raises:
+        UserError: no such device on this machine.
+    """
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"--device {name}: this machine has no such device ({reason}); try --device cpu") from None
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """The type that the encoder computes in; `auto` is bfloat16 on CUDA that has it, else float32.
+
+    Raises:
+        UserError: the device cannot compute in it.
+    """
+    bf16_cuda = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if name == "auto":
+        return torch.bfloat16 if bf16_cuda else torch.float32
+    if name == "bf16" and device.type == "cuda" and not bf16_cuda:
+        raise UserError("--precision bf16: this GPU does not have it; try --precision fp16")
+    if name == "fp16" and device.type != "cuda":
+        raise UserError(f"--precision fp16 needs a CUDA device, not {device.type}; try --precision fp32")
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def reproducible(strict: bool) -> None:
+    """With `strict`, CUDA computes the same bits every time, by slower kernels; without, cuDNN picks the fastest ones."""
+    if strict:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when CUDA starts
+    torch.use_deterministic_algorithms(strict)
+    torch.backends.cudnn.benchmark = not strict
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
+    """Autocast to `dtype`; does nothing for float32."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def cpu_name() -> str:
+    """As the system names it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """Versions, this code's commit and hardware, as they go into every result file."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cpu_name()}, {os.cpu_count()} cores"
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    commit = subprocess.run(git, capture_output=True, text=True) if shutil.which("git") else None
+    return {
+        "commit": commit.stdout.strip() if commit and commit.returncode == 0 else "unknown",
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+        "numpy": numpy.__version__,
+        "device": str(device),
+        "device_name": name,
+        "threads": str(torch.get_num_threads()),
+        "platform": platform.platform(),
+    }
