@@ -1,0 +1,57 @@
+"""TensorBoard (`--tensorboard`): scalars, the grid of views and the attention picture, as training goes."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from train import Run
+from utils import UserError
+
+
+def open_board(path: Path, epoch: int) -> Any:
+    """A writer of events into `path`.tensorboard; those of `epoch` and later, left by an interrupted run, are dropped.
+
+    Raises:
+        UserError: tensorboard or matplotlib, which draws the attention picture, is not installed.
+    """
+    try:
+        import matplotlib  # noqa: F401
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError(f"--tensorboard needs two more packages: pip install tensorboard matplotlib ({error})") from None
+    return SummaryWriter(str(path.with_name(path.name + ".tensorboard")), purge_step=epoch)
+
+
+def write_epoch(board: Any, run: Run, pixels: Tensor) -> None:
+    """The epoch's row of metrics as scalars; pictures whenever the kNN accuracy is due, and with the first and last epoch."""
+    row = run.progress["rows"][-1]
+    for name, value in row.items():
+        if name != "epoch" and value != "":
+            board.add_scalar(name, value, row["epoch"])
+    every = run.args.knn_every or run.args.epochs
+    if row["epoch"] % every == 0 or row["epoch"] in (1, run.args.epochs):
+        write_pictures(board, run, pixels, row["epoch"])
+    board.flush()
+
+
+@torch.no_grad()
+def write_pictures(board: Any, run: Run, pixels: Tensor, epoch: int) -> None:
+    """The views of eight images, and what the attention makes of them among 64. Always the same images and views."""
+    from matplotlib.figure import Figure
+
+    import plot
+
+    count = min(64, len(pixels))
+    made = plot.some_views(pixels, count, run.views - 2, run.args.image_size, run.args.seed)
+    board.add_image("views", make_grid(torch.stack([plot.displayed(v) for v in made[:, :8].flatten(0, 1)]), nrow=8), epoch)
+    if run.args.loss == "attention_nce":
+        training = run.model.training
+        run.model.eval()
+        z = plot.embed(run.model, made.to(run.device)).cpu()
+        run.model.train(training)
+        figure = Figure(figsize=(11, 3.4))
+        plot.attention_panel(figure, z, made, run.args.d_pos, run.args.d_neg, min(3, count), f"epoch {epoch}")
+        board.add_figure("attention", figure, epoch)
