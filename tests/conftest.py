@@ -1,0 +1,93 @@
+"""What several test files share: programs called in this process or in one of their own, and a few pictures."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from utils import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """A data set for `--dataset_name folder`: 24 pictures of 8×8 to train on and 12 to test on, in 3 classes."""
+    root, random = tmp_path_factory.mktemp("pictures"), np.random.RandomState(0)
+    for split, count in (("train", 8), ("test", 4)):
+        for label, name in enumerate(("blue", "green", "red")):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = random.randint(0, 128, (8, 8, 3), dtype=np.uint8)
+                pixels[..., label] += 64
+                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture
+def results(tmp_path):
+    """A results folder, removed afterwards: a run leaves 100 MB."""
+    folder = tmp_path / "results"
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def tiny(pictures, results):
+    """Flags of main.py for a run of a second: 3 steps an epoch."""
+    return ["--dataset_name", "folder", "--root", pictures, "--results", results, "--arch", "resnet10", "--image_size", 8,
+            "--batch_size", 8, "--epochs", 1, "--knn_every", 0]  # fmt: skip
+
+
+@pytest.fixture
+def call(monkeypatch):
+    """call(main, "--epochs", 1, …): the module's main() with these flags, in this process."""
+    signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+
+    def function(module, *words):
+        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, words)])
+        return module.main()
+
+    yield function
+    for number, handler in signals.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def refused(call):
+    """refused(main, "--epochs", 0, …): the one-line message of the UserError that this ends in."""
+
+    def function(module, *words):
+        with pytest.raises(UserError) as caught:
+            call(module, *words)
+        message = str(caught.value)
+        assert message.isprintable() and 20 < len(message) < 2000, message
+        return message
+
+    return function
+
+
+@pytest.fixture
+def script():
+    """script("main.py", "--epochs", 1, …): the program in a process of its own, as a CompletedProcess."""
+
+    def function(*words):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, *map(str, words)]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+    return function
+
+
+@pytest.fixture
+def files():
+    """files(folder): the contents of every file below it, by its path inside."""
+    return lambda folder: {str(p.relative_to(folder)): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}

@@ -1,0 +1,147 @@
+"""The encoder against the facts of the reference: keys, shapes, counts, and that every view is encoded by itself."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import main
+import train
+import views
+from model import ARCHS, Model, arch_of, cost
+from utils import Images
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "checkpoint_keys.json").read_text())
+
+
+def same(a, b):
+    """Whether two state_dicts have the same keys and bits."""
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_resnet50_has_the_keys_and_shapes_of_the_reference_in_their_order():
+    with torch.device("meta"):
+        state = Model(128, "resnet50").state_dict()
+    assert [(f"module.{key}", list(value.shape)) for key, value in state.items()] == list(GOLDEN.items())
+
+
+def test_projection_has_the_size_that_is_asked_for():
+    with torch.device("meta"):
+        state = Model(77, "resnet10").state_dict()
+    assert state["g.3.weight"].shape == (77, 512) and state["g.3.bias"].shape == (77,)
+    assert "g.0.bias" not in state  # BatchNorm follows
+
+
+def test_counts_are_those_of_the_reference():
+    model = Model(128, "resnet50")
+    parameters, macs = cost(model)
+    assert parameters == sum(p.numel() for p in model.parameters())
+    assert (round(parameters / 1e6, 2), round(macs / 1e9, 2)) == (24.62, 1.31)
+    parameters, macs = cost(nn.Sequential(model.f, nn.Flatten(), nn.Linear(2048, 10)))
+    assert round(parameters / 1e6, 1) == 23.5
+    assert macs / 1e9 == pytest.approx(1.30, rel=0.01)
+
+
+def test_counting_leaves_the_model_as_it_was():
+    model = Model(16, "resnet10")
+    before = copy.deepcopy(model.state_dict())
+    small, large = cost(model, 8), cost(model, 32)
+    assert small[0] == large[0] and small[1] < large[1] / 10  # 16 times the pixels
+    assert same(model.state_dict(), before)  # thop's total_ops would be keys more
+    assert model.training and not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("shape", [(8, 8), (9, 13)])
+def test_outputs(arch, shape):
+    model = Model(24, arch).eval()
+    with torch.no_grad():
+        feature, projection = model(torch.randn(3, 3, *shape, generator=torch.manual_seed(0)))
+    assert feature.shape == (3, 2048 if arch == "resnet50" else 512)
+    assert projection.shape == (3, 24)
+    torch.testing.assert_close(feature.norm(dim=1), torch.ones(3))
+    torch.testing.assert_close(projection.norm(dim=1), torch.ones(3))
+
+
+def test_no_stage_before_the_first_shrinks_the_image():
+    """No stride in the first convolution and no max-pool: 8×8 pixels reach the first residual stage."""
+    stem = Model(8, "resnet10").f[:3]
+    assert stem(torch.zeros(1, 3, 8, 8)).shape == (1, 64, 8, 8)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_arch_is_read_off_the_keys(arch):
+    with torch.device("meta"):
+        assert arch_of(Model(8, arch).state_dict()) == arch
+
+
+def test_unknown_archs_are_named():
+    with pytest.raises(ValueError, match="resnet11.*resnet10"):
+        Model(8, "resnet11")
+    with torch.device("meta"):
+        state = Model(8, "resnet18").state_dict()
+    for wrong in ({}, {key: value for key, value in state.items() if not key.startswith("f.5.1")}):
+        with pytest.raises(ValueError, match="no known arch"):
+            arch_of(wrong)
+
+
+def test_every_view_is_encoded_by_itself():
+    """V forward passes a step: embeddings and BatchNorm's running statistics are those of one view after another."""
+    flags = ["--dataset_name", "folder", "--arch", "resnet10", "--image_size", "8", "--batch_size", "4", "--num_pos", "2"]
+    args = main.parse_args([*flags, "--feature_dim", "8", "--seed", "3"])
+    pixels = torch.randint(256, (8, 3, 8, 8), dtype=torch.uint8, generator=torch.manual_seed(0))
+    images = Images(pixels, torch.zeros(8), ["one"])
+    run = main.assemble(args, images.pixels, torch.device("cpu"), torch.float32)
+    expected = copy.deepcopy(run.model)
+    run.progress.update(epoch=2, step=1)
+    train.take_step(run, pixels[:4])
+
+    draw = views.draw(4, 4, 8, 8, views.generator(3, 2, 1))  # of seed, epoch and step
+    with torch.no_grad():
+        z = torch.stack([expected(views.make_view(pixels[:4], draw, v, 8))[1] for v in range(4)])
+    torch.testing.assert_close(run.z, z, rtol=1e-4, atol=1e-5)
+    found = dict(run.model.named_buffers())
+    assert found["f.1.num_batches_tracked"] == 4
+    for name, buffer in expected.named_buffers():
+        torch.testing.assert_close(found[name], buffer, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1024.0])
+def test_cached_step_is_plain_step(scale):
+    """Gradients, a step of Adam and BatchNorm's statistics (counters too), in float64, of a model with all its layers."""
+    images = torch.randn(4, 6, 3, 8, 8, dtype=torch.float64, generator=torch.manual_seed(0))
+    start = Model(16, "resnet10").double()
+    start.f[1].momentum = None  # its statistics depend on the counter
+    ends = []
+    for step in (train.plain_step, train.cached_step):
+        model = copy.deepcopy(start)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        for _ in range(2):
+            loss, z = step(model, lambda v: model(images[v])[1], 4, main.losses.attention_nce, torch.tensor(scale))  # noqa: B023
+            gradients = [p.grad.clone() for p in model.parameters()]
+            optimizer.step()
+            optimizer.zero_grad()
+        assert not loss.requires_grad and not z.requires_grad
+        ends.append((loss, z, gradients, model.state_dict()))
+        assert all(m.track_running_stats for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-9, atol=1e-9)
+    assert ends[1][3]["f.1.num_batches_tracked"] == 8
+    moved = ends[0][3]["f.0.weight"] - start.f[0].weight
+    assert moved.abs().mean() > 1e-3
+
+
+def test_cached_step_leaves_batchnorm_tracking_when_it_fails():
+    model = Model(8, "resnet10")
+
+    def encode(v):
+        if torch.is_grad_enabled():
+            raise RuntimeError("out of memory")
+        return model(torch.randn(2, 3, 8, 8))[1]
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train.cached_step(model, encode, 2, main.losses.simclr, torch.ones(()))
+    model(torch.randn(2, 3, 8, 8))
+    assert model.f[1].num_batches_tracked == 3
