@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 LogG = Callable[[Tensor, Tensor, int], Tensor]  # (pos, sim, n) → log g, one a row
 Step = Callable[[Tensor, Tensor, int], tuple[Tensor, ...]]  # the same → losses, their gradients by pos and by sim
@@ -67,8 +66,8 @@ def _blocks(rows: Tensor, columns: Tensor | None, own: Tensor | None) -> Iterato
     size = block_rows(rows.device.type, len(columns))
     buffer = rows.new_empty(min(size, len(rows)), len(columns))
     for start in range(0, len(rows), size):
-        part = slice(start, min(start + size, len(rows)))
-        sim = torch.mm(rows[part], columns.T, out=buffer[: part.stop - start])
+        part = slice(start, start + size)
+        sim = torch.mm(rows[part], columns.T, out=buffer[: len(rows[part])])
         if own is not None:
             sim.scatter_(1, own[part], -math.inf)
         yield part, sim, n
@@ -94,8 +93,9 @@ class _MeanLoss(torch.autograd.Function):
         return values.mean()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph: the second derivatives would lack the part that is constant here
+            raise RuntimeError("the loss can be differentiated only once: its gradient comes without a graph")
         d_pos, d_rows, d_columns = ctx.saved_tensors
         grad = grad / len(d_pos)  # the steps' gradients are of sums
         return grad * d_pos, grad * d_rows, None if d_columns is None else grad * d_columns, None, None

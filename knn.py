@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+import distributed
 from runtime import autocast
 from utils import UserError
 from views import normalize as normalize_pixels
@@ -14,6 +15,8 @@ BLOCK = 2**25  # cosines held at a time: 128 MiB of float32
 @torch.no_grad()
 def features(f: nn.Module, pixels: Tensor, device: torch.device, dtype: torch.dtype, batch_size: int = 512) -> Tensor:
     """Features of evaluation images: no crop, no resize, `f` in eval mode (and its mode restored).
+
+    Of several processes each encodes its share; all get all features.
 
     Args:
         f: the encoder without its projection head.
@@ -26,11 +29,12 @@ def features(f: nn.Module, pixels: Tensor, device: torch.device, dtype: torch.dt
     training = f.training
     f.eval()
     out = []
-    for batch in pixels.split(batch_size):
+    for index in distributed.share(len(pixels)).split(batch_size):
+        batch = pixels[index.to(pixels.device)].to(device, non_blocking=True)
         with autocast(device, dtype):
-            out.append(f(normalize_pixels(batch.to(device, non_blocking=True))).flatten(1).float())
+            out.append(f(normalize_pixels(batch)).flatten(1).float())
     f.train(training)
-    return torch.cat(out)
+    return distributed.gather_rows(torch.cat(out))[: len(pixels)]
 
 
 @torch.no_grad()
@@ -38,7 +42,8 @@ def knn(bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, clas
         k: int = 200, temperature: float = 0.5) -> tuple[float, float]:  # fmt: skip
     """Weighted kNN accuracy: the k nearest images of the bank vote with weight exp(cosine / temperature).
 
-    Memory stays bounded: queries go in blocks, so that at most `BLOCK` cosines are held at a time.
+    Memory stays bounded: queries go in blocks, so that at most `BLOCK` cosines are held at a time. Of several processes,
+    all called with the same, each counts a share of the queries.
 
     Args:
         bank, queries: features N×D and Q×D on one device.
@@ -52,16 +57,18 @@ def knn(bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, clas
     """
     bank, queries = normalize(bank, dim=1), normalize(queries, dim=1)
     bank_labels, labels = bank_labels.to(bank.device), labels.to(bank.device)
-    top1 = top5 = torch.zeros((), device=bank.device)
+    hits = torch.zeros(2, device=bank.device)
     rows = max(1, BLOCK // len(bank))
-    for query, label in zip(queries.split(rows), labels.split(rows), strict=True):
+    own = slice(distributed.rank(), None, distributed.world())
+    for query, label in zip(queries[own].split(rows), labels[own].split(rows), strict=True):
         cosine, index = (query @ bank.T).topk(k, dim=1)
         votes = torch.zeros(len(query), classes, device=bank.device)
         # exp((cos − 1)/T) is the same vote up to a common factor and cannot overflow at small temperatures.
         votes.scatter_add_(1, bank_labels[index], ((cosine - cosine[:, :1]) / temperature).exp())
         hit = votes.topk(min(5, classes), dim=1).indices == label[:, None]
-        top1, top5 = top1 + hit[:, 0].sum(), top5 + hit.sum()
-    return 100 * top1.item() / len(labels), 100 * top5.item() / len(labels)
+        hits += torch.stack([hit[:, 0].sum(), hit.sum()])
+    top1, top5 = distributed.total(hits).tolist()
+    return 100 * top1 / len(labels), 100 * top5 / len(labels)
 
 
 def clamp_k(k: int, images: int) -> int:

@@ -10,20 +10,22 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
+import distributed
 import runtime
 import views
 import weights
 from knn import clamp_k, features, knn
-from model import ARCHS, Model
+from model import ARCHS, Model, as_resnet
 from utils import DATASETS, Images, UserError, load
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The settings, with the reference's names and defaults where it has them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = runtime.Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--model_path", required=True, nargs="+", metavar="PATH",
         help="weights of main.py or of the reference; random: an untrained encoder; several are compared")  # fmt: skip
+    add("--export", metavar="FILE", help="write the encoder as safetensors in torchvision's ResNet naming, and end")
     add("--root", default="data", help="folder of the data sets; with --dataset_name folder, of your images")
     add("--dataset_name", default="cifar10", metavar="NAME", help=", ".join(DATASETS))
     add("--store_size", type=int, default=64, help="side that the images of a folder are kept at, in pixels")
@@ -52,6 +54,8 @@ def check_args(args: argparse.Namespace) -> None:
     Raises:
         UserError: names the flag, its value and what would do.
     """
+    if args.export and len(args.model_path) > 1:
+        raise UserError(f"--export writes one encoder: name one --model_path, not {len(args.model_path)}")
     if args.dataset_name not in DATASETS:
         raise UserError(f"--dataset_name {args.dataset_name} is not one of {', '.join(DATASETS)}")
     for name in ("temperature", "lr"):
@@ -66,16 +70,18 @@ def main() -> None:
     """Evaluate every model of `--model_path`; more than one end in a table."""
     args = parse_args()
     check_args(args)
+    if args.export:
+        return distributed.from_first(lambda: export(args))
     device = runtime.choose_device(args.device)
     dtype = runtime.choose_precision(args.precision, device)
-    encoders = [open_encoder(path, args) for path in args.model_path]  # all, before any takes hours
-    train = load(args.dataset_name, args.root, "train", args.store_size)
-    test = load(args.dataset_name, args.root, "test", args.store_size)
+    encoders = distributed.from_first(lambda: open_encoders(args))
+    train = distributed.in_turn(load, args.dataset_name, args.root, "train", args.store_size)
+    test = distributed.in_turn(load, args.dataset_name, args.root, "test", args.store_size)
     if len(train.pixels) < args.batch_size:
         raise UserError(f"{len(train.pixels)} images are fewer than a batch: --batch_size {args.batch_size} is too large")
     args.k = clamp_k(args.k, len(train.pixels))
     results = []
-    for path, (model, arch, out) in zip(args.model_path, encoders, strict=True):
+    for path, model, arch, out in encoders:
         result = evaluate(model.f.to(device, memory_format=torch.channels_last), train, test, args, device, dtype, out)
         print(f"{path} ({arch}): kNN top-1 {result['knn_top1']:.2f} %")
         for which in ("last", "best"):
@@ -89,22 +95,47 @@ def main() -> None:
             print("{:8.2f} {:13.2f} {:13.2f}   {}".format(*numbers, Path(path).name))
 
 
-def open_encoder(path: str, args: argparse.Namespace) -> tuple[Model, str, Path]:
-    """(model, arch, the results' path without ending) of weights, or of an untrained encoder for `random`."""
-    if path == "random":
-        torch.manual_seed(args.seed)
-        arch = args.arch or "resnet50"
-        model, out = Model(arch=arch), Path(args.results) / args.dataset_name / f"random_{arch}_{args.seed}"
-    else:
-        model, arch = weights.load_model(path, args.arch)
-        out = Path(path).with_suffix("")
-    weights.writable_folder(out.parent)
-    return model, arch, out
+def open_encoder(path: str, args: argparse.Namespace) -> tuple[Model, str]:
+    """(model, arch) of weights, or untrained for `random`."""
+    if path != "random":
+        return weights.load_model(path, args.arch)
+    torch.manual_seed(args.seed)
+    arch = args.arch or "resnet50"
+    return Model(arch=arch), arch
+
+
+def open_encoders(args: argparse.Namespace) -> list[tuple[str, Model, str, Path]]:
+    """(path, model, arch, the results' path without ending) of every `--model_path`: all, before any takes hours."""
+    opened = []
+    for path in args.model_path:
+        model, arch = open_encoder(path, args)
+        untrained = Path(args.results) / args.dataset_name / f"random_{arch}_{args.seed}"
+        out = untrained if path == "random" else Path(path).with_suffix("")
+        weights.writable_folder(out.parent)
+        opened.append((path, model, arch, out))
+    return opened
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write the encoder to `--export` in the names of torchvision's ResNet, with arch and normalisation as metadata.
+
+    Raises:
+        UserError: safetensors is not installed, or the file cannot be written.
+    """
+    try:
+        from safetensors.torch import save
+    except ImportError:
+        raise UserError("--export needs one more package: pip install safetensors") from None
+    model, arch = open_encoder(args.model_path[0], args)
+    facts = {"format": "pt", "arch": arch, "mean": str(views.MEAN), "std": str(views.STD)}
+    content = save(as_resnet(model.f, arch).state_dict(), facts)
+    weights.replace(Path(args.export), lambda file: file.write(content))
+    print(f"{args.export}: {arch}, 3×3 stride-1 conv1, no max-pool, no fc")
 
 
 def evaluate(f: nn.Module, train: Images, test: Images, args: argparse.Namespace, device: torch.device,
              dtype: torch.dtype, out: Path) -> dict:  # fmt: skip
-    """kNN accuracy of `f`, then a linear classifier on its features, tested after every epoch; writes CSV and JSON.
+    """kNN accuracy of `f`, then a linear classifier on its features, tested after every epoch; rank 0 writes CSV and JSON.
 
     `f` is frozen: nothing of it changes, BatchNorm's statistics included, except with `--encoder_mode reference`.
 
@@ -123,6 +154,7 @@ def evaluate(f: nn.Module, train: Images, test: Images, args: argparse.Namespace
     for epoch in range(1, args.epochs + 1):
         loss = train_epoch(f, classifier, optimizer, train, args, device, dtype, epoch)
         if args.encoder_mode == "reference":
+            distributed.same_buffers(f)
             asked = features(f, test.pixels, device, dtype)  # its statistics have moved
         top1, top5 = accuracy(classifier, asked, labels)
         rows.append({"epoch": epoch, "loss": loss, "top1": top1, "top5": top5})
@@ -136,23 +168,32 @@ def evaluate(f: nn.Module, train: Images, test: Images, args: argparse.Namespace
         "last_epoch": rows[-1],
         "best_epoch": max(rows, key=lambda row: row["top1"]),
     }
-    weights.save_csv(out.with_name(out.name + "_linear.csv"), rows)
-    weights.save_json(out.with_name(out.name + "_linear.json"), result)
+    if distributed.rank() == 0:
+        weights.save_csv(out.with_name(out.name + "_linear.csv"), rows)
+        weights.save_json(out.with_name(out.name + "_linear.json"), result)
     return result
 
 
 def train_epoch(f: nn.Module, classifier: nn.Linear, optimizer: torch.optim.Optimizer, train: Images,
                 args: argparse.Namespace, device: torch.device, dtype: torch.dtype, epoch: int) -> float:  # fmt: skip
-    """One pass over the training images, one random view each; returns the mean loss."""
+    """One pass over the training images, one random view each; returns the mean loss.
+
+    Of several processes each encodes its share of a batch, then all take the same step on the features of the whole.
+    """
     f.train(args.encoder_mode == "reference")
     total = torch.zeros((), device=device)
     order = torch.randperm(len(train.pixels), generator=views.generator(args.seed, epoch))
-    for step, index in enumerate(tqdm(order.split(args.batch_size), desc=f"linear {epoch}/{args.epochs}", leave=False)):
-        batch = train.pixels[index].to(device)
-        draw = views.draw(1, len(index), *batch.shape[2:], views.generator(args.seed, epoch, step))
+    bar = tqdm(order.split(args.batch_size), f"linear {epoch}/{args.epochs}", leave=False, disable=distributed.rank() > 0)
+    for step, index in enumerate(bar):
+        draw = views.draw(1, len(index), *train.pixels.shape[2:], views.generator(args.seed, epoch, step))
+        own = distributed.share(len(index))
+        first, last = own[0].item(), own[-1].item() + 1
+        batch = train.pixels[index[first:last]].to(device)
         with torch.no_grad(), runtime.autocast(device, dtype):
-            feature = f(views.make_view(batch, views.to(draw, device), 0, args.image_size)).flatten(1)
-        loss = cross_entropy(classifier(feature.float()), train.labels[index].to(device))
+            view = views.make_view(batch, views.to(views.part(draw, first, last), device), 0, args.image_size)
+            feature = f(view).flatten(1).float()
+        feature = distributed.gather_rows(feature[own.to(device) - first])[: len(index)]
+        loss = cross_entropy(classifier(feature), train.labels[index].to(device))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

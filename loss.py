@@ -1,8 +1,8 @@
 """AttentionNCE and the four contrastive losses that it is compared with, as functions of the embeddings.
 
 All five are  mean_j −log( e^pos_j / (e^pos_j + g_j) )  over the 2B anchors j of a batch (views 1 and 2 of every image):
-pos_j is anchor j's agreement with its positives, g_j the total weight of its N = 2B − 2 negatives, both anchors of every
-other image. The losses differ in pos and in g alone, so each is one small function here that returns log g. Nothing
+pos_j is anchor j's agreement with its positives, g_j the total weight of its N = 2B − 2 negatives: both anchors of all
+other images. The losses differ in pos and in g alone, so each is one small function here that returns log g. Nothing
 leaves log space: at a temperature of 0.01, or among near-duplicates, g itself overflows. How the mean and its gradient
 are computed fast, and in memory linear in B, is the subject of blockwise.py.
 """

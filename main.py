@@ -17,6 +17,7 @@ import resume
 import runtime
 import views
 import weights
+from board import open_board, write_epoch
 from knn import clamp_k, features, knn
 from moco import MoCo
 from model import ARCHS, Model, cost
@@ -26,7 +27,7 @@ from utils import DATASETS, Images, UserError, load
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The settings, all of them, with the reference's names and defaults where it has them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = runtime.Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--root", default="data", help="folder of the data sets; with --dataset_name folder, of your images")
     add("--dataset_name", default="cifar10", metavar="NAME", help=", ".join(DATASETS))
@@ -60,6 +61,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--knn_every", type=int, default=10, help="epochs between kNN accuracies; 0: never")
     add("--save_every", type=int, help="epochs between weights (default: 200; tinyImageNet: 100)")
     add("--results", default="results", help="folder that weights, metrics and states go to")
+    add("--tensorboard", action="store_true", help="also write scalars, views and the attention for TensorBoard")
     add("--resume", default="auto", help="auto: this command's own state; a state's path; never")
     add("--state_minutes", type=float, default=10, help="minutes between states in mid-epoch")
     args = parser.parse_args(argv)
@@ -112,16 +114,17 @@ def main() -> int:
     """Check everything that can be checked, then train; returns the exit status."""
     args = parse_args()
     check_args(args)
-    distributed.start()
-    if args.batch_size % distributed.world():
-        raise UserError(f"--batch_size {args.batch_size} is not a multiple of the {distributed.world()} processes")
+    if args.batch_size % distributed.world() or args.batch_size < 2 * distributed.world():
+        needed = f"{distributed.world()} processes need a multiple of their number, at least two images each"
+        raise UserError(f"--batch_size {args.batch_size} is that of all processes together: {needed}")
     device = runtime.choose_device(args.device)
     dtype = runtime.choose_precision(args.precision, device)
     if args.bn == "sync" and device.type != "cuda":
         raise UserError(f"--bn sync needs CUDA, not {device.type}")
-    folder = weights.writable_folder(Path(args.results) / args.dataset_name)
-    if distributed.rank() > 0:
+    folder = Path(args.results) / args.dataset_name
+    if distributed.rank() > 0:  # which writes nothing
         return pretrain(args, folder, device, dtype)
+    weights.writable_folder(folder)
     path = folder / f"{weights.stem(args, args.epochs)}.lock"
     held = resume.lock(path)
     try:
@@ -132,8 +135,10 @@ def main() -> int:
 
 def pretrain(args: argparse.Namespace, folder: Path, device: torch.device, dtype: torch.dtype) -> int:
     """Assemble the run, restore its state, and train, evaluate and save epoch after epoch."""
-    state = resume.find_state(args, folder)
-    images = load(args.dataset_name, args.root, "pretrain", args.store_size)
+    state = distributed.from_first(lambda: resume.find_state(args, folder))
+    images = distributed.in_turn(load, args.dataset_name, args.root, "pretrain", args.store_size)
+    if not distributed.alike(len(images.pixels)):
+        raise UserError(f"--root {args.root}: not every machine has the same images there")
     if len(images.pixels) < args.batch_size:
         raise UserError(f"{len(images.pixels)} images are fewer than a batch: --batch_size {args.batch_size} is too large")
     evaluate = knn_evaluation(args, images, device, dtype) if args.knn_every else None
@@ -144,6 +149,7 @@ def pretrain(args: argparse.Namespace, folder: Path, device: torch.device, dtype
         print(f"already trained for {args.epochs} epochs: {folder / weights.stem(args, args.epochs)}.pth")
         return 0
     path = folder / weights.stem(args, args.epochs)
+    board = open_board(path, run.progress["epoch"]) if args.tensorboard and distributed.rank() == 0 else None
     write = functools.partial(resume.write_state, run, path.with_name(path.name + ".state"))
     received = resume.catch_signals()
     while run.progress["epoch"] <= args.epochs:
@@ -156,6 +162,8 @@ def pretrain(args: argparse.Namespace, folder: Path, device: torch.device, dtype
             resume.announce_stop(run, path)
             return resume.exit_status(stop)
         finish_epoch(run, path, evaluate)
+        if board is not None:
+            write_epoch(board, run, images.pixels)
         write()
     return 0
 
@@ -167,7 +175,7 @@ def assemble(args: argparse.Namespace, pixels: Tensor, device: torch.device, dty
     model = Model(args.feature_dim, args.arch)
     parameters, macs = cost(model, args.image_size)
     size = f"{parameters / 1e6:.2f} M parameters, {macs / 1e9:.2f} G multiply-adds a view of {args.image_size} px"
-    distributed.say(f"{args.arch}: {size}")
+    print(f"{args.arch}: {size}", flush=True)
     model = model.to(device, memory_format=torch.channels_last)
     if args.bn == "sync" and distributed.world() > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -195,8 +203,8 @@ def assemble(args: argparse.Namespace, pixels: Tensor, device: torch.device, dty
 
 def knn_evaluation(args: argparse.Namespace, images: Images, device: torch.device, dtype: torch.dtype) -> Callable:
     """A function of the model: its kNN accuracy, top-1 and top-5 in percent, of test images in a bank of training images."""
-    bank = images if args.dataset_name != "stl10" else load("stl10", args.root, "train")
-    test = load(args.dataset_name, args.root, "test", args.store_size)
+    bank = images if args.dataset_name != "stl10" else distributed.in_turn(load, "stl10", args.root, "train")
+    test = distributed.in_turn(load, args.dataset_name, args.root, "test", args.store_size)
     k = clamp_k(args.k, len(bank.pixels))
 
     def evaluate(model: Model) -> tuple[float, float]:
@@ -231,7 +239,7 @@ def finish_epoch(run: Run, path: Path, evaluate: Callable | None) -> None:
     if evaluate is not None and (epoch % args.knn_every == 0 or epoch == args.epochs):
         row["knn_top1"], row["knn_top5"] = evaluate(run.model)
         progress["best_knn"] = max(progress["best_knn"], row["knn_top1"])
-        distributed.say(f"epoch {epoch}: kNN top-1 {row['knn_top1']:.2f} %, top-5 {row['knn_top5']:.2f} %")
+        print(f"epoch {epoch}: kNN top-1 {row['knn_top1']:.2f} %, top-5 {row['knn_top5']:.2f} %", flush=True)
     progress["rows"].append(row)
     progress.update(epoch=epoch + 1, step=0, losses=torch.zeros_like(progress["losses"]))
     if distributed.rank() > 0:

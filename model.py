@@ -15,6 +15,7 @@ ARCHS = {
     "resnet34": (BasicBlock, [3, 4, 6, 3]),
     "resnet50": (Bottleneck, [3, 4, 6, 3]),
 }
+STAGES = ("conv1", "bn1", "relu", "layer1", "layer2", "layer3", "layer4", "avgpool")  # torchvision's names of f.0 … f.7
 HIDDEN_DIM = 512  # of the projection head
 
 
@@ -50,8 +51,8 @@ class Model(nn.Module):
 
     def __init__(self, feature_dim: int = 128, arch: str = "resnet50"):
         super().__init__()
-        r = backbone(arch)
-        self.f = nn.Sequential(r.conv1, r.bn1, r.relu, r.layer1, r.layer2, r.layer3, r.layer4, r.avgpool)
+        resnet = backbone(arch)
+        self.f = nn.Sequential(*(getattr(resnet, stage) for stage in STAGES))
         self.feature_size = 512 * ARCHS[arch][0].expansion
         self.g = nn.Sequential(
             nn.Linear(self.feature_size, HIDDEN_DIM, bias=False),
@@ -64,6 +65,14 @@ class Model(nn.Module):
         """Normalised images B×3×H×W → (feature B×feature_size, projection B×feature_dim), both of length 1."""
         feature = torch.flatten(self.f(x), start_dim=1)
         return normalize(feature, dim=-1), normalize(self.g(feature), dim=-1)
+
+
+def as_resnet(f: nn.Sequential, arch: str) -> torchvision.models.ResNet:
+    """A Model's `f` as the `backbone` that it was made from, under torchvision's names; the weights are shared."""
+    resnet = backbone(arch)
+    for stage, module in zip(STAGES, f, strict=True):
+        setattr(resnet, stage, module)
+    return resnet
 
 
 def arch_of(keys: dict) -> str:

@@ -224,11 +224,10 @@ def plot_grid(args: argparse.Namespace) -> Figure:
     rows, columns = (sorted({key[i] for key in cells}) for i in (0, 1))
     table = torch.tensor([[sum(cells.get((r, c), [])) / max(1, len(cells.get((r, c), []))) for c in columns] for r in rows])
     figure, axis = plt.subplots(figsize=(5.5, 4.2))
-    image = axis.imshow(table, cmap="cividis", vmin=table[table > 0].min())
+    image = axis.imshow(table.numpy(), cmap="cividis", vmin=table[table > 0].min())
     for (i, r), (j, c) in ((a, b) for a in enumerate(rows) for b in enumerate(columns)):
-        spread = f"\n± {torch.tensor(cells[r, c]).std():.1f}" if len(cells.get((r, c), [])) > 1 else ""
         light = table[i, j] < (table.max() + table[table > 0].min()) / 2
-        axis.text(j, i, f"{table[i, j]:.1f}{spread}" if (r, c) in cells else "", ha="center", va="center",
+        axis.text(j, i, reproduce.mean(cells.get((r, c), [])).replace(" ", "\n", 1), ha="center", va="center",
                   color="white" if light else "black")  # fmt: skip
     axis.set(xticks=range(len(columns)), xticklabels=columns, yticks=range(len(rows)), yticklabels=rows, xlabel="d_neg",
              ylabel="d_pos")  # fmt: skip

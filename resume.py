@@ -57,10 +57,15 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def write_state(run: Run, path: Path) -> None:
-    """Save all that the run needs to go on from its next step."""
-    if distributed.rank() > 0:
-        return
-    save_state(path, {
+    """Save all that the run needs to go on from its next step, with any number of processes; all wait for it."""
+    if distributed.rank() == 0:
+        save_state(path, state_of(run))
+    distributed.largest([0])  # if one left earlier, torchrun would end the one that writes
+
+
+def state_of(run: Run) -> dict[str, Any]:
+    """All that changes while a run runs, and the flags."""
+    return {
         "flags": vars(run.args),
         "machine": runtime.machine(run.device),
         "model": run.model.state_dict(),
@@ -68,7 +73,7 @@ def write_state(run: Run, path: Path) -> None:
         "scaler": run.scaler.state_dict(),
         "moco": run.moco.state_dict() if run.moco else None,
         "progress": run.progress,
-    })  # fmt: skip
+    }
 
 
 def restore(run: Run, state: dict) -> None:
@@ -82,13 +87,13 @@ def restore(run: Run, state: dict) -> None:
     if len(progress["losses"]) != run.steps:
         raise UserError(f"the state was made with {len(progress['losses'])} steps an epoch, these images give {run.steps}")
     run.progress = {key: value.to(run.device) if isinstance(value, torch.Tensor) else value for key, value in progress.items()}
-    distributed.say(f"going on from epoch {progress['epoch']}, step {progress['step']}")
+    print(f"going on from epoch {progress['epoch']}, step {progress['step']}", flush=True)
 
 
 def announce_stop(run: Run, path: Path) -> None:
     """Say where the run stands and how it goes on."""
-    distributed.say(f"stopped at epoch {run.progress['epoch']}, step {run.progress['step']}, state saved; to go on:")
-    distributed.say(resume_command(path.with_name(path.name + ".state")))
+    print(f"stopped at epoch {run.progress['epoch']}, step {run.progress['step']}, state saved; to go on:")
+    print(resume_command(path.with_name(path.name + ".state")), flush=True)
 
 
 def find_state(args: Namespace, folder: Path) -> dict[str, Any] | None:

@@ -1,44 +1,79 @@
 """Where a program runs: device, precision, versions; and how it ends when the user made a mistake."""
 
+import argparse
 import os
 import platform
 import shutil
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import NoReturn
 
 import numpy
 import torch
 import torchvision
 
+import distributed
 from utils import UserError
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse, whose complaints are a UserError like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists all flags")
+
+
 def run(main: Callable[[], int | None]) -> None:
-    """Call `main` and exit with its status; a UserError becomes one line on stderr and exit status 2."""
+    """Call `main` and exit with its status; a UserError becomes one line on stderr and exit status 2.
+
+    Of several processes only the first to fail says why, and all leave at once.
+    """
     try:
+        distributed.start()
         status = main()
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        status = 2
+        status, why = 2, f"error: {' '.join(str(error).split())}\n"
+    except Exception:
+        if distributed.world() == 1:
+            raise
+        status, why = 1, traceback.format_exc()
+    else:
+        distributed.stop()
+        sys.exit(status)
     sys.stdout.flush()
+    if distributed.first_to_fail():
+        sys.stderr.write(why)
+        sys.stderr.flush()
+    if distributed.world() > 1:
+        os._exit(status)  # the usual way out waits for exchanges with processes that are gone
     sys.exit(status)
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The named device; by default the first that exists of CUDA, MPS and CPU.
+    """The named device; by default the first that exists of CUDA, MPS and CPU. Of several processes each has its own GPU.
 
     Raises:
         UserError: no such device on this machine.
     """
+    several = distributed.world() > 1
     if name is None:
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        mps = torch.backends.mps.is_available() and not several  # gloo has no MPS
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    if several and name not in ("cuda", "cpu"):
+        raise UserError(f"--device {name}: under torchrun it is cuda, of which each process takes its own, or cpu")
+    if several and name == "cuda" and distributed.local_rank() >= torch.cuda.device_count():
+        found = f"process {distributed.local_rank() + 1} of this machine finds {torch.cuda.device_count()} GPUs"
+        raise UserError(f"--device cuda: {found}; start as many processes as GPUs, or take --device cpu")
     try:
         device = torch.device(name)
+        if several and device.type == "cuda":
+            torch.cuda.set_device(distributed.local_rank())
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
