@@ -8,7 +8,7 @@ import sys
 dependencies = ["torch", "torchvision", "numpy", "PIL", "tqdm"]
 
 # The caller may have modules of these names: theirs step aside while ours are imported.
-_OURS = ("model", "utils", "weights")
+_OURS = ("folder", "images", "model", "tinyimagenet", "utils", "weights")
 _theirs = {name: sys.modules.pop(name) for name in _OURS if name in sys.modules}
 try:
     from model import as_resnet, backbone
