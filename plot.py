@@ -211,11 +211,11 @@ def plot_curves(args: argparse.Namespace) -> Figure:
 
 
 def plot_grid(args: argparse.Namespace) -> Figure:
-    """Linear accuracy of the photographs' d_pos × d_neg runs, mean over seeds."""
+    """kNN accuracy of the photographs' d_pos × d_neg runs, mean over seeds."""
     options = reproduce.parse_args(["--results", args.results])
     cells = {}
     for row, setting in (reproduce.study(row, options) for row in reproduce.photo_rows()):
-        found = [pair[1]["best_epoch"]["top1"] for seed in setting.seeds
+        found = [pair[1]["knn_top1"] for seed in setting.seeds
                  if (pair := reproduce.results(row, setting, seed, options))[1]]  # fmt: skip
         if row.flags.get("num_pos") == 4 and found:
             cells[row.flags["d_pos"], row.flags["d_neg"]] = found
@@ -232,7 +232,7 @@ def plot_grid(args: argparse.Namespace) -> Figure:
     axis.set(xticks=range(len(columns)), xticklabels=columns, yticks=range(len(rows)), yticklabels=rows, xlabel="d_neg",
              ylabel="d_pos")  # fmt: skip
     axis.grid(False)
-    figure.colorbar(image, label="linear top-1, best epoch (%)")
+    figure.colorbar(image, label="kNN top-1 (%)")
     return figure
 
 

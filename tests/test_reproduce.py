@@ -1,0 +1,187 @@
+"""reproduce.py and plot.py end to end at toy size, on results that main.py and linear.py really wrote."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import plot
+import reproduce
+import utils
+
+REPO = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """Two rows of the photographs' study, which are one run, at the smallest size: DCL after one and after three epochs."""
+    folder = tmp_path_factory.mktemp("toy")
+    with pytest.MonkeyPatch.context() as patch:
+        small = reproduce.PHOTOS._replace(
+            seeds=[0],
+            pretrain=["--image_size", "8", "--knn_every", "1", "--k", "20"],
+            linear=["--image_size", "8", "--epochs", "1", "--k", "20"],
+        )
+        patch.setattr(reproduce, "PHOTOS", small)
+        rows = reproduce.paper_rows() + reproduce.photo_rows()
+        numbers = [1 + i for i, row in enumerate(rows) if row.method == "DCL" and row.dataset == "photos"]
+        command = ["reproduce.py", "--row", *map(str, numbers), "--epochs", "1", "--results", str(folder)]
+        patch.setattr("sys.argv", command)
+        reproduce.main()
+        yield folder, command, patch
+
+
+def test_rows_of_the_paper():
+    """The figures of the paper's tables, typed here a second time."""
+    figures = [(row.dataset, row.method, row.epochs, row.paper) for row in reproduce.paper_rows() if row.link]
+    assert figures == [
+        ("stl10", "SimCLR", 400, 80.15), ("stl10", "AttentionNCE", 200, 87.12), ("stl10", "AttentionNCE", 400, 89.45),
+        ("cifar10", "SimCLR", 400, 91.12), ("cifar10", "AttentionNCE", 200, 92.42), ("cifar10", "AttentionNCE", 400, 93.08),
+        ("cifar100", "AttentionNCE", 200, 69.78), ("cifar100", "AttentionNCE", 400, 70.23),
+        ("tinyImageNet", "AttentionNCE", 200, 56.58), ("tinyImageNet", "AttentionNCE", 400, 58.61),
+    ]  # fmt: skip
+
+
+def test_commands_of_the_paper(monkeypatch, tmp_path):
+    """A row of the paper runs with the paper's settings, and both of its rows come from one run."""
+    commands = []
+
+    def fake(command, cwd):
+        commands.append(command[1:])
+        return type("Done", (), {"returncode": 0})
+
+    monkeypatch.setattr(reproduce.subprocess, "run", fake)
+    monkeypatch.setattr("sys.argv", ["reproduce.py", "--row", "5", "--results", str(tmp_path)])
+    reproduce.main()
+    words = " ".join(commands[0])
+    for flag in ("--dataset_name stl10", "--d_pos 2", "--d_neg 0.5", "--arch resnet50", "--batch_size 256", "--epochs 400",
+                 "--save_every 200", "--seed 0"):  # fmt: skip
+        assert flag in words
+    assert "stl10_SimCLR_4model_256_200_2.0_0.5.pth" in " ".join(commands[1])
+
+
+def test_runs_what_is_missing_and_no_more(toy, capsys):
+    folder, command, patch = toy
+    files = sorted(file.name for file in folder.rglob("*_linear.json"))
+    assert len(files) == 2
+    times = {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
+    capsys.readouterr()
+    reproduce.main()
+    printed = capsys.readouterr().out
+    assert printed.count("done: ") == 2
+    assert "python main.py" not in printed
+    assert times == {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
+    for file in folder.rglob("*_linear.json"):
+        result = json.loads(file.read_text())
+        assert f"{result['best_epoch']['top1']:.2f} % best epoch" in printed
+
+
+def test_evaluates_what_is_pretrained(toy, capsys):
+    """Where only the evaluation is missing only that is run; where neither is, the row says so."""
+    folder, command, patch = toy
+    file = next(file for file in folder.rglob("*_linear.json") if "dcl" in file.name)
+    kept = file.read_text()
+    file.unlink()
+    options = reproduce.parse_args(command[1:])
+    row, setting = next(pair for pair in (reproduce.study(row, options) for row in reproduce.photo_rows())
+                        if f"{reproduce.name(*pair, pair[0].epochs)}_linear.json" == file.name)  # fmt: skip
+    assert reproduce.state(row, setting, 0, options) == "pretrained, to be evaluated"
+    assert reproduce.state(row, setting, 7, options) == "not run"
+    file.write_text(kept)
+    begun = json.loads((folder / "resnet10-1/seed0/photos" / f"{reproduce.name(row, setting, 3)}.json").read_text())
+    begun.update(epochs_done=1, hours=2.0)
+    other = folder / "resnet10-1/seed9/photos"
+    other.mkdir(parents=True)
+    (other / f"{reproduce.name(row, setting, 3)}.json").write_text(json.dumps(begun))
+    longest = row._replace(epochs=3)
+    assert reproduce.state(longest, setting, 9, options) == "epoch 1 of 3, 4.0 h left"
+
+
+def test_table_is_what_was_measured(toy):
+    folder, command, patch = toy
+    options = reproduce.parse_args(["--epochs", "1", "--results", str(folder)])
+    text = reproduce.table("photos", reproduce.photo_rows(), options)
+    lines = [line for line in text.splitlines() if line.startswith("| DCL")]
+    result = json.loads(next(folder.rglob("*dcl_64_3_*_linear.json")).read_text())
+    assert f"| {result['best_epoch']['top1']:.2f} | {result['last_epoch']['top1']:.2f} |" in lines[1]
+    assert re.search(r"\|  \|  \|  \| 0 \|  \|$", next(line for line in text.splitlines() if line.startswith("| BCL")))
+
+
+def test_readme_has_the_tables():
+    """The README's tables are the command's, so they cannot drift from the results."""
+    options = reproduce.parse_args(["--results", str(REPO / "results")])
+    readme = (REPO / "README.md").read_text()
+    for dataset in reproduce.TITLES:
+        assert reproduce.table(dataset, reproduce.paper_rows() + reproduce.photo_rows(), options) in readme
+
+
+def test_unknown_names(monkeypatch):
+    for words in (["cifar11"], ["--row", "0"], ["--row", "99"]):
+        monkeypatch.setattr("sys.argv", ["reproduce.py", *words])
+        with pytest.raises(utils.UserError, match="rows are 1 to"):
+            reproduce.main()
+
+
+def test_pictures(toy, tmp_path, monkeypatch):
+    """Every picture is drawn, from real weights and tables."""
+    folder, command, patch = toy
+    trained = next(folder.rglob("*.pth"))
+    tables = [str(file) for file in folder.rglob("seed0/photos/*.csv") if "linear" not in file.name]
+    words = ["plot.py", *(name for name in plot.PICTURES if name != "grid"), "--csv", *tables, "--model_path", "random",
+             str(trained), "--image_size", "8", "--batch_size", "16", "--out", str(tmp_path)]  # fmt: skip
+    monkeypatch.setattr("sys.argv", words)
+    plot.main()
+    for name in set(plot.PICTURES) - {"grid"}:
+        assert (tmp_path / f"{name}.png").stat().st_size > 5000
+    monkeypatch.setattr("sys.argv", ["plot.py", "curves", "--csv", str(REPO / "requirements.txt"), "--out", str(tmp_path)])
+    with pytest.raises(utils.UserError, match="no table of metrics"):
+        plot.main()
+
+
+def test_grid_shows_the_mean_over_seeds(tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "PHOTOS", reproduce.PHOTOS._replace(seeds=[0, 1]))
+    options = reproduce.parse_args(["--results", str(tmp_path)])
+    rows = [reproduce.study(row, options) for row in reproduce.photo_rows() if row.flags.get("num_pos") == 4]
+    for number, (row, setting) in enumerate(rows):
+        for seed in (0, 1):
+            place = reproduce.folder(row, setting, seed, options) / "photos"
+            place.mkdir(parents=True, exist_ok=True)
+            result = {"knn_top1": 50 + number + 2 * seed}
+            (place / f"{reproduce.name(row, setting, row.epochs)}_linear.json").write_text(json.dumps(result))
+    figure = plot.plot_grid(plot.parse_args(["grid", "--results", str(tmp_path)]))
+    texts = {text.get_text() for text in figure.axes[0].texts}
+    assert texts == {f"{51 + number:.2f}\n± 1.41" for number in range(len(rows))}
+
+
+def test_embedding_for_pictures_leaves_the_model_alone():
+    from model import Model
+
+    model = Model(arch="resnet10").eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    made = plot.some_views(utils.load("photos", "", "test").pixels, 8, 1, 8, seed=0)
+    z = plot.embed(model, made)
+    assert z.shape == (3, 8, 128)
+    assert not model.training
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert all(m.track_running_stats for m in model.modules() if hasattr(m, "track_running_stats"))
+
+
+def test_tensorboard(tmp_path, monkeypatch):
+    """Scalars and both pictures arrive; without the package the run stops before training, in one line."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    import main
+
+    words = ["main.py", "--dataset_name", "photos", "--arch", "resnet10", "--image_size", "8", "--batch_size", "256",
+             "--epochs", "1", "--knn_every", "0", "--tensorboard", "--results", str(tmp_path)]  # fmt: skip
+    monkeypatch.setattr("sys.argv", words)
+    assert main.main() == 0
+    events = EventAccumulator(str(next(tmp_path.rglob("*.tensorboard")))).Reload().Tags()
+    assert {"loss", "views", "effective_negatives"} <= set(events["scalars"])
+    assert set(events["images"]) == {"views", "attention"}
+    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
+    monkeypatch.setattr("sys.argv", [*words, "--resume", "never"])
+    with pytest.raises(utils.UserError, match="pip install tensorboard"):
+        main.main()
