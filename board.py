@@ -26,7 +26,18 @@ def open_board(path: Path, epoch: int) -> Any:
 
 
 def write_epoch(board: Any, run: Run, pixels: Tensor) -> None:
-    """The epoch's row of metrics as scalars; pictures whenever the kNN accuracy is due, and with the first and last epoch."""
+    """The epoch's row of metrics as scalars; pictures whenever the kNN accuracy is due, and with the first and last epoch.
+
+    Raises:
+        UserError: the disk is full, read-only or gone.
+    """
+    try:
+        _write_epoch(board, run, pixels)
+    except OSError as error:
+        raise UserError(f"cannot write for TensorBoard: {error.strerror}; mend that or go on without --tensorboard") from error
+
+
+def _write_epoch(board: Any, run: Run, pixels: Tensor) -> None:
     row = run.progress["rows"][-1]
     for name, value in row.items():
         if name != "epoch" and value != "":

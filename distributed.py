@@ -187,6 +187,8 @@ def in_turn(function: Callable, *args: Any) -> Any:
     note, machine = f"turn {_turns} of machine ", os.environ.get("GROUP_RANK", "0")
     first = "0" if local_rank() == 0 else machine  # the machine to wait for
     while rank() > 0 and not _store.check([note + first]):
+        if _store.check(["errors"]):
+            raise Lost(f"process {rank()} waited for one that failed")
         time.sleep(0.1)
     with contextlib.redirect_stderr(io.StringIO()) if rank() > 0 else contextlib.nullcontext():
         result = function(*args)

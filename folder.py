@@ -1,10 +1,13 @@
 """The user's own images: a folder a class, any size and format, in memory or in a memory-mapped file."""
 
+import fcntl
+import glob
 import hashlib
 import os
 import re
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -115,6 +118,14 @@ def memory_limit() -> float:
         return 4e9
 
 
+def remove_parts(folder: str) -> None:
+    """Remove what programs that were killed while they filled a file have left: nobody holds its lock any more."""
+    for part in glob.glob(os.path.join(glob.escape(folder), ".*.npy.*.tmp")):
+        with suppress(OSError), open(part, "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.remove(part)
+
+
 def cached(path: str, shape: tuple[int, ...], fill: Callable[[np.ndarray], None]) -> np.ndarray:
     """The uint8 array in the .npy file at path, memory-mapped; if there is none, fill(out) makes it first."""
     part = f"{path}.{os.getpid()}.tmp"
@@ -122,13 +133,16 @@ def cached(path: str, shape: tuple[int, ...], fill: Callable[[np.ndarray], None]
     with mending(f"the images need a file of {np.prod(shape, dtype=float) / 1e9:.3f} GB: {advice}"):
         try:
             if not os.path.exists(path):
-                out = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
-                if hasattr(os, "posix_fallocate"):  # else a disk that fills up kills the program (SIGBUS)
-                    with open(part, "r+b") as file:
+                remove_parts(os.path.dirname(path))
+                with open(part, "wb") as file:
+                    with suppress(OSError):  # some network file systems have no locks
+                        fcntl.flock(file, fcntl.LOCK_EX)
+                    out = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
+                    if hasattr(os, "posix_fallocate"):  # else a disk that fills up kills the program (SIGBUS)
                         os.posix_fallocate(file.fileno(), 0, os.path.getsize(part))
-                fill(out)
-                out.flush()
-                os.replace(part, path)
+                    fill(out)
+                    out.flush()
+                    os.replace(part, path)
         finally:
             if os.path.exists(part):
                 os.remove(part)

@@ -4,17 +4,18 @@
 """
 
 import sys
+from pathlib import Path
 
 dependencies = ["torch", "torchvision", "numpy", "PIL", "tqdm"]
 
 # The caller may have modules of these names: theirs step aside while ours are imported.
-_OURS = ("folder", "images", "model", "tinyimagenet", "utils", "weights")
-_theirs = {name: sys.modules.pop(name) for name in _OURS if name in sys.modules}
+_ours = [path.stem for path in Path(__file__).parent.glob("*.py") if path.stem != "hubconf"]
+_theirs = {name: sys.modules.pop(name) for name in _ours if name in sys.modules}
 try:
     from model import as_resnet, backbone
     from weights import load_model
 finally:
-    for _name in _OURS:
+    for _name in _ours:
         sys.modules.pop(_name, None)
     sys.modules.update(_theirs)
 

@@ -44,7 +44,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--precision", default="auto", choices=runtime.PRECISIONS, help="auto: bf16 on CUDA that has it, else fp32")
     add("--results", default="results", help="folder for the results of an untrained encoder; others lie beside their weights")
     args = parser.parse_args(argv)
-    args.lr = args.lr or (1e-2 if args.dataset_name == "stl10" else 1e-3)
+    if args.lr is None:
+        args.lr = 1e-2 if args.dataset_name == "stl10" else 1e-3
     return args
 
 

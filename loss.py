@@ -236,13 +236,14 @@ def _attention(pos: Tensor, sim: Tensor, n: int, temperature: float, d_neg: floa
 
 def _attention_step(pos: Tensor, sim: Tensor, n: int, temperature: float, d_neg: float) -> tuple[Tensor, ...]:
     """`autograd_step` for `_attention`, differentiated by hand and written over `sim`."""
-    scale = torch.softmax(sim / d_neg, dim=1).add_(1e-6).mul_(n / temperature)  # β / T
+    sim.div_(d_neg)
+    scale = torch.softmax(sim, dim=1).add_(1e-6).mul_(n * d_neg / temperature)  # β d_neg / T
     logits = sim.mul_(scale)
     share = torch.softmax(logits, dim=1)
     # log Σ exp(logits) without another exp: the largest share is exp(largest logit − log Σ)
     log_g = logits.amax(dim=1) - share.amax(dim=1).log()
     push = torch.sigmoid(log_g - pos)  # dloss / dlog g
-    return losses(pos, log_g), -push, share.mul_(scale).mul_(push[:, None])
+    return losses(pos, log_g), -push, share.mul_(scale).mul_((push / d_neg)[:, None])
 
 
 def _simclr(pos: Tensor, sim: Tensor, n: int, temperature: float) -> Tensor:

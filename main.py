@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-import attention
 import distributed
 import loss as losses
 import resume
@@ -65,7 +64,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--resume", default="auto", help="auto: this command's own state; a state's path; never")
     add("--state_minutes", type=float, default=10, help="minutes between states in mid-epoch")
     args = parser.parse_args(argv)
-    args.save_every = args.save_every or (100 if args.dataset_name == "tinyImageNet" else 200)
+    if args.save_every is None:
+        args.save_every = 100 if args.dataset_name == "tinyImageNet" else 200
     return args
 
 
@@ -124,10 +124,12 @@ def main() -> int:
     folder = Path(args.results) / args.dataset_name
     if distributed.rank() > 0:  # which writes nothing
         return pretrain(args, folder, device, dtype)
+    resume.leave_on_signals()
     weights.writable_folder(folder)
-    path = folder / f"{weights.stem(args, args.epochs)}.lock"
+    path = folder / f"{weights.stem(args, 'all')}.lock"  # runs that differ in --epochs alone write the same weights
     held = resume.lock(path)
     try:
+        resume.remove_temporary(args, folder)
         return pretrain(args, folder, device, dtype)
     finally:
         resume.unlock(path, held)
@@ -145,19 +147,19 @@ def pretrain(args: argparse.Namespace, folder: Path, device: torch.device, dtype
     run = assemble(args, images.pixels, device, dtype)
     if state is not None:
         resume.restore(run, state)
-    if run.progress["epoch"] > args.epochs:
-        print(f"already trained for {args.epochs} epochs: {folder / weights.stem(args, args.epochs)}.pth")
-        return 0
     path = folder / weights.stem(args, args.epochs)
+    if run.progress["epoch"] > args.epochs:
+        return already_trained(run, path)
     board = open_board(path, run.progress["epoch"]) if args.tensorboard and distributed.rank() == 0 else None
     write = functools.partial(resume.write_state, run, path.with_name(path.name + ".state"))
     received = resume.catch_signals()
     while run.progress["epoch"] <= args.epochs:
         try:
             stop = train_epoch(run, received, write)
-        except NonFinite:
-            resume.write_state(run, path.with_name(path.name + ".nonfinite.state"))
-            raise
+        except NonFinite as error:
+            kept = path.with_name(path.name + ".nonfinite.state")
+            resume.write_state(run, kept)
+            raise NonFinite(f"{error}; the state before that step is in {kept}") from None
         if stop:
             resume.announce_stop(run, path)
             return resume.exit_status(stop)
@@ -231,17 +233,20 @@ def finish_epoch(run: Run, path: Path, evaluate: Callable | None) -> None:
         "knn_top5": "",
     }
     if args.loss == "attention_nce":
-        queue = run.moco.queue if run.moco else None
-        z, _ = distributed.gather(run.z)
-        attended = attention.positive_weights(z, args.d_pos), attention.negative_weights(z, args.d_neg, queue)
-        numbers = [attention.effective_number(weights).mean().item() for weights in attended]
-        row["effective_positives"], row["effective_negatives"] = numbers
+        row["effective_positives"], row["effective_negatives"] = progress["effective"]
     if evaluate is not None and (epoch % args.knn_every == 0 or epoch == args.epochs):
         row["knn_top1"], row["knn_top5"] = evaluate(run.model)
         progress["best_knn"] = max(progress["best_knn"], row["knn_top1"])
         print(f"epoch {epoch}: kNN top-1 {row['knn_top1']:.2f} %, top-5 {row['knn_top5']:.2f} %", flush=True)
     progress["rows"].append(row)
     progress.update(epoch=epoch + 1, step=0, losses=torch.zeros_like(progress["losses"]))
+    write_results(run, path)
+
+
+def write_results(run: Run, path: Path) -> None:
+    """Metrics, flags and, where they are due, weights after the last epoch that is done."""
+    args, progress = run.args, run.progress
+    epoch = progress["epoch"] - 1
     if distributed.rank() > 0:
         return
     weights.save_csv(path.with_name(path.name + ".csv"), progress["rows"])
@@ -249,6 +254,21 @@ def finish_epoch(run: Run, path: Path, evaluate: Callable | None) -> None:
     if epoch % args.save_every == 0 or epoch == args.epochs:
         state_dict = {f"module.{key}": value for key, value in run.model.state_dict().items()}
         weights.save(path.parent / f"{weights.stem(args, epoch)}.pth", state_dict)
+
+
+def already_trained(run: Run, path: Path) -> int:
+    """Nothing is left to do for a run that has been extended or that is called twice.
+
+    Raises:
+        UserError: the state that `--resume` names is one of more epochs.
+    """
+    done, epochs = run.progress["epoch"] - 1, run.args.epochs
+    if done > epochs:
+        raise UserError(f"--resume {run.args.resume} has {done} epochs already: give an --epochs above that")
+    if not path.with_name(path.name + ".pth").exists():  # --results names another folder than before, perhaps
+        write_results(run, path)
+    print(f"already trained for {epochs} epochs: {path}.pth")
+    return 0
 
 
 def describe(run: Run) -> dict[str, object]:

@@ -1,19 +1,24 @@
 """A run that is interrupted anywhere goes on from the very next step: its state, its lock, its signals."""
 
 import fcntl
+import glob
 import os
 import shlex
+import shutil
 import signal
 import socket
 import sys
+import time
 from argparse import Namespace
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
-import torch
+from torch import Tensor
 
 import distributed
 import runtime
+from images import mending
 from train import Run
 from utils import UserError
 from weights import read, save, stem
@@ -23,6 +28,11 @@ FREE_FLAGS = {
     "root", "results", "device", "compile", "grad_cache", "deterministic", "resume", "state_minutes", "epochs",
     "save_every", "knn_every", "k", "tensorboard",
 }  # fmt: skip
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+WHERE = ("torch", "torchvision", "numpy", "device", "threads")  # what decides about a number's last digits
+
+
+# ---------------------------------------------------------------------------------------------- states
 
 
 def previous(path: Path) -> Path:
@@ -41,19 +51,25 @@ def read_state(path: Path) -> dict[str, Any]:
     Raises:
         UserError: neither can be read.
     """
-    problems = []
-    for candidate in (path, previous(path)):
-        try:
-            state = read(candidate)
-            if "flags" not in state:
-                raise UserError(f"{candidate} is no training state")
-        except UserError as error:
-            problems.append(str(error))
-            continue
-        if problems:
-            print(f"{problems[0]}: going on from {candidate}", flush=True)
-        return state
-    raise UserError("; ".join(problems) + "; start anew with --resume never")
+    try:
+        return _read_one(path)
+    except UserError as error:
+        problem = str(error)
+    try:
+        state = _read_one(previous(path))
+    except UserError as error:
+        raise UserError(f"{problem}; {error}; start anew with --resume never") from None
+    with suppress(OSError):  # else the next save would put it in the place of the previous one, which is whole
+        os.replace(path, path.with_name(path.name + ".damaged"))
+    print(f"{problem}: going on from {previous(path)}", flush=True)
+    return state
+
+
+def _read_one(path: Path) -> dict[str, Any]:
+    state = read(path)
+    if not all(isinstance(state.get(part), dict) for part in ("flags", "machine", "progress")):
+        raise UserError(f"{path} is no training state")
+    return state
 
 
 def write_state(run: Run, path: Path) -> None:
@@ -73,21 +89,48 @@ def state_of(run: Run) -> dict[str, Any]:
         "scaler": run.scaler.state_dict(),
         "moco": run.moco.state_dict() if run.moco else None,
         "progress": run.progress,
+        "images": len(run.pixels),
     }
 
 
 def restore(run: Run, state: dict) -> None:
-    """Go on from where the state was saved."""
-    run.model.load_state_dict(state["model"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    run.scaler.load_state_dict(state["scaler"])
-    if run.moco:
-        run.moco.load_state_dict(state["moco"])
-    progress = state["progress"]
-    if len(progress["losses"]) != run.steps:
-        raise UserError(f"the state was made with {len(progress['losses'])} steps an epoch, these images give {run.steps}")
-    run.progress = {key: value.to(run.device) if isinstance(value, torch.Tensor) else value for key, value in progress.items()}
-    print(f"going on from epoch {progress['epoch']}, step {progress['step']}", flush=True)
+    """Go on from where the state was saved.
+
+    Raises:
+        UserError: it was saved with other images, or is not what `state_of` makes.
+    """
+    if state.get("images") != len(run.pixels):
+        raise UserError(f"the state was made with {state.get('images')} images, here are {len(run.pixels)}")
+    with mending("the state does not fit this run; start anew with --resume never"):
+        run.model.load_state_dict(state["model"])
+        run.optimizer.load_state_dict(state["optimizer"])
+        for parameter, kept in run.optimizer.state.items():
+            if any(value.shape not in (parameter.shape, ()) for value in kept.values()):
+                raise ValueError("the optimiser's numbers are of another shape")
+        run.scaler.load_state_dict(state["scaler"])
+        if run.moco:
+            run.moco.load_state_dict(state["moco"])
+        run.progress = _like(run.progress, state["progress"], run.steps)
+    there, here = state["machine"], runtime.machine(run.device)
+    changed = [f"{name} {there.get(name)} (here: {here[name]})" for name in WHERE if there.get(name) != here[name]]
+    if changed:
+        print(f"saved with {', '.join(changed)}: the numbers may differ in their last digits", flush=True)
+    print(f"going on from epoch {run.progress['epoch']}, step {run.progress['step']}", flush=True)
+
+
+def _like(fresh: dict[str, Any], progress: dict[str, Any], steps: int) -> dict[str, Any]:
+    """The saved progress on the fresh one's device, if it has the same parts, types and shapes."""
+    result = {}
+    for name, value in fresh.items():
+        saved = progress[name]
+        if type(saved) is not type(value) or (isinstance(value, Tensor) and saved.shape != value.shape):
+            raise ValueError(f"its {name} is of another kind")
+        result[name] = saved.to(value) if isinstance(value, Tensor) else saved
+    if not (result["epoch"] >= 1 and 0 <= result["step"] <= steps):
+        raise ValueError(f"there is no epoch {result['epoch']}, step {result['step']}")
+    if not all(isinstance(row, dict) and row.keys() == result["rows"][0].keys() for row in result["rows"]):
+        raise ValueError("its table of metrics is none")
+    return result
 
 
 def announce_stop(run: Run, path: Path) -> None:
@@ -115,15 +158,29 @@ def find_state(args: Namespace, folder: Path) -> dict[str, Any] | None:
         state = read_state(path)
         _check_flags(args, state, path)
         return state
-    before, after = f"{stem(args, '|')}.state".split("|")
-    names = {other.name[len(before) : -len(after)]: other for other in folder.glob(f"{before}*{after}")}
-    shorter = {int(name): other for name, other in names.items() if name.isdigit() and int(name) < args.epochs}
-    for epochs in sorted(shorter, reverse=True):
-        state = read_state(shorter[epochs])
+    known = {*of_all_epochs(args, folder, ".state"), *of_all_epochs(args, folder, ".state.previous")}
+    for epochs in sorted((number for number in known if number < args.epochs), reverse=True):
+        shorter = folder / f"{stem(args, epochs)}.state"
+        state = read_state(shorter)
         if not differing_flags(args, state):
-            print(f"extending the run of {epochs} epochs in {shorter[epochs]}", flush=True)
+            print(f"extending the run of {epochs} epochs in {shorter}", flush=True)
             return state
     return None
+
+
+def of_all_epochs(args: Namespace, folder: Path, ending: str) -> dict[int, Path]:
+    """The files of this run and of those that differ from it in `--epochs` alone, by epochs."""
+    before, after = f"{stem(args, '|')}{ending}".split("|")
+    found = folder.glob(f"{glob.escape(before)}*{glob.escape(after)}")
+    numbers = {path.name[len(before) : len(path.name) - len(after)]: path for path in found}
+    return {int(number): path for number, path in numbers.items() if number.isascii() and number.isdigit()}
+
+
+def remove_temporary(args: Namespace, folder: Path) -> None:
+    """Remove what runs that were killed while they wrote a file have left; only for the holder of the lock."""
+    for ending in (".state", ".nonfinite.state", ".csv", ".json", ".pth"):
+        for path in of_all_epochs(args, folder, ending + ".tmp").values():
+            path.unlink(missing_ok=True)
 
 
 def differing_flags(args: Namespace, state: dict[str, Any]) -> list[str]:
@@ -153,20 +210,39 @@ def resume_command(state: Path) -> str:
             next(given, None)
         elif not word.startswith("--resume="):
             words.append(word)
-    launcher = ["python"] if distributed.world() == 1 else ["torchrun", f"--nproc_per_node={distributed.world()}"]
+    python = "python" if shutil.which("python") == sys.executable else sys.executable
+    launcher = [python] if distributed.world() == 1 else ["torchrun", f"--nproc_per_node={distributed.world()}"]
     return shlex.join([*launcher, sys.argv[0], *words, "--resume", str(state)])
+
+
+# ---------------------------------------------------------------------------------------------- signals
+
+
+def leave_on_signals() -> None:
+    """Until `catch_signals` the three signals end the program with their exit status: there is nothing to save yet."""
+
+    def leave(number: int, frame: Any) -> NoReturn:
+        print("stopped before the first step; the same command goes on", flush=True)
+        raise SystemExit(exit_status(number))
+
+    for number in SIGNALS if distributed.world() == 1 else ():  # of several, one that waits for others would not notice
+        signal.signal(number, leave)
 
 
 def catch_signals() -> list[int]:
     """From now on SIGTERM, SIGINT and SIGUSR1 are only noted in the list returned; a second SIGINT leaves at once."""
     received: list[int] = []
+    first: dict[int, float] = {}
 
     def note(number: int, frame: Any) -> None:
-        if number == signal.SIGINT and signal.SIGINT in received:
-            os._exit(128 + signal.SIGINT)
+        since = time.monotonic() - first.setdefault(number, time.monotonic())
+        if number == signal.SIGINT and distributed.world() == 1:
+            signal.signal(number, signal.SIG_DFL)  # the kernel's own, which does not wait for a step to end
+        elif number == signal.SIGINT and since > 1:  # torchrun passes on at once what the terminal has sent to all already
+            os._exit(exit_status(number))
         received.append(number)
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number in SIGNALS:
         signal.signal(number, note)
     return received
 
@@ -176,6 +252,9 @@ def exit_status(number: int) -> int:
     return 0 if number == signal.SIGUSR1 else 128 + number
 
 
+# ---------------------------------------------------------------------------------------------- lock
+
+
 def lock(path: Path) -> TextIO:
     """Hold `path` until this process ends, however it ends: the kernel lets go of it.
 
@@ -183,13 +262,15 @@ def lock(path: Path) -> TextIO:
         UserError: names the process that holds it.
     """
     while True:
-        file = open(path, "a+")  # open as long as the process
         try:
+            file = open(path, "a+")  # open as long as the process
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             file.seek(0)
-            owner = file.read().strip() or "another process"
+            owner = file.read(200).strip() or "another process"
             raise UserError(f"{owner} is at work on this run ({path}): wait for it, or name another --results") from None
+        except OSError as error:
+            raise UserError(f"cannot lock {path}: {error.strerror}; name another --results") from None
         try:
             held = os.stat(path).st_ino == os.fstat(file.fileno()).st_ino
         except FileNotFoundError:
@@ -205,5 +286,6 @@ def lock(path: Path) -> TextIO:
 
 def unlock(path: Path, file: TextIO) -> None:
     """Let go of a lock and leave no file behind."""
-    path.unlink(missing_ok=True)
+    with suppress(OSError):  # a folder that is gone or read-only
+        path.unlink()
     file.close()

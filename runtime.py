@@ -1,6 +1,7 @@
 """Where a program runs: device, precision, versions; and how it ends when the user made a mistake."""
 
 import argparse
+import functools
 import os
 import platform
 import shutil
@@ -38,7 +39,10 @@ def run(main: Callable[[], int | None]) -> None:
         distributed.start()
         status = main()
     except UserError as error:
-        status, why = 2, f"error: {' '.join(str(error).split())}\n"
+        line = " ".join(str(error).split())
+        status, why = 2, f"error: {''.join(c if c.isprintable() else '?' for c in line)}\n"  # names in it may be anyone's
+    except KeyboardInterrupt:
+        status, why = 130, "interrupted\n"
     except Exception:
         if distributed.world() == 1:
             raise
@@ -74,9 +78,9 @@ def choose_device(name: str | None) -> torch.device:
         device = torch.device(name)
         if several and device.type == "cuda":
             torch.cuda.set_device(distributed.local_rank())
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()  # `meta` has no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0].split(". ")[0]
         raise UserError(f"--device {name}: this machine has no such device ({reason}); try --device cpu") from None
     return device
 
@@ -119,13 +123,19 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
+@functools.cache
+def commit() -> str:
+    """This code's, as it is when it is first asked for."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    answer = subprocess.run(git, capture_output=True, text=True) if shutil.which("git") else None
+    return answer.stdout.strip() if answer and answer.returncode == 0 else "unknown"
+
+
 def machine(device: torch.device) -> dict[str, str]:
     """Versions, this code's commit and hardware, as they go into every result file."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cpu_name()}, {os.cpu_count()} cores"
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    commit = subprocess.run(git, capture_output=True, text=True) if shutil.which("git") else None
     return {
-        "commit": commit.stdout.strip() if commit and commit.returncode == 0 else "unknown",
+        "commit": commit(),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "torchvision": str(torchvision.__version__),

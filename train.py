@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import attention
 import distributed
 import runtime
 import views
@@ -63,6 +64,7 @@ def new_progress(steps: int, device: torch.device) -> dict[str, Any]:
         "losses": torch.zeros(steps, device=device),  # of this epoch's steps
         "skipped": torch.zeros((), device=device),  # steps that fp16's gradient scaler skipped
         "seconds": 0.0,
+        "effective": [],  # numbers of positives and of negatives, at the epoch's last step
         "best_knn": 0.0,
         "rows": [],  # of the table of metrics, one an epoch
     }
@@ -81,7 +83,7 @@ def train_epoch(run: Run, received: list[int], save_state: Callable[[], None]) -
     args, progress = run.args, run.progress
     order = torch.randperm(len(run.pixels), generator=views.generator(args.seed, progress["epoch"]))
     order = order[: run.steps * args.batch_size].view(run.steps, distributed.world(), -1)[:, distributed.rank()]
-    run.good_buffers = [buffer.clone() for buffer in run.model.buffers()]
+    run.good_buffers = [buffer.clone() for buffer in statistics(run)]
     saved = looked = marked = time.monotonic()
     bar = tqdm(total=run.steps * args.batch_size, initial=progress["step"] * args.batch_size, unit=" images",
                desc=f"epoch {progress['epoch']}/{args.epochs}", disable=distributed.rank() > 0)  # fmt: skip
@@ -89,6 +91,8 @@ def train_epoch(run: Run, received: list[int], save_state: Callable[[], None]) -
         for batch in batches(run.pixels, order[progress["step"] :], run.device):
             take_step(run, batch)
             progress["step"] += 1
+            if args.loss == "attention_nce" and progress["step"] == run.steps:
+                progress["effective"] = effective_numbers(run)
             now = time.monotonic()
             progress["seconds"] += now - marked
             marked = now
@@ -134,6 +138,15 @@ def take_step(run: Run, batch: Tensor) -> None:
         run.z = torch.cat([queries, keys])
         run.moco.follow(run.model, loss.isfinite())
         run.moco.push(keys[0], loss.isfinite())
+
+
+def effective_numbers(run: Run) -> list[float]:
+    """How many positives and how many negatives of an anchor really count, on the mean over the last step's batch."""
+    (z, _), queue = distributed.gather(run.z), run.moco.queue if run.moco else None
+    positives = attention.effective_number(attention.positive_weights(z, run.args.d_pos))
+    blocks = [slice(start, start + 256) for start in range(0, 2 * z.shape[1], 256)]  # never all 2B × 2B weights
+    negatives = [attention.effective_number(attention.negative_weights(z, run.args.d_neg, queue, rows)) for rows in blocks]
+    return [positives.mean().item(), torch.cat(negatives).mean().item()]
 
 
 def plain_step(model: nn.Module, encode: Encode, views: int, loss_of: Loss, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -220,14 +233,18 @@ def look_at_losses(run: Run, bar: tqdm) -> None:
         bad = bad[-1:] if run.scaler.get_scale() < SMALLEST_SCALE else []
     bar.set_postfix(shown, refresh=False)
     bar.update(progress["step"] * run.args.batch_size - bar.n)
-    buffers = list(run.model.buffers())
     if bad:
         progress["step"] = bad[0]
-        for buffer, good in zip(buffers, run.good_buffers, strict=True):
+        for buffer, good in zip(statistics(run), run.good_buffers, strict=True):
             buffer.copy_(good)
         flags = " ".join(f"--{name} {value}" for name, value in vars(run.args).items())
         raise NonFinite(f"the loss or its gradient is not finite at epoch {progress['epoch']}, step {bad[0] + 1}: {flags}")
-    run.good_buffers = [buffer.clone() for buffer in buffers]
+    run.good_buffers = [buffer.clone() for buffer in statistics(run)]
+
+
+def statistics(run: Run) -> list[Tensor]:
+    """BatchNorm's running statistics, which change before the loss is known."""
+    return [buffer for model in (run.model, run.moco and run.moco.model) if model is not None for buffer in model.buffers()]
 
 
 def batches(pixels: Tensor, order: Tensor, device: torch.device) -> Iterator[Tensor]:

@@ -5,15 +5,19 @@ import io
 import json
 import os
 import pickletools
+import struct
+import tempfile
 import zipfile
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
+from images import mending
 from model import Model, arch_of
 from utils import UserError
 
@@ -26,7 +30,8 @@ PARAMETERS = {
     "bcl": ("tau_plus", "alpha", "beta"),
 }
 LARGEST_FILE = 8 * 2**30  # bytes; a state of resnet50 is 0.3 GB
-LARGEST_PICKLE = 64 * 2**20  # bytes of structure, without the tensors' own; resnet50 has 0.03 MB
+LARGEST_PICKLE = 4 * 2**20  # bytes of structure, without the tensors' own; a state of resnet50 after 400 epochs has 0.1 MB
+LARGEST_DIRECTORY = 4 * 2**20  # bytes of the list of records; a state of resnet50 has 0.04 MB
 # The only names that a state_dict's pickle needs. weights_only allows a few more, bytearray(10**12) among them.
 KNOWN_GLOBALS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"}
 
@@ -43,11 +48,10 @@ def stem(args: Namespace, epoch: int | str) -> str:
 
 def writable_folder(path: Path) -> Path:
     """The folder, made where it is missing, after a trial file has shown that it takes files."""
-    trial = path / f".trial-{os.getpid()}"
     try:
         path.mkdir(parents=True, exist_ok=True)
-        trial.write_bytes(b"x")
-        trial.unlink()
+        with tempfile.TemporaryFile(dir=path) as trial:  # which has no name that a crash could leave behind
+            trial.write(b"x")
     except OSError as error:
         raise UserError(f"cannot write to the results folder {path}: {error.strerror}; name another with --results") from None
     return path
@@ -59,7 +63,7 @@ def replace(path: Path, write: Callable[[BinaryIO], Any], previous: Path | None 
     Whatever interrupts this, `path` (or `previous`, the file that it held before) is whole.
 
     Raises:
-        UserError: the disk is full, read-only or gone; the temporary file is removed, `path` is as before.
+        UserError: the disk is full, read-only or gone; the temporary file is removed, `path` or `previous` is as before.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -72,13 +76,23 @@ def replace(path: Path, write: Callable[[BinaryIO], Any], previous: Path | None 
         if previous is not None and path.exists():
             os.replace(path, previous)
         os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
+        _flush_folder(path.parent)
     except (OSError, RuntimeError, UserError) as error:  # torch.save turns a full disk into a RuntimeError
-        temporary.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(f"cannot write {path}: {reason}; what was there before is unharmed") from error
+        with suppress(OSError):  # a folder that is gone or read-only
+            temporary.unlink()
+        reasons = (getattr(e, "strerror", None) for e in (error, error.__context__))  # the second: what torch.save ran into
+        reason = next(filter(None, reasons), None) or str(error).splitlines()[0]
+        advice = "what was there before is unharmed; mend that and give the same command again"
+        raise UserError(f"cannot write {path}: {reason}; {advice}") from error
+
+
+def _flush_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems flush files, but no folders
+            os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def save(path: Path, content: dict[str, Any], previous: Path | None = None) -> None:
@@ -111,33 +125,49 @@ def save_json(path: Path, content: dict[str, Any]) -> None:
 def check(path: Path) -> None:
     """Refuse what is not a whole file written by torch.save, before anything of it is unpickled or takes memory.
 
-    Every record must be stored as it is (a compressed one could unpack to any size), lie within the file and match its
-    checksum; the pickle must name nothing but tensors and dictionaries.
+    Every record must be there once, stored as it is (a compressed one could unpack to any size), lie within the file and
+    match its checksum; the pickle must name nothing but tensors and dictionaries.
 
     Raises:
         UserError: what is wrong, in one line.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
+    if not path.exists():
+        raise UserError(f"there is no file {path}")
+    if not path.is_file():  # opening a pipe would wait for ever
+        raise UserError(f"{path} is no file")
+    with mending(f"{path} is truncated, damaged or no weights file of PyTorch 1.6 or later"), open(path, "rb") as file:
+        _check_frame(path, file)
+        with zipfile.ZipFile(file) as archive:
             records = archive.infolist()
             sizes = sum(record.file_size for record in records)
             if any(record.compress_type != zipfile.ZIP_STORED for record in records):
                 raise UserError(f"{path} has compressed records, which torch.save never writes: not opened")
             if sizes > min(path.stat().st_size, LARGEST_FILE):
                 raise UserError(f"{path} claims to hold {sizes:,} bytes: more than it can; not opened")
-            pickles = [record for record in records if record.filename.endswith("/data.pkl")]
-            if len(pickles) != 1 or pickles[0].file_size > LARGEST_PICKLE:
-                raise UserError(f"{path} was not written by torch.save")
+            names = [record.filename.lower() for record in records]  # torch.load does not tell A from a
+            pickles = [record for record, name in zip(records, names, strict=True) if name.endswith("/data.pkl")]
+            if len(pickles) != 1 or pickles[0].file_size > LARGEST_PICKLE or len(set(names)) < len(names):
+                raise UserError(f"{path} was not written by torch.save: not opened")
+            if any(record.is_dir() or record.external_attr & 0x10 for record in records):  # torch.load reads no numbers then
+                raise UserError(f"{path} has a folder among its records: not opened")
+            if any(record.is_dir() or record.external_attr & 0x10 for record in records):  # torch.load would read nothing
+                raise UserError(f"{path} is damaged: a record is marked as a folder")
             damaged = archive.testzip()
             if damaged is not None:
                 raise UserError(f"{path} is damaged: the checksum of {damaged!r} does not match")
             _check_names(path, archive.read(pickles[0]))
-    except FileNotFoundError:
-        raise UserError(f"there is no file {path}") from None
-    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError, OSError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} is truncated, damaged or no weights file of PyTorch 1.6 or later ({error})") from None
+
+
+def _check_frame(path: Path, file: BinaryIO) -> None:
+    """Begins as torch.load's zip files do (it reads others by other means), ends with a list of records of sensible size."""
+    begins, length = file.read(4), file.seek(0, os.SEEK_END)
+    file.seek(max(0, length - 98))
+    end = file.read().rjust(98, b"\0")  # 56 bytes and 20 for large files, which torch.save may write for small ones; 22
+    if begins != b"PK\3\4" or end[76:80] != b"PK\5\6" or end[96:] != b"\0\0":
+        raise UserError(f"{path} is truncated, damaged or no weights file of PyTorch 1.6 or later")
+    large = struct.unpack("<Q", end[40:48])[0] if end[56:60] == b"PK\6\7" else 0
+    if max(large, struct.unpack("<L", end[88:92])[0]) > LARGEST_DIRECTORY:
+        raise UserError(f"{path} claims to hold more records than any weights have: not opened")
 
 
 def _check_names(path: Path, pickled: bytes) -> None:
@@ -159,10 +189,27 @@ def read(path: str | Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a hostile pickle provokes in the unpickler
-        raise UserError(f"{path} cannot be opened as weights: {' '.join(str(error).split())[:200]}") from None
+        cause = repr(str(error).split("WeightsUnpickler error:")[-1].strip())[1:-1]  # before it, advice to trust the file
+        raise UserError(f"{path} cannot be opened as weights ({type(error).__name__}: {cause[:200]})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a state_dict")
+    for name, tensor in tensors(content):
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise UserError(f"{path} is not opened: {name} claims to be {tuple(tensor.shape)}, more than the file holds")
     return content
+
+
+def tensors(content: Any) -> Iterator[tuple[str, Tensor]]:
+    """All tensors in dictionaries, lists and tuples, which may even contain themselves, with their names."""
+    seen, left = set(), [("", content)]
+    while left:
+        name, item = left.pop()
+        if isinstance(item, Tensor):
+            yield name, item
+        elif isinstance(item, (dict, list, tuple)) and id(item) not in seen:
+            seen.add(id(item))
+            named = item.items() if isinstance(item, dict) else enumerate(item)
+            left += [(f"{name}.{key}" if name else str(key), value) for key, value in named]
 
 
 def load_model(path: str | Path, arch: str | None = None) -> tuple[Model, str]:
@@ -176,9 +223,12 @@ def load_model(path: str | Path, arch: str | None = None) -> tuple[Model, str]:
     """
     state = {}
     for key, value in read(path).items():
-        if not isinstance(key, str) or not isinstance(value, Tensor) or value.is_sparse:
+        if not isinstance(key, str) or not isinstance(value, Tensor):
             raise UserError(f"{path} is not a state_dict: {str(key)[:80]!r} holds a {type(value).__name__}, not a tensor")
-        state[key.replace("module.", "").replace("_orig_mod.", "")] = value
+        name = key.replace("module.", "").replace("_orig_mod.", "")
+        if name in state:
+            raise UserError(f"{path} has {name} twice, with different prefixes")
+        state[name] = value
     try:
         arch = arch or arch_of(state)
     except ValueError as error:

@@ -2,10 +2,9 @@
 
     python pic/framework.py
 
-Nothing in it is made up. Five of scikit-image's photographs are a batch. views.py makes their views: 32 pixels for the
-encoder, as in training, and the same at 96 for the eye. The encoder is an untrained resnet10 whose head has two outputs,
-so that the unit sphere is a circle, which can be drawn. attention.py weighs the embeddings. The seeds were chosen for a
-readable picture.
+Nothing in it is made up: five of scikit-image's photographs are a batch; views.py makes their views, of 32 pixels for the
+encoder and the same of 96 for the eye; an untrained resnet10 embeds them, whose head has two outputs, so that the sphere
+is a circle; attention.py gives the weights. The seeds were chosen for a readable picture.
 """
 
 import sys
@@ -28,7 +27,7 @@ VIEWS_SEED, MODEL_SEED, D_POS, D_NEG = 1, 41, 1.0, 1.0
 ANCHOR, POSITIVE, NEGATIVE, GREY, PALE = "#0072B2", "#009E73", "#D55E00", "#555555", "#F5F5F5"  # Okabe and Ito's, and greys
 WIDTH, HEIGHT = 10, 6.9  # inches, the unit of all positions and sizes below, except fonts and lines
 CENTRE, RADIUS, RING, SMALL = np.array([7.45, 4.08]), 1.27, 1.8, 0.42  # the circle; the views around it and their size
-figure = Figure(figsize=(WIDTH, HEIGHT), dpi=200)
+figure = Figure(figsize=(WIDTH, HEIGHT), dpi=180)
 axes = figure.add_axes((0, 0, 1, 1))
 
 
@@ -40,7 +39,8 @@ def show(pixels: torch.Tensor, x: float, y: float, size: float, colour: str) -> 
 
 
 def write(x: float, y: float, text: str, colour: str = "black", size: float = 9.5, ha: str = "center", turn: float = 0) -> None:
-    style = {"color": colour, "fontsize": size, "ha": ha, "va": "center", "rotation": turn, "math_fontfamily": "cm"}
+    math = "cm" if size >= 12 else "dejavusans"  # as tall as the words beside it
+    style = {"color": colour, "fontsize": size, "ha": ha, "va": "center", "rotation": turn, "math_fontfamily": math}
     axes.text(x, y, text, **style, zorder=7)
 
 
@@ -68,10 +68,12 @@ def spread(angles: np.ndarray, gap: float = 0.35) -> np.ndarray:
 
 
 # The numbers: embeddings z (V×B×2); the first image's first anchor, its α (M), its β (N) and its prototype.
-photos = [ImageOps.fit(Image.fromarray(getattr(data, name)()), (256, 256), Image.Resampling.BILINEAR) for name in PHOTOS]
-images = torch.from_numpy(np.stack([np.asarray(photo) for photo in photos])).permute(0, 3, 1, 2)
+photos = [Image.fromarray(getattr(data, name)()) for name in PHOTOS]
+images = np.stack([np.asarray(ImageOps.fit(photo, (256, 256), Image.Resampling.BILINEAR)) for photo in photos])
+images = torch.from_numpy(images).permute(0, 3, 1, 2)
 draw = views.draw(6, len(PHOTOS), 256, 256, views.generator(VIEWS_SEED))
-shown = views.make(images, draw, size=96) * torch.tensor(views.STD)[:, None, None] + torch.tensor(views.MEAN)[:, None, None]
+std, mean = torch.tensor([views.STD, views.MEAN])[:, :, None, None]
+shown = views.make(images, draw, size=96) * std + mean
 torch.manual_seed(MODEL_SEED)
 model = Model(feature_dim=2, arch="resnet10")
 with torch.no_grad():
@@ -83,13 +85,14 @@ beta = torch.stack([len(negatives) * (softmax[place] + 1e-6) for place in negati
 prototype = CENTRE + RADIUS * (alpha @ z[2:, 0]).numpy()
 
 # Left: a batch, the views of one of its images, the network, the legend.
-for x, text in (0.9, "a batch"), (2.45, "$2+M$ views each"), (4.03, "one network"), (CENTRE[0], "embeddings on the unit sphere"):
+for x, text in (0.9, "a batch"), (2.45, "2 + M views each"), (4.03, "one network"), (7.45, "embeddings on the unit sphere"):
     write(x, 6.63, text, size=12)
 show(images[0] / 255, 0.9, 5.6, 1.3, "black")
 for image, (x, y) in enumerate(((0.57, 4.15), (1.23, 4.15), (0.57, 3.49), (1.23, 3.49)), 1):
     show(images[image] / 255, x, y, 0.6, GREY)
 write(0.9, 4.69, "the other images", GREY)
-colours, names = [ANCHOR] * 2 + [POSITIVE] * 4 + [NEGATIVE] * len(negatives), ["$a_1$", "$a_2$", "$p_1$", "$p_2$", "$p_3$", "$p_4$"]
+colours = [ANCHOR] * 2 + [POSITIVE] * 4 + [NEGATIVE] * len(negatives)
+names = ["$a_1$", "$a_2$", "$p_1$", "$p_2$", "$p_3$", "$p_4$"]
 for view, y in enumerate((5.95, 5.27, 4.37, 3.69, 3.01, 2.33)):
     show(shown[view, 0], 2.53, y, 0.6, colours[view])
     write(2.05, y, names[view], colours[view], 14)
@@ -102,8 +105,10 @@ for x, name, what, half, left, right in (3.68, "$f$", "encoder", 0.3, 0.7, 0.4),
     write(x, 4.35 + left, what)
 for x, y in (1.65, 5.6), (3.12, 4.2), (3.99, 4.2), (4.64, 4.2):
     arrow((x, y), (x + 0.24, y))
-legend = [(3.05, "o", ANCHOR, "anchor"), (2.77, "*", "black", "prototype of $a_1$"), (2.49, "o", POSITIVE, r"positive, its $\alpha$")]
-for y, marker, colour, text in (*legend, (2.13, "o", NEGATIVE, "negative (an anchor of\nanother image), its $\\beta$")):
+legend = [(3.05, "o", ANCHOR, "anchor"), (2.77, "*", "black", "prototype of $a_1$")]
+legend += [(2.49, "o", POSITIVE, "positive, its $\\alpha$")]
+legend += [(2.13, "o", NEGATIVE, "negative (an anchor of\nanother image), its $\\beta$")]
+for y, marker, colour, text in legend:
     axes.plot(3.42, y, marker, color=colour, markersize=12 if marker == "*" else 8)
     write(3.57, y, text, ha="left")
 
@@ -128,12 +133,12 @@ for i, (place, colour, value, around) in enumerate(zip(places, colours, values, 
     write(*(outside + beyond), f"{value:.2f}" if value else names[i], colour, 9.5 if value else 14)
 arrow(anchor, prototype, ANCHOR, 3.5, 18)
 axes.plot(*prototype, "*", color="black", markeredgecolor="white", markersize=17, zorder=6)
-write(8.1, 4.2, "$a_1$ is pulled to\nits prototype,", ANCHOR)
-write(8.08, 3.73, "its negatives\nare pushed away", NEGATIVE, 9)
+write(8.08, 4.2, "$a_1$ is pulled to\nits prototype,", ANCHOR)
+write(8.08, 3.73, "its negatives\npushed away", NEGATIVE)
 
 # Below: the loss.
 axes.add_patch(Rectangle((0, 0.72), WIDTH, 0.94, facecolor=PALE))
-loss = r"\mathcal{L}=-\dfrac{1}{2B}\,\sum_j\,\log\,\dfrac{e^{\,\mathrm{pos}_j}}{e^{\,\mathrm{pos}_j}+\sum_k e^{\,\mathrm{neg}_{jk}}}"
+loss = r"\mathcal{L}=-\dfrac{1}{2B}\sum_j\,\log\,\dfrac{e^{\mathrm{pos}_j}}{e^{\mathrm{pos}_j}+\sum_k e^{\mathrm{neg}_{jk}}}"
 for x, y, formula, colour, size in (
     (0.3, 1.19, loss, "black", 15),
     (4.1, 1.41, r"\mathrm{pos}_j=a_j\cdot\sum_m\alpha_{jm}\,p_m\,/\,T", POSITIVE, 12.5),
@@ -142,14 +147,13 @@ for x, y, formula, colour, size in (
     (6.4, 0.94, r"\beta_{jk}=N\,(\mathrm{softmax}_k(a_j\cdot a_k\,/\,d_\mathrm{neg})+10^{-6})", NEGATIVE, 12.5),
 ):
     write(x, y, f"${formula}$", colour, size, ha="left")
-made = rf"Computed from $B={len(PHOTOS)}$ photographs, so $N={len(negatives)}$, by an untrained encoder with two outputs, "
-made += rf"at $d_\mathrm{{pos}}={D_POS:g}$, $d_\mathrm{{neg}}={D_NEG:g}$."
-note = r"Drawn for $a_1$; $a_2$ has a prototype, $\alpha$ and $\beta$ of its own. No gradient flows through $\alpha$ and $\beta$."
-write(WIDTH / 2, 0.36, f"{made}\n{note}", GREY)
+setting = rf"$B={len(PHOTOS)}$ photographs, so $N={len(negatives)}$, $d_\mathrm{{pos}}={D_POS:g}$, $d_\mathrm{{neg}}={D_NEG:g}$"
+own = r"$a_2$ has a prototype, $\alpha$ and $\beta$ of its own. No gradient flows through $\alpha$ and $\beta$"
+write(WIDTH / 2, 0.36, f"Computed by an untrained encoder with two outputs: {setting}.\nDrawn for $a_1$; {own}.", GREY)
 
 axes.set(xlim=(0, WIDTH), ylim=(0, HEIGHT), aspect="equal")
 axes.axis("off")
 path = Path(__file__).with_suffix(".png")
 figure.savefig(path)
-picture = Image.open(path).convert("RGB")
-picture.quantize(palette=picture.quantize(method=Image.Quantize.MAXCOVERAGE)).save(path, optimize=True)  # half the bytes
+pixels = np.asarray(Image.open(path).convert("RGB"))
+Image.fromarray((np.round(pixels / 5) * 5).astype(np.uint8)).save(path, optimize=True)  # 52 levels a channel: smaller

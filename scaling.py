@@ -1,0 +1,168 @@
+"""Several processes: throughput on this machine, the bytes that a step exchanges, and what that means for many GPUs.
+
+Each process has a batch of `--batch_size` of its own, so the global batch grows with their number. On a CPU every process
+has the same share of the cores, however many there are. The projection takes a step's time from one process and adds the
+exchange at `--link_gb_s` (an assumption, as is that nothing overlaps and that latency is nothing) and what the loss's
+larger number of negatives costs, which is measured.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import normalize
+
+import distributed
+import loss
+import ours
+import runtime
+import weights
+from measure import interleaved, synchronize
+from model import Model
+from ours import DIM, VIEWS
+from utils import UserError, load
+
+PROJECTED = (8, 64, 512)  # GPUs
+FLOAT = 4  # bytes
+
+
+def exchanges(parameters: int, batch: int, dim: int, processes: int) -> dict[str, tuple[str, int]]:
+    """What every process hands over in a step: (collective, bytes of its tensor).
+
+    Args:
+        parameters: of the model; batch: images a process; dim: size of an embedding.
+    """
+    if processes == 1:
+        return {}
+    own = 2 * batch * dim * FLOAT
+    return {
+        "anchors, forward": ("all_gather", own),
+        "anchors, backward": ("all_reduce", own * processes),
+        "gradients, loss": ("all_reduce", (parameters + 1) * FLOAT),
+        "stop, save, look": ("all_reduce", 3 * 8),
+    }
+
+
+def sent(collective: str, size: int, processes: int) -> float:
+    """Bytes that a process sends, and as many that it receives, when tensors of `size` bytes go round a ring."""
+    return {"all_gather": processes - 1, "all_reduce": 2 * (processes - 1) / processes}[collective] * size
+
+
+def project(
+    step: float, loss_seconds: dict[int, float], parameters: int, batch: int, link_gb_s: float
+) -> list[dict[str, float]]:
+    """A step at every number of GPUs: seconds of computing and of exchange, images/s, and the share of ideal scaling.
+
+    Args:
+        step: seconds of a step of one process.
+        loss_seconds: of the loss of `batch` images against the anchors of 1, 8, … processes.
+    """
+    rows = []
+    for n in loss_seconds:
+        size = sum(sent(*exchange, n) for exchange in exchanges(parameters, batch, DIM, n).values())
+        compute = step + max(0.0, loss_seconds[n] - loss_seconds[1])
+        total = compute + size / (link_gb_s * 1e9)
+        rows.append({"gpus": n, "sent_bytes": size, "compute_seconds": compute, "exchange_seconds": size / (link_gb_s * 1e9),
+                     "images_per_second": n * batch / total, "efficiency": step / total})  # fmt: skip
+    return rows
+
+
+def time_loss(batch: int, processes: int, device: torch.device) -> float:
+    """Seconds of the loss and its gradient for one of many processes, the others' anchors being there."""
+    z = normalize(torch.randn(VIEWS, batch, DIM, device=device), dim=-1).requires_grad_()
+    others = normalize(torch.randn(2, (processes - 1) * batch, DIM, device=device), dim=-1)
+
+    def gather(anchors: torch.Tensor) -> tuple[torch.Tensor, int]:
+        return torch.cat([anchors, others], dim=1), 0
+
+    side = {"": lambda: torch.autograd.grad(loss.attention_nce(z, gather=gather), z)}
+    return statistics.median(interleaved(side, 5, device)[""])
+
+
+def worker(args: argparse.Namespace, precision: str) -> dict[str, Any]:
+    """Seconds a step, one a repetition, of this process together with the others: train.py's own epochs."""
+    device, batch = runtime.choose_device(args.device), args.batch_size
+    whole = argparse.Namespace(**{**vars(args), "batch_size": batch * distributed.world()})
+    images = args.epoch_steps * whole.batch_size
+    photos = load("photos", "", "pretrain").pixels
+    run = ours.assemble(whole, precision, photos.repeat(-(-images // len(photos)), 1, 1, 1)[:images])
+    seconds = []
+    for _ in range(1 + args.repetitions):
+        distributed.largest([0])  # all begin together
+        start = time.perf_counter()
+        ours.epoch(run)
+        synchronize(device)
+        seconds.append((time.perf_counter() - start) / args.epoch_steps)
+    result: dict[str, Any] = {"seconds": seconds[1:]}
+    if distributed.world() == 1:
+        result["loss_seconds"] = {n: time_loss(batch, n, device) for n in (1, *PROJECTED)}
+    return result
+
+
+def launch(args: argparse.Namespace, processes: int, most: int) -> dict[str, Any]:
+    """worker() under torchrun, as rank 0 reports it.
+
+    Raises:
+        UserError: it failed.
+    """
+    environment = dict(os.environ)
+    if args.device == "cpu":
+        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // most))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    script = Path(__file__).with_name("benchmark.py")
+    done = subprocess.run([*torchrun, str(script), *sys.argv[1:]], env=environment, capture_output=True, text=True)
+    if done.returncode:
+        why = [line for line in done.stderr.splitlines() if line.startswith("error: ") or "Error" in line]
+        raise UserError(f"--scaling with {processes} processes failed: {why[0] if why else done.stderr[-300:]}")
+    result = json.loads(done.stdout.splitlines()[-1])
+    result["images_per_second"] = processes * args.batch_size / statistics.median(result["seconds"])
+    return {"processes": processes, **result}
+
+
+def print_exchanges(parameters: int, batch: int) -> None:
+    """A line for everything that a step exchanges."""
+    counts = (2, *PROJECTED)
+    print(f"\n{'MB that a process sends in a step':36}" + "".join(f"{n:>10} processes" for n in counts))
+    for name, (collective, _) in exchanges(parameters, batch, DIM, 2).items():
+        sizes = [sent(*exchanges(parameters, batch, DIM, n)[name], n) / 1e6 for n in counts]
+        print(f"  {name:22}{collective:12}" + "".join(f"{size:>20,.6f}" for size in sizes))
+
+
+def main(args: argparse.Namespace, precision: str) -> None:
+    """Measure, print and write results/scaling-{device}.json; in a process that torchrun started: be measured."""
+    if "RANK" in os.environ:
+        print(json.dumps(worker(args, precision)))
+        return
+    weights.writable_folder(Path(args.results))
+    most = torch.cuda.device_count() if args.device == "cuda" else os.cpu_count() or 1
+    parameters = sum(p.numel() for p in Model(DIM, args.arch).parameters())
+    machine = runtime.machine(torch.device(args.device))
+    print(f"{machine['device_name']}: {args.arch}, {precision}, {args.batch_size} × {VIEWS} views a process")
+    measured = []
+    for processes in sorted({2**i for i in range(most.bit_length())} | {most}):
+        measured.append(launch(args, processes, most))
+        rate = measured[-1]["images_per_second"]
+        share = rate / processes / measured[0]["images_per_second"]
+        print(f"{processes:3} processes  {rate:10.1f} images/s  {share:6.1%} of {processes} × one", flush=True)
+    print_exchanges(parameters, args.batch_size)
+    loss_seconds = {int(n): seconds for n, seconds in measured[0]["loss_seconds"].items()}
+    step = statistics.median(measured[0]["seconds"])
+    projected = project(step, loss_seconds, parameters, args.batch_size, args.link_gb_s)
+    print(f"\nprojected from one process of this machine, assuming {args.link_gb_s:g} GB/s a process, no overlap, no latency:")
+    for row in projected[1:]:
+        print("{gpus:4} GPUs  {compute_seconds:.4f} s computing + {exchange_seconds:.4f} s exchange a step  "
+              "{images_per_second:12,.0f} images/s  {efficiency:.1%} of ideal".format(**row))  # fmt: skip
+    path = Path(args.results) / f"scaling-{args.device}.json"
+    facts = {"machine": machine, "flags": vars(args), "command": shlex.join(["python", *sys.argv]), "precision": precision}
+    exchanged = {n: exchanges(parameters, args.batch_size, DIM, n) for n in (2, *PROJECTED)}
+    found = {"parameters": parameters, "measured": measured, "exchanges": exchanged, "projected": projected}
+    weights.save_json(path, {**facts, **found})
+    print(f"\n{path} has it all")

@@ -1,0 +1,104 @@
+"""The encoder in other people's code: by torch.hub, and as safetensors for torchvision's own ResNet."""
+
+import sys
+import types
+
+import pytest
+import torch
+import torchvision
+from conftest import ROOT
+from torch import nn
+from torchvision.models.resnet import BasicBlock
+
+import linear
+import weights
+from model import ARCHS, Model, backbone
+
+
+def load(**arguments):
+    return torch.hub.load(str(ROOT), "encoder", source="local", **arguments)
+
+
+def torchvisions(arch):
+    """torchvision's own, with the three changes that small images need."""
+    made = {"resnet10": lambda: torchvision.models.ResNet(BasicBlock, [1, 1, 1, 1])}
+    resnet = made.get(arch, getattr(torchvision.models, arch, None))()
+    resnet.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    resnet.maxpool, resnet.fc = nn.Identity(), nn.Identity()
+    return resnet.eval()
+
+
+def saved(path, arch, prefix="module."):
+    """Weights with statistics that are not BatchNorm's first ones; returns the model in eval mode."""
+    model = Model(16, arch)
+    with torch.no_grad():
+        model(torch.randn(8, 3, 8, 8))
+    weights.save(path, {f"{prefix}{key}": value for key, value in model.state_dict().items()})
+    return model.eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("arch", ["resnet10", "resnet18", "resnet50"])
+def test_hub_and_export_are_the_encoder_bit_for_bit(arch, tmp_path, call, capsys):
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    model, images = saved(tmp_path / "w.pth", arch), torch.randn(4, 3, 12, 12)
+    expected = model.f(images).flatten(1)
+    encoder = load(weights=str(tmp_path / "w.pth"))  # the arch is read off them
+    assert type(encoder) is torchvision.models.ResNet and encoder.training
+    assert torch.equal(encoder.eval()(images), expected)
+
+    call(linear, "--model_path", tmp_path / "w.pth", "--export", tmp_path / "w.safetensors")
+    assert arch in capsys.readouterr().out
+    resnet = torchvisions(arch)
+    resnet.load_state_dict(load_file(tmp_path / "w.safetensors"), strict=True)
+    assert torch.equal(resnet(images), expected)
+    with safe_open(tmp_path / "w.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt", "arch": arch, "mean": "(0.4914, 0.4822, 0.4465)",
+                                   "std": "(0.2023, 0.1994, 0.201)"}  # fmt: skip
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["w.pth", "w.safetensors"]
+
+
+def test_without_weights_it_is_untrained():
+    assert load().state_dict().keys() == backbone("resnet50").state_dict().keys()
+    assert {arch: len(load(arch=arch).state_dict()) for arch in ARCHS} == {
+        arch: len(torchvisions(arch).state_dict()) for arch in ARCHS
+    }
+
+
+def test_hub_leaves_the_callers_modules_alone(monkeypatch, tmp_path):
+    saved(tmp_path / "w.pth", "resnet10")
+    names = [path.stem for path in ROOT.glob("*.py")]
+    theirs = {name: types.ModuleType(name) for name in names}
+    for name, module in theirs.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    before = set(sys.modules)
+    assert load(weights=str(tmp_path / "w.pth"))(torch.zeros(2, 3, 8, 8)).shape == (2, 512)
+    assert all(sys.modules[name] is module for name, module in theirs.items() if name != "hubconf")
+    assert set(names) & set(sys.modules) <= before
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ({"arch": "resnet11"}, "arch 'resnet11' is not one of resnet10"),
+    ({"weights": "nowhere.pth"}, "there is no file nowhere.pth"),
+    ({"weights": "code.pth"}, "code.pth holds more than tensors"),
+    ({"weights": "w.pth", "arch": "resnet18"}, "w.pth does not fit resnet18: f.3.1.conv1.weight is missing"),
+])  # fmt: skip
+def test_hub_refuses(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    saved(tmp_path / "w.pth", "resnet10")
+    torch.save({"a": print}, tmp_path / "code.pth")
+    with pytest.raises(ValueError, match=f"^{message}"):
+        load(**arguments)
+
+
+def test_export_refuses(refused, tmp_path, monkeypatch):
+    saved(tmp_path / "w.pth", "resnet10")
+    export = ("--export", tmp_path / "nowhere" / "w.safetensors")
+    assert "cannot write" in refused(linear, "--model_path", tmp_path / "w.pth", *export)
+    assert "--export writes one encoder" in refused(linear, "--model_path", tmp_path / "w.pth", "random", *export)
+    assert "does not fit resnet18" in refused(linear, "--model_path", tmp_path / "w.pth", "--arch", "resnet18", *export)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    assert "pip install safetensors" in refused(linear, "--model_path", tmp_path / "w.pth", *export)
+    assert [path.name for path in tmp_path.iterdir()] == ["w.pth"]
