@@ -22,6 +22,7 @@ from utils import UserError
 
 _store: dist.Store | None = None  # notes that outlive the process that left them: torchrun keeps them
 _turns = 0  # calls of `in_turn`
+_parent = 0  # the process that started this one
 
 
 class Lost(UserError):
@@ -30,9 +31,10 @@ class Lost(UserError):
 
 def start() -> None:
     """Join the group that torchrun describes in the environment, if it started this process; only rank 0 prints."""
-    global _store
+    global _store, _parent
     if dist.is_initialized() or not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         return
+    _parent = os.getppid()
     _store, number, processes = next(dist.rendezvous("env://"))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=dist.PrefixStore("group", _store), rank=number, world_size=processes,
@@ -195,6 +197,11 @@ def in_turn(function: Callable, *args: Any) -> Any:
     if local_rank() == 0:
         _store.set(note + machine, "done")
     return result
+
+
+def orphaned() -> bool:
+    """Whether the torchrun that started this process is gone."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and dist.is_initialized() and os.getppid() != _parent
 
 
 def first_to_fail() -> bool:

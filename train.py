@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -98,7 +99,8 @@ def train_epoch(run: Run, received: list[int], save_state: Callable[[], None]) -
             marked = now
             want_look = run.device.type == "cpu" or now - looked > REFRESH or progress["step"] == run.steps
             want_save = now - saved > 60 * args.state_minutes
-            stop, save, look = distributed.largest([max(received, default=0), int(want_save), int(want_look)])
+            signalled = max(received, default=int(signal.SIGTERM) if distributed.orphaned() else 0)
+            stop, save, look = distributed.largest([signalled, int(want_save), int(want_look)])
             if look or save or stop:
                 look_at_losses(run, bar)
                 looked = time.monotonic()

@@ -16,7 +16,6 @@ from torch import nn
 from torch.nn.functional import normalize
 
 import main
-import resume
 import runtime
 import train
 import weights
@@ -174,11 +173,6 @@ def obey_permissions():
 # ---- what is left ----
 
 
-def names(folder):
-    """Of the files, without the part that they have in common."""
-    return sorted(path.name.partition(".")[2].partition("_")[2].partition(".")[2] or path.name for path in folder.iterdir())
-
-
 def last(folder, ending):
     """The path of the only file with that ending."""
     (path,) = folder.rglob(f"*{ending}")
@@ -215,11 +209,10 @@ def check_end(results, whole):
 
 
 def check_meanwhile(results):
-    """After a fault: every file that has its name is whole, and at most one more is there."""
-    found = [path for path in results.rglob("*") if path.suffix in (".pth", ".state", ".previous")]
-    for path in found:
-        if path.suffix != ".previous" or not path.with_suffix("").exists():
+    """After a fault: every file that has its name is whole, and of temporary ones there is at most one; how many it is."""
+    for path in results.rglob("*"):
+        if path.suffix in (".pth", ".state", ".previous"):
             assert weights.read(path)
-        assert path.suffix != ".previous" or resume.read_state(path)
-    assert len(list(results.rglob("*.tmp"))) <= 1
-    return found
+    temporary = len(list(results.rglob("*.tmp")))
+    assert temporary <= 1
+    return temporary

@@ -328,6 +328,18 @@ def test_signal_to_one_stops_all_and_another_number_goes_on(step, fault, words, 
     assert {name.rsplit(".", 1)[1] for name in files(tmp_path / "results")} == {"csv", "json", "pth", "state", "previous"}
 
 
+def lose_parent_of_rank_1(run):
+    if distributed.rank() == 1 and run.progress["epoch"] == 2:
+        os.getppid = lambda: 1
+
+
+def test_torchruns_own_death_stops_and_saves(words, group, tmp_path):
+    made = group(2, program, words, lose_parent_of_rank_1, environment={"TORCHELASTIC_RUN_ID": "x"})
+    assert made.join() == [143, 143], made.output()
+    assert "stopped at epoch 2, step 1, state saved" in made.output(0)
+    assert read(tmp_path / "results", ".state")
+
+
 def raise_in_rank_1(run):
     if distributed.rank() == 1 and run.progress["step"] == 1:
         raise ZeroDivisionError("a fault of rank 1 alone")
@@ -391,11 +403,11 @@ def test_torchrun_trains_and_a_signal_to_it_saves(words, tmp_path):
     flags = ["--arch", "resnet10", "--epochs", 1000, "--knn_every", 0]
     process = torchrun("main.py", *words, *flags)
     try:
-        end = time.monotonic() + 60
+        end = time.monotonic() + 120
         while not list((tmp_path / "results").rglob("*.csv")) and time.monotonic() < end:
             time.sleep(0.1)
         process.terminate()
-        output, _ = process.communicate(timeout=40)
+        output, _ = process.communicate(timeout=60)  # until the last process that could write is gone
     finally:
         process.kill()
     assert re.search(r"stopped at epoch \d+, step \d+, state saved", output), output
