@@ -5,6 +5,8 @@ import importlib
 import json
 import math
 from argparse import Namespace
+from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import torch
@@ -23,6 +25,7 @@ from measure import Row
 from model import Model
 from utils import UserError
 
+ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
 TINY = {"arch": "resnet10", "batch_size": 4, "repetitions": 2, "view_images": 8, "epoch_steps": 2, "loss_batches": [16],
         "linear_images": 8, "matmul": 64}  # fmt: skip
@@ -210,7 +213,9 @@ def test_exchanges_are_what_an_epoch_hands_over(monkeypatch):
     monkeypatch.setattr(dist, "all_reduce", all_reduce)
     ours.epoch(run)  # 2 steps of 4 images, 2 of them here
     parameters = sum(p.numel() for p in run.model.parameters())
-    assert sorted(seen) == sorted(list(scaling.exchanges(parameters, 2, 128, 2).values()) * 2)
+    steps = 2 * list(scaling.exchanges(parameters, 2, 128, 2).values())
+    epoch = ("all_gather", 6 * 2 * 128 * 4)  # once an epoch, all embeddings for the effective numbers
+    assert sorted(seen) == sorted([*steps, epoch])
 
 
 def test_bytes_on_a_ring():
@@ -237,12 +242,12 @@ def test_projection():
 def test_scaling_reports_every_number_of_processes(call, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(benchmark.SIZES, "quick", TINY)
     monkeypatch.setattr(scaling.os, "cpu_count", lambda: 6)
-    asked = []
+    asked, found = [], []
 
     def launch(args, processes, most):
         asked.append((processes, most))
-        result = json.loads(json.dumps(scaling.worker(args, "fp32")))
-        return {"processes": processes, "images_per_second": 100.0 * math.sqrt(processes), **result}
+        found.append(found[0] if found else json.loads(json.dumps(scaling.worker(args, "fp32"))))
+        return {"processes": processes, "images_per_second": 100.0 * math.sqrt(processes), **found[0]}
 
     monkeypatch.setattr(scaling, "launch", launch)
     call(benchmark, "--device", "cpu", "--scaling", "--quick", "--image_size", 8, "--link_gb_s", 25, "--results", tmp_path)
@@ -255,7 +260,25 @@ def test_scaling_reports_every_number_of_processes(call, tmp_path, monkeypatch, 
     assert "assuming 25 GB/s" in printed and "  4 processes       200.0 images/s   50.0% of 4 × one" in printed
 
 
+def test_scaling_starts_torchrun(monkeypatch):
+    started = []
+
+    def run(command, env, **options):
+        started.append((command, env))
+        return CompletedProcess(command, 0, stdout='a line before\n{"seconds": [0.5, 1.0, 4.0]}\n', stderr="")
+
+    monkeypatch.setattr(scaling.subprocess, "run", run)
+    monkeypatch.setattr(scaling.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(scaling.sys, "argv", ["benchmark.py", "--scaling", "--quick"])
+    result = scaling.launch(ARGS, 3, 4)
+    (command, environment), = started
+    assert command[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3"]
+    assert command[5:] == [str(ROOT / "benchmark.py"), "--scaling", "--quick"] and environment["OMP_NUM_THREADS"] == "2"
+    assert result == {"processes": 3, "seconds": [0.5, 1.0, 4.0], "images_per_second": 12.0}
+
+
 def test_scaling_says_why_it_failed(monkeypatch):
-    monkeypatch.setattr(scaling.sys, "argv", ["benchmark.py", "--scaling", "--device", "cpu", "--batch_size", "1"])
+    failed = CompletedProcess([], 1, stdout="", stderr="W noise\nerror: --batch_size must be at least 2, not 1\nnoise\n")
+    monkeypatch.setattr(scaling.subprocess, "run", lambda *command, **options: failed)
     with pytest.raises(UserError, match="1 processes failed: error: --batch_size must be at least 2"):
         scaling.launch(ARGS, 1, 2)

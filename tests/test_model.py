@@ -11,7 +11,7 @@ from torch import nn
 import main
 import train
 import views
-from model import ARCHS, Model, arch_of, cost
+from model import ARCHS, Model, arch_of, as_resnet, cost
 from utils import Images
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "checkpoint_keys.json").read_text())
@@ -70,6 +70,16 @@ def test_no_stage_before_the_first_shrinks_the_image():
     """No stride in the first convolution and no max-pool: 8×8 pixels reach the first residual stage."""
     stem = Model(8, "resnet10").f[:3]
     assert stem(torch.zeros(1, 3, 8, 8)).shape == (1, 64, 8, 8)
+
+
+@pytest.mark.parametrize("arch", ["resnet10", "resnet50"])
+def test_the_same_encoder_in_the_names_of_torchvision(arch):
+    model = Model(8, arch).eval()
+    resnet = as_resnet(model.f, arch).eval()
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(resnet(x), model.f(x).flatten(1))
+    assert {"conv1.weight", "layer1.0.conv1.weight", "layer4.0.bn2.running_var"} <= resnet.state_dict().keys()
 
 
 @pytest.mark.parametrize("arch", ARCHS)

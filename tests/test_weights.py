@@ -246,6 +246,15 @@ def test_nothing_in_a_file_runs(tmp_path, where, legacy):
     assert marker.exists()  # the file is what the test takes it for
 
 
+def test_weights_only_stands_behind_the_check(tmp_path, monkeypatch):
+    """Two locks: with the first one open, the second still holds."""
+    path = tmp_path / "evil.pth"
+    torch.save({"evil": Command(tmp_path / "marker")}, path)
+    monkeypatch.setattr(weights, "check", lambda path: None)
+    refusal(weights.read, path)
+    assert not (tmp_path / "marker").exists()
+
+
 @pytest.mark.parametrize("protocol", range(5))
 def test_no_pickle_of_any_protocol_runs(path, protocol):
     """Inside an otherwise good file: every protocol has its own opcodes for a call."""
