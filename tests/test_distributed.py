@@ -58,7 +58,7 @@ class Group:
             process.start()
             self.processes.append(process)
 
-    def join(self, seconds=60):
+    def join(self, seconds=120):
         """The exit statuses; a process that is still there after that time is killed, and its status is then −9."""
         end = time.monotonic() + seconds
         for process in self.processes:
@@ -372,7 +372,7 @@ def not_finite(run):
 ])  # fmt: skip
 def test_error_of_one_ends_all_and_is_told_once(fault, statuses, message, words, group, tmp_path):
     made = group(3, program, words, fault)
-    assert made.join(30) == statuses, made.output()
+    assert made.join() == statuses, made.output()
     said = [line for line in made.output().splitlines() if re.match(r"\w*[eE]rror: ", line)]
     assert len(said) == 1 and said[0].startswith(message), made.output()
     states = list((tmp_path / "results").rglob("*.nonfinite.state"))
@@ -389,7 +389,7 @@ def test_error_of_one_ends_all_and_is_told_once(fault, statuses, message, words,
 ])  # fmt: skip
 def test_wrong_flags_are_told_once(wrong, message, words, group):
     made = group(2, program, [*words, *wrong])
-    assert made.join(30) == [2, 2], made.output()
+    assert made.join() == [2, 2], made.output()
     assert [line.startswith(f"error: {message}") for line in made.output().splitlines()] == [True], made.output()
 
 

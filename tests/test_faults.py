@@ -11,12 +11,11 @@ import sys
 import time
 
 import numpy as np
+import programs
 import pytest
 from conftest import ROOT
 from PIL import Image
-from programs import (
-    SOAK, At, KillInSave, Program, Small, check_end, check_meanwhile, hold, last, obey_permissions, rows, small, wait_for,
-)  # fmt: skip
+from programs import SOAK, At, KillInSave, Program, Small, check_end, check_meanwhile, last, rows, small, wait_for
 
 import folder
 import main
@@ -187,9 +186,9 @@ def test_folder_turns_read_only(flags, results, whole, tmp_path, step, save):
     expected = whole(small)
     flags = [*flags, "--state_minutes", 0 if save == "state" else 10]
     where = results / "folder"
-    message = Program(tmp_path, flags, small, obey_permissions, At(step, os.chmod, where, 0o555)).refusal()
+    message = Program(tmp_path, flags, small, programs.obey_permissions, At(step, os.chmod, where, 0o555)).refusal()
     assert f"cannot write {where / STEM}." in message and "Permission denied" in message
-    message = Program(tmp_path, flags, small, obey_permissions).refusal()
+    message = Program(tmp_path, flags, small, programs.obey_permissions).refusal()
     assert "cannot write to the results folder" in message  # before anything is trained
     check_meanwhile(results)
     where.chmod(0o755)
@@ -327,7 +326,7 @@ def test_the_clock_jumps(call, flags, results, whole, tmp_path, monkeypatch):
 
 def test_two_on_one_folder(flags, results, whole, tmp_path):
     """The second names the first, also with other --epochs, which write the same weights; SIGKILL leaves no lock."""
-    first = Program(tmp_path, flags, small, At(4, hold, tmp_path / "held"))
+    first = Program(tmp_path, flags, small, At(4, programs.hold, tmp_path / "held"))
     wait_for((tmp_path / "held").exists)
     for other in ([], ["--epochs", 7], ["--seed", 1, "--resume", "never"]):
         message = Program(tmp_path, [*flags, *other], small).refusal()
