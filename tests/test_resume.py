@@ -98,7 +98,6 @@ def test_what_was_drawn_before_does_not_matter(call, flags, results, tmp_path, s
 def test_states_in_mid_epoch(call, flags, results, small_encoder, monkeypatch):
     """By the clock that never jumps: every --state_minutes, and after every epoch."""
     saved, now = [], [0.0]
-    clock = SimpleNamespace(monotonic=lambda: now[0])
     save_state, take_step = resume.save_state, train.take_step
     monkeypatch.setattr(resume, "save_state", lambda *a: (saved.append(a[1]["progress"]["step"]), save_state(*a)))
     monkeypatch.setattr(train, "take_step", lambda *a: (now.__setitem__(0, now[0] + 25), take_step(*a)))
