@@ -1,5 +1,6 @@
 """TensorBoard (`--tensorboard`): scalars, the grid of views and the attention picture, as training goes."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,14 @@ def open_board(path: Path, epoch: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise UserError(f"--tensorboard needs two more packages: pip install tensorboard matplotlib ({error})") from None
+    threading.excepthook = _passed_on
     return SummaryWriter(str(path.with_name(path.name + ".tensorboard")), purge_step=epoch)
+
+
+def _passed_on(failure: threading.ExceptHookArgs) -> None:
+    """A full disk meets the writer in a thread of its own; `flush` raises the same error here, where it is reported."""
+    if not isinstance(failure.exc_value, OSError):
+        threading.__excepthook__(failure)
 
 
 def write_epoch(board: Any, run: Run, pixels: Tensor) -> None:

@@ -1,6 +1,7 @@
 """What several test files share: programs called in this process or in one of their own, and a few pictures."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -91,3 +92,19 @@ def script():
 def files():
     """files(folder): the contents of every file below it, by its path inside."""
     return lambda folder: {str(p.relative_to(folder)): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def under_1_gb():
+    """The test fails if this process takes 1 GB more than it had at any moment of it."""
+
+    def memory(name):
+        return int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+    if not Path("/proc/self/clear_refs").exists():  # not on macOS
+        yield
+        return
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM, the most that it ever had, begins anew
+    before = memory("VmRSS")
+    yield
+    assert memory("VmHWM") - before < 1e9

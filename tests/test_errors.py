@@ -252,7 +252,7 @@ def foreign(path, what):
         "missing": "no file", "truncated": "truncated", "text": "no weights file", "folder": "foreign.pth",
         "a list": "a list, not a state_dict", "a checkpoint": "'epoch' holds a int", "a whole model": "more than tensors",
         "numbers": "'epoch' holds a int", "another arch": "f.3.1.conv1.weight", "another program": "no known arch",
-        "a key more": "f.8.weight is not part", "a key less": "g.3.weight is missing",
+        "a key more": "'f.8.weight' is not part", "a key less": "g.3.weight is missing",
         "another shape": "f.0.weight has shape (64, 3, 7, 7) instead of (64, 3, 3, 3)",
     }.items(),
 )  # fmt: skip

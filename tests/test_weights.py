@@ -368,7 +368,7 @@ def test_a_missing_key_is_named(path, state, key):
 @pytest.mark.parametrize("key", ["f.8.weight", "total_ops", "f.3.0.conv3.bias", "fc.weight"])
 def test_a_key_too_many_is_named(path, state, key):
     weights.save(path, {**state, f"module.{key}": torch.zeros(1)})
-    assert f"{key} is not part of the model" in refusal(weights.load_model, path)
+    assert f"{key!r} is not part of the model" in refusal(weights.load_model, path)
 
 
 def test_a_key_that_is_there_twice_is_named(path, state):
