@@ -2,6 +2,7 @@
 
 import socket
 import sys
+import tarfile
 import threading
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext, redirect_stdout
@@ -51,15 +52,18 @@ def mending(advice: str):
 
 @contextmanager
 def fetching(archive: str, md5: str, url: str, root: str, folder: str):
-    """For a download inside: errors say which file to put where, and stdout stays the caller's."""
-    timeout = socket.getdefaulttimeout()
+    """For a download inside: errors say which file to put where, stdout stays the caller's, archives stay in their folder."""
+    timeout, unfiltered = socket.getdefaulttimeout(), vars(tarfile.TarFile).get("extraction_filter")
     socket.setdefaulttimeout(60)  # without one, a network that swallows packets would hang the program
+    if hasattr(tarfile, "data_filter"):  # which older versions of torchvision do not ask for
+        tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
     place = f"put {archive} (md5 {md5}, from {url}) into the folder {root!r}"
     try:
         with redirect_stdout(sys.stderr), mending(f"no usable {archive}: {place} and remove any {folder} from it"):
             yield
     finally:
         socket.setdefaulttimeout(timeout)
+        tarfile.TarFile.extraction_filter = unfiltered
 
 
 def read_image(source: Callable[[], str | BinaryIO], name: str, formats: list[str], use: Callable) -> Any:

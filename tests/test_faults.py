@@ -131,14 +131,14 @@ FULL = [(ending, None) for ending in ("csv", "json", "pth", "state")]
 LIMIT = [("json", 1_500), ("pth", 9_000), ("state", 4_000), ("state", 12_000), ("state", 36_000)]  # of 1.9, 12.5 and 37 kB
 
 
-@pytest.mark.parametrize("ending, size", FULL + LIMIT)
-@pytest.mark.parametrize("step", [0, 4, 8])
+CASES = [(*case, step) for case in FULL + LIMIT for step in (0, 4, 8) if step == 8 or case[0] != "pth"]
+
+
+@pytest.mark.parametrize("ending, size, step", CASES)
 def test_full_disk(flags, results, whole, tmp_path, ending, size, step):
     expected = whole(small)
     if ending != "state":
         flags = [*flags, "--state_minutes", 10]
-    if ending == "pth":
-        step = 8
     path = results / "folder" / f"{STEM}.{ending}"
     fault = At(step, limit, size) if size else At(step, no_room_for, path.with_name(f"{path.name}.tmp"))
     message = Program(tmp_path, flags, small, fault).refusal()
