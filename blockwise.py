@@ -55,8 +55,8 @@ def autograd_step(log_g: LogG, pos: Tensor, sim: Tensor, n: int) -> tuple[Tensor
 
 
 def block_rows(device: str, columns: int) -> int:
-    """Rows a block: on a CPU 4 MB of cosines, which stay in cache; elsewhere 64 MB, which fill the device."""
-    return max(1, (2**20 if device == "cpu" else 2**24) // columns)
+    """Rows a block: on a CPU 2 MB of cosines, which stay in cache; elsewhere 64 MB, which fill the device."""
+    return max(1, (2**19 if device == "cpu" else 2**24) // columns)
 
 
 def _blocks(rows: Tensor, columns: Tensor | None, own: Tensor | None) -> Iterator[tuple[slice, Tensor, int]]:

@@ -152,6 +152,16 @@ def test_limit_is_six_times_the_multiply_adds(monkeypatch):
     assert bench.limits["fp32"] == pytest.approx(1e12 / (6 * 6 * sum(macs)), rel=0.03)
 
 
+def test_the_limit_is_the_faster_form_of_the_same_product(monkeypatch):
+    def timed(sides, repetitions, device):
+        results = {name: side() for name, side in sides.items()}
+        torch.testing.assert_close(results["convolution"][0, :, :, 0].T, results["product"])
+        return {"product": [2.0, 1.0], "convolution": [0.5, 0.75]}
+
+    monkeypatch.setattr(measure, "interleaved", timed)
+    assert measure.matmul_rate(torch.float64, 16, torch.device("cpu")) == 2 * 16**3 / 0.5
+
+
 def test_repetitions_alternate_and_the_first_round_does_not_count():
     calls = []
     sides = {name: functools.partial(calls.append, name) for name in ("reference", "ours")}
