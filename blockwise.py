@@ -55,8 +55,9 @@ def autograd_step(log_g: LogG, pos: Tensor, sim: Tensor, n: int) -> tuple[Tensor
 
 
 def block_rows(device: str, columns: int) -> int:
-    """Rows a block: on a CPU 2 MB of cosines, which stay in cache; elsewhere 64 MB, which fill the device."""
-    return max(1, (2**19 if device == "cpu" else 2**24) // columns)
+    """Rows a block: 64 MB of cosines fill a device; on a CPU 4 MB stay in cache, but never few rows."""
+    most = max(1, 2**24 // columns)
+    return min(max(256, 2**20 // columns), most) if device == "cpu" else most
 
 
 def _blocks(rows: Tensor, columns: Tensor | None, own: Tensor | None) -> Iterator[tuple[slice, Tensor, int]]:
@@ -64,13 +65,26 @@ def _blocks(rows: Tensor, columns: Tensor | None, own: Tensor | None) -> Iterato
     columns = rows if columns is None else columns
     n = len(columns) - (0 if own is None else own.shape[1])
     size = block_rows(rows.device.type, len(columns))
-    buffer = rows.new_empty(min(size, len(rows)), len(columns))
     for start in range(0, len(rows), size):
         part = slice(start, start + size)
-        sim = torch.mm(rows[part], columns.T, out=buffer[: len(rows[part])])
+        sim = product(rows[part], columns)
         if own is not None:
             sim.scatter_(1, own[part], -math.inf)
         yield part, sim, n
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a · bᵀ, R × C from R × K and C × K.
+
+    In float32 on a CPU as a 1×1 convolution: oneDNN's kernels take half the time of the BLAS library's on AMD's processors.
+    """
+    if a.device.type != "cpu" or a.dtype != torch.float32:
+        return a @ b.T
+    if a.T.is_contiguous():
+        image = a.T.view(1, a.shape[1], -1, 1)
+    else:
+        image = a.contiguous().view(1, -1, 1, a.shape[1]).permute(0, 3, 1, 2)  # channels last: K numbers a pixel
+    return F.conv2d(image, b[:, :, None, None])[0, :, :, 0].T
 
 
 class _MeanLoss(torch.autograd.Function):
@@ -81,14 +95,14 @@ class _MeanLoss(torch.autograd.Function):
         for part, sim, n in _blocks(rows, columns, own):
             values[part], d_pos[part], d_sim = step(pos[part], sim, n)
             if columns is not None:
-                d_rows[part] = d_sim @ columns
+                d_rows[part] = product(d_sim, columns.T)
                 if d_columns is not None:
-                    d_columns.addmm_(d_sim.T, rows[part])
+                    d_columns += product(d_sim.T, rows[part].T)
             elif len(sim) < len(rows):
-                d_rows[part].addmm_(d_sim, rows)
-                d_rows.addmm_(d_sim.T, rows[part])
+                d_rows[part] += product(d_sim, rows.T)
+                d_rows += product(d_sim.T, rows[part].T)
             else:  # all rows at once: D · rows + Dᵀ · rows in one product
-                d_rows = d_sim.T.contiguous().add_(d_sim) @ rows
+                d_rows = product(d_sim.T.contiguous().add_(d_sim), rows.T)
         ctx.save_for_backward(d_pos, d_rows, d_columns)
         return values.mean()
 
