@@ -3,6 +3,7 @@
     python benchmark.py               every row of the table, about 12 minutes on two CPU cores
     python benchmark.py --quick       small sizes, under 2 minutes
     python benchmark.py --scaling     1, 2, … processes, and what a step exchanges (scaling.py)
+    python benchmark.py --table       what was measured, in Markdown, as it stands in the README
 
 Repetitions alternate (reference, ours, reference, …) after a round that does not count; medians with the smallest and the
 largest are printed and written to results/benchmark-{device}.json. A ratio is ours / reference in the row's unit.
@@ -12,6 +13,7 @@ Memory and start-up are measured in processes of their own. What this machine ca
 import argparse
 import contextlib
 import functools
+import json
 import shlex
 import shutil
 import sys
@@ -31,7 +33,7 @@ import scaling
 import train
 import views
 import weights
-from measure import HEADER, Row, free_bytes, fresh, interleaved, line, matmul_rate, peak_bytes, record
+from measure import HEADER, Row, free_bytes, fresh, interleaved, line, markdown, matmul_rate, peak_bytes, record
 from model import ARCHS, Model, cost
 from ours import DIM, VIEWS
 from utils import Images, UserError, load
@@ -62,10 +64,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--quick", action="store_true", help="small sizes, under 2 minutes")
     add("--rows", nargs="+", default=list(ROWS), choices=ROWS, help="what to measure (default: all)")
     add("--scaling", action="store_true", help="instead of the table: 1, 2, … processes, up to the cores or GPUs")
+    add("--table", action="store_true", help="instead of measuring: print the results in Markdown")
     add("--link_gb_s", type=float, default=50, help="--scaling: each process's link, assumed, in GB/s (default: 50)")
     add("--results", default="results", help="folder for the JSON file")
     args = parser.parse_args(argv)
-    args.device = runtime.choose_device(args.device).type
+    device = runtime.choose_device(args.device)
+    if device.index is not None:
+        raise UserError(f"--device {device}: name no number; CUDA_VISIBLE_DEVICES chooses the GPU")
+    args.device = device.type
     for name, value in SIZES["quick" if args.quick else "cuda" if args.device == "cuda" else "cpu"].items():
         if getattr(args, name, None) is None:
             setattr(args, name, value)
@@ -271,6 +277,11 @@ ROWS = {"views": view_rows, "step": step_rows, "epoch": epoch_rows, "memory": me
 def main() -> None:
     """Measure and print row after row; the JSON file is written at the end."""
     args = parse_args()
+    path = Path(args.results) / f"benchmark-{args.device}.json"
+    if args.table:
+        if not path.exists():
+            raise UserError(f"there is no {path}: python benchmark.py measures")
+        return print(markdown(json.loads(path.read_text())))
     if args.scaling:
         return scaling.main(args, precisions(args.precision, torch.device(args.device))[-1])
     weights.writable_folder(Path(args.results))
@@ -282,7 +293,6 @@ def main() -> None:
         for row in ROWS[name](bench):
             records.append(record(row))
             print(line(records[-1]), flush=True)
-    path = Path(args.results) / f"benchmark-{args.device}.json"
     facts = {"machine": machine, "flags": vars(args), "command": shlex.join(["python", *sys.argv])}
     weights.save_json(path, {**facts, "minutes": (time.monotonic() - began) / 60, "rows": records})
     print(f"ratio: this code / reference; {path} has it all")

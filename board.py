@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from model import Model
 from train import Run
 from utils import UserError
 
@@ -67,10 +68,9 @@ def write_pictures(board: Any, run: Run, pixels: Tensor, epoch: int) -> None:
     made = plot.some_views(pixels, count, run.views - 2, run.args.image_size, run.args.seed)
     board.add_image("views", make_grid(torch.stack([plot.displayed(v) for v in made[:, :8].flatten(0, 1)]), nrow=8), epoch)
     if run.args.loss == "attention_nce":
-        training = run.model.training
-        run.model.eval()
-        z = plot.embed(run.model, made.to(run.device)).cpu()
-        run.model.train(training)
+        model = Model(run.args.feature_dim, run.args.arch).to(run.device)  # no SyncBatchNorm: only one process is here
+        model.load_state_dict(run.model.state_dict())
+        z = plot.embed(model.eval(), made.to(run.device)).cpu()
         figure = Figure(figsize=(11, 3.4))
         plot.attention_panel(figure, z, made, run.args.d_pos, run.args.d_neg, min(3, count), f"epoch {epoch}")
         board.add_figure("attention", figure, epoch)

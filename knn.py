@@ -26,6 +26,7 @@ def features(f: nn.Module, pixels: Tensor, device: torch.device, dtype: torch.dt
     Returns:
         float32 N×D on `device`, not normalised.
     """
+    batch_size = max(1, batch_size * 32**2 // max(32**2, pixels.shape[2] * pixels.shape[3]))  # as much memory at any size
     training = f.training
     f.eval()
     out = []

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import time
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of the classifier, the views and an untrained encoder")
     add("--device", help="cuda, mps or cpu (default: the first that is there)")
     add("--precision", default="auto", choices=runtime.PRECISIONS, help="auto: bf16 on CUDA that has it, else fp32")
-    add("--results", default="results", help="folder for the results of an untrained encoder; others lie beside their weights")
+    add("--results", default="results", help="folder for results that cannot lie beside their weights (random, read-only)")
     args = parser.parse_args(argv)
     if args.lr is None:
         args.lr = 1e-2 if args.dataset_name == "stl10" else 1e-3
@@ -106,14 +107,21 @@ def open_encoder(path: str, args: argparse.Namespace) -> tuple[Model, str]:
 
 
 def open_encoders(args: argparse.Namespace) -> list[tuple[str, Model, str, Path]]:
-    """(path, model, arch, the results' path without ending) of every `--model_path`: all, before any takes hours."""
+    """(path, model, arch, the results' path without ending) of every `--model_path`: all, before any takes hours.
+
+    Results lie beside the weights. What departs from an evaluation on their own data set, frozen, is part of the name.
+    """
     opened = []
     for path in args.model_path:
         model, arch = open_encoder(path, args)
-        untrained = Path(args.results) / args.dataset_name / f"random_{arch}_{args.seed}"
-        out = untrained if path == "random" else Path(path).with_suffix("")
-        weights.writable_folder(out.parent)
-        opened.append((path, model, arch, out))
+        name = f"random_{arch}_{args.seed}" if path == "random" else Path(path).name.removesuffix(".pth")
+        trained_on = name.split("_")[0]
+        name += f"_{args.dataset_name}" if trained_on in DATASETS and trained_on != args.dataset_name else ""
+        name += "" if args.encoder_mode == "frozen" else f"_{args.encoder_mode}"
+        folder = Path(args.results) / args.dataset_name
+        if path != "random" and os.access(Path(path).parent, os.W_OK):
+            folder = Path(path).parent
+        opened.append((path, model, arch, weights.writable_folder(folder) / name))
     return opened
 
 

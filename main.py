@@ -84,8 +84,9 @@ def check_args(args: argparse.Namespace) -> None:
         raise UserError(f"--estimator MoCo goes with --loss attention_nce, not {args.loss}")
     if not 0 <= args.momentum <= 1:
         raise UserError(f"--momentum must be between 0 and 1, not {args.momentum}")
+    queue = args.batch_size if args.estimator == "MoCo" else 0
     least = {"epochs": 1, "batch_size": 2, "num_pos": 1, "feature_dim": 1, "image_size": 4, "store_size": 4, "k": 1,
-             "save_every": 1, "knn_every": 0, "queue": args.batch_size, "seed": 0, "weight_decay": 0, "state_minutes": 0}
+             "save_every": 1, "knn_every": 0, "queue": queue, "seed": 0, "weight_decay": 0, "state_minutes": 0}
     for name, smallest in least.items():
         if not getattr(args, name) >= smallest:
             raise UserError(f"--{name} must be at least {smallest}, not {getattr(args, name)}")
@@ -181,7 +182,7 @@ def assemble(args: argparse.Namespace, pixels: Tensor, device: torch.device, dty
     model = model.to(device, memory_format=torch.channels_last)
     if args.bn == "sync" and distributed.world() > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    compiled = args.compile == "on" or (args.compile == "auto" and device.type == "cuda")
+    compiled = args.compile == "on" or (args.compile == "auto" and device.type == "cuda" and runtime.compiles(device))
     if device.type == "cuda" and pixels.numel() < torch.cuda.mem_get_info(device)[0] / 2:
         pixels = pixels.to(device)
     moco = MoCo(model, args.queue, args.momentum, args.feature_dim).to(device) if args.estimator == "MoCo" else None
@@ -223,7 +224,7 @@ def finish_epoch(run: Run, path: Path, evaluate: Callable | None) -> None:
     epoch = progress["epoch"]
     row = {
         "epoch": epoch,
-        "loss": progress["losses"].double().nanmean().item(),
+        "loss": progress["losses"].cpu().double().nanmean().item(),
         "views": epoch * run.steps * args.batch_size * run.views,  # encoded so far
         "seconds": round(progress["seconds"], 3),  # of training so far, evaluation not counted
         "skipped": int(progress["skipped"]),  # by fp16's gradient scaler

@@ -156,3 +156,19 @@ def line(result: dict[str, Any]) -> str:
 def short(value: float) -> str:
     """Three digits that count."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """What a JSON file of the benchmark says, as the table of the README: medians of both sides and their ratio."""
+    flags, machine = found["flags"], found["machine"]
+    size = f"batches of {flags['batch_size']} × 6 views of {flags['image_size']} px"
+    lines = [f"{machine['device_name']}, torch {machine['torch'].split('+')[0]}, {flags['arch']}, {size}:", "",
+             "| | | unit | reference recipe | this code | ratio | of limit |",
+             "| --- | --- | --- | :---: | :---: | :---: | :---: |"]  # fmt: skip
+    for row in found["rows"]:
+        if row["ratio"]:
+            medians = [short(row[side]["median"]) for side in ("reference", "ours")]
+            share = f"{row['share_of_limit']:.0%}" if row["share_of_limit"] else ""
+            cells = [row["name"], row["variant"], row["unit"], *medians, f"{row['ratio']['of_medians']:.2f}", share]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)

@@ -11,14 +11,10 @@
 
 import argparse
 import csv
+import sys
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -30,8 +26,17 @@ from knn import features
 from model import Model
 from utils import DATASETS, Images, UserError, load
 
+try:
+    import matplotlib
+    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
+except ImportError as error:
+    print(f"error: plot.py needs two more packages: pip install matplotlib scikit-learn ({error})", file=sys.stderr)
+    raise SystemExit(2) from None
+
 CPU = torch.device("cpu")
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe and Ito's
+plt.switch_backend("Agg")
 plt.rcParams.update({
     "font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
     "axes.prop_cycle": matplotlib.cycler(color=COLOURS), "figure.dpi": 150, "savefig.bbox": "tight",
@@ -166,9 +171,15 @@ def plot_neighbours(args: argparse.Namespace, images: Images) -> Figure:
 
 
 def plot_map(args: argparse.Namespace, images: Images) -> Figure:
-    """t-SNE of up to 1,000 test images' features, a panel a model; colour and mark tell the class."""
-    from sklearn.manifold import TSNE
+    """t-SNE of up to 1,000 test images' features, a panel a model; colour and mark tell the class.
 
+    Raises:
+        UserError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError:
+        raise UserError("the map needs one more package: pip install scikit-learn") from None
     chosen = torch.randperm(len(images.pixels), generator=views.generator(args.seed))[:1000]
     labels = images.labels[chosen]
     figure, axes = plt.subplots(1, len(args.model_path), figsize=(5.2 * len(args.model_path), 5.4), squeeze=False)
@@ -189,7 +200,7 @@ def plot_map(args: argparse.Namespace, images: Images) -> Figure:
 def plot_curves(args: argparse.Namespace) -> Figure:
     """Loss and kNN top-1 of main.py's CSV files against epochs, encoded views and hours."""
     figure, axes = plt.subplots(2, 3, figsize=(11, 5.6), sharey="row", layout="constrained")
-    for path in args.csv:
+    for path in (path for path in args.csv if not path.endswith("_linear.csv")):  # linear.py's lie beside main.py's
         try:
             with open(path, newline="") as file:
                 rows = list(csv.DictReader(file))
@@ -269,6 +280,10 @@ def main() -> None:
         raise UserError("curves needs --csv, main.py's tables of metrics")
     needs_images = set(args.pictures) - {"curves", "grid"}
     images = load(args.dataset_name, args.root, "test", args.store_size) if needs_images else None
+    if images is not None:
+        args.batch_size = min(args.batch_size, len(images.pixels))
+        if args.batch_size < 4:
+            raise UserError(f"{args.batch_size} images are too few for a picture: --batch_size must be at least 4")
     for picture in args.pictures:
         figure = PICTURES[picture](*([args, images] if picture in needs_images else [args]))
         figure.savefig(out / f"{picture}.png")

@@ -13,6 +13,7 @@ What was begun is resumed. Results lie under results/{arch}-{epochs}/seed{seed}/
 import argparse
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -140,10 +141,16 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def results(row: Row, setting: Study, seed: int, args: argparse.Namespace) -> tuple[dict | None, dict | None]:
-    """What is known of a row and a seed: (pretraining, linear evaluation), each None where it was not begun."""
+    """What is known of a row and a seed: (pretraining, linear evaluation), each None where it was not begun.
+
+    An evaluation with other flags than the study's, made by hand perhaps, is none.
+    """
     place = folder(row, setting, seed, args) / row.dataset
-    pretraining, linear = name(row, setting, whole_run(row, args)[-1]), name(row, setting, row.epochs)
-    return read_json(place / f"{pretraining}.json"), read_json(place / f"{linear}_linear.json")
+    pretraining = read_json(place / f"{name(row, setting, whole_run(row, args)[-1])}.json")
+    linear = read_json(place / f"{name(row, setting, row.epochs)}_linear.json")
+    wanted = zip(setting.linear[::2], setting.linear[1::2], strict=True)
+    as_wanted = linear and all(str(linear["flags"].get(flag.removeprefix("--"))) == value for flag, value in wanted)
+    return pretraining, linear if as_wanted else None
 
 
 def state(row: Row, setting: Study, seed: int, args: argparse.Namespace) -> str:
@@ -203,7 +210,7 @@ def table(dataset: str, rows: list[Row], args: argparse.Namespace) -> str:
         done = [pair for seed in setting.seeds if (pair := results(row, setting, seed, args))[1]]
         best, last, knn = (mean([pick(linear) for _, linear in done]) for pick in (
             lambda r: r["best_epoch"]["top1"], lambda r: r["last_epoch"]["top1"], lambda r: r["knn_top1"]))  # fmt: skip
-        hours = sum((p["hours"] if p else 0) + linear["hours"] for p, linear in done)
+        hours = sum((p["hours"] * row.epochs / p["epochs_done"] if p else 0) + linear["hours"] for p, linear in done)
         where = f"{done[0][1]['machine']['device_name']}, {hours:.2f} h" if done else ""
         views = 2 + row.flags.get("num_pos", 4) if row.flags["loss"] == "attention_nce" else 2
         cells = [row.method, *(row.flags.get(key, "–") for key in ("d_pos", "d_neg")), setting.arch, row.epochs]
@@ -238,6 +245,7 @@ def main() -> None:
     """List, run or print."""
     args = parse_args()
     rows = paper_rows() + photo_rows()
+    args.results, args.root = map(os.path.abspath, (args.results, args.root))  # commands run in this file's folder
     unknown = [dataset for dataset in args.datasets if dataset not in TITLES]
     if unknown or any(not 1 <= number <= len(rows) for number in args.row):
         raise UserError(f"data sets are {', '.join(TITLES)}; rows are 1 to {len(rows)}")

@@ -29,7 +29,7 @@ FREE_FLAGS = {
     "save_every", "knn_every", "k", "tensorboard",
 }  # fmt: skip
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-WHERE = ("torch", "torchvision", "numpy", "device", "threads")  # what decides about a number's last digits
+WHERE = ("torch", "torchvision", "numpy", "device", "threads", "precision")  # what decides about a number's last digits
 
 
 # ---------------------------------------------------------------------------------------------- states
@@ -83,7 +83,7 @@ def state_of(run: Run) -> dict[str, Any]:
     """All that changes while a run runs, and the flags."""
     return {
         "flags": vars(run.args),
-        "machine": runtime.machine(run.device),
+        "machine": where(run),
         "model": run.model.state_dict(),
         "optimizer": run.optimizer.state_dict(),
         "scaler": run.scaler.state_dict(),
@@ -91,6 +91,11 @@ def state_of(run: Run) -> dict[str, Any]:
         "progress": run.progress,
         "images": len(run.pixels),
     }
+
+
+def where(run: Run) -> dict[str, str]:
+    """Machine and versions, and what `--precision auto` means there."""
+    return {**runtime.machine(run.device), "precision": str(run.dtype).removeprefix("torch.")}
 
 
 def restore(run: Run, state: dict) -> None:
@@ -111,7 +116,7 @@ def restore(run: Run, state: dict) -> None:
         if run.moco:
             run.moco.load_state_dict(state["moco"])
         run.progress = _like(run.progress, state["progress"], run.steps)
-    there, here = state["machine"], runtime.machine(run.device)
+    there, here = state["machine"], where(run)
     changed = [f"{name} {there.get(name)} (here: {here[name]})" for name in WHERE if there.get(name) != here[name]]
     if changed:
         print(f"saved with {', '.join(changed)}: the numbers may differ in their last digits", flush=True)
@@ -211,7 +216,9 @@ def resume_command(state: Path) -> str:
         elif not word.startswith("--resume="):
             words.append(word)
     python = "python" if shutil.which("python") == sys.executable else sys.executable
-    launcher = [python] if distributed.world() == 1 else ["torchrun", f"--nproc_per_node={distributed.world()}"]
+    each = int(os.environ.get("LOCAL_WORLD_SIZE", distributed.world()))
+    nodes = [f"--nnodes={distributed.world() // each}"] if each < distributed.world() else []
+    launcher = [python] if distributed.world() == 1 else ["torchrun", *nodes, f"--nproc_per_node={each}"]
     return shlex.join([*launcher, sys.argv[0], *words, "--resume", str(state)])
 
 

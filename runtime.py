@@ -109,6 +109,16 @@ def reproducible(strict: bool) -> None:
     torch.backends.cudnn.benchmark = not strict
 
 
+def compiles(device: torch.device) -> bool:
+    """Whether torch.compile works here, which needs a C compiler and a GPU that Triton knows; says so if not."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
+    except Exception as error:  # of whatever the toolchain lacks
+        print(f"torch.compile does not work here ({type(error).__name__}): going on without", flush=True)
+        return False
+    return True
+
+
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
     """Autocast to `dtype`; does nothing for float32."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)

@@ -47,7 +47,6 @@ class Run:
     views: int
     make_view: Callable[..., Tensor]
     progress: dict[str, Any]
-    z: Tensor | None = None  # the last step's embeddings
     moco: MoCo | None = None
     good_buffers: list[Tensor] | None = None  # BatchNorm's statistics at the last look
 
@@ -92,8 +91,6 @@ def train_epoch(run: Run, received: list[int], save_state: Callable[[], None]) -
         for batch in batches(run.pixels, order[progress["step"] :], run.device):
             take_step(run, batch)
             progress["step"] += 1
-            if args.loss == "attention_nce" and progress["step"] == run.steps:
-                progress["effective"] = effective_numbers(run)
             now = time.monotonic()
             progress["seconds"] += now - marked
             marked = now
@@ -129,22 +126,24 @@ def take_step(run: Run, batch: Tensor) -> None:
     step = cached_step if args.grad_cache else plain_step
     scale = run.scaler.scale(torch.ones((), device=run.device))
     if run.moco is None:
-        loss, run.z = step(run.model, encode, run.views, run.loss, scale)
-        progress["losses"][progress["step"]] = update(run, loss)
+        loss, z = step(run.model, encode, run.views, run.loss, scale)
     else:
         with torch.no_grad():
             keys = torch.stack([encode(v, run.moco.model) for v in range(2, run.views)])
         loss_of = functools.partial(run.loss, keys=keys, queue=run.moco.queue)
         loss, queries = step(run.model, encode, 2, loss_of, scale)
-        progress["losses"][progress["step"]] = loss = update(run, loss)
-        run.z = torch.cat([queries, keys])
+        z = torch.cat([queries, keys])
+    progress["losses"][progress["step"]] = loss = update(run, loss)
+    if args.loss == "attention_nce" and progress["step"] + 1 == run.steps:
+        progress["effective"] = effective_numbers(run, z)  # before the queue takes this step's keys
+    if run.moco is not None:
         run.moco.follow(run.model, loss.isfinite())
         run.moco.push(keys[0], loss.isfinite())
 
 
-def effective_numbers(run: Run) -> list[float]:
-    """How many positives and how many negatives of an anchor really count, on the mean over the last step's batch."""
-    (z, _), queue = distributed.gather(run.z), run.moco.queue if run.moco else None
+def effective_numbers(run: Run, z: Tensor) -> list[float]:
+    """How many positives and how many negatives of an anchor really count, on the mean over the batch with embeddings z."""
+    (z, _), queue = distributed.gather(z), run.moco.queue if run.moco else None
     positives = attention.effective_number(attention.positive_weights(z, run.args.d_pos))
     blocks = [slice(start, start + 256) for start in range(0, 2 * z.shape[1], 256)]  # never all 2B × 2B weights
     negatives = [attention.effective_number(attention.negative_weights(z, run.args.d_neg, queue, rows)) for rows in blocks]
@@ -214,7 +213,8 @@ def update(run: Run, loss: Tensor) -> Tensor:
         # From the first bad step on nothing moves any more, until the next look notices and stops the run.
         stuck = getattr(run.optimizer, "found_inf", torch.zeros((), device=run.device))
         run.optimizer.grad_scale, run.optimizer.found_inf = None, torch.maximum(stuck, (~finite).float())
-        run.optimizer.step()
+        if run.device.type != "mps" or run.optimizer.found_inf == 0:  # whose fused optimiser does not look at it
+            run.optimizer.step()
         finite = run.optimizer.found_inf == 0
     run.optimizer.zero_grad(set_to_none=True)
     return torch.where(finite, loss, torch.nan)
@@ -224,7 +224,8 @@ def look_at_losses(run: Run, bar: tqdm) -> None:
     """Show the mean loss of the epoch so far; stop when it is no longer finite.
 
     Raises:
-        NonFinite: names epoch, step and flags. Weights, optimiser and progress are those before that step.
+        NonFinite: names epoch, step and flags. Weights, optimiser and progress are those before that step, BatchNorm's
+            running statistics those of the last look.
     """
     progress = run.progress
     losses = progress["losses"][: progress["step"]]

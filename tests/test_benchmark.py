@@ -5,12 +5,12 @@ import importlib
 import json
 import math
 from argparse import Namespace
-from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
 import torch
 import torch.distributed as dist
+from conftest import ROOT
 from torch.nn.functional import normalize
 
 import benchmark
@@ -25,7 +25,6 @@ from measure import Row
 from model import Model
 from utils import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
 TINY = {"arch": "resnet10", "batch_size": 4, "repetitions": 2, "view_images": 8, "epoch_steps": 2, "loss_batches": [16],
         "linear_images": 8, "matmul": 64}  # fmt: skip
@@ -183,6 +182,17 @@ def test_record_of_a_row():
     assert measure.line(empty).split() == ["memory", "fp32", "MB", "5"]
 
 
+def test_readme_has_the_table(capsys, call, tmp_path, refused):
+    """The README's figures are the JSON file's, so they cannot drift."""
+    call(benchmark, "--device", "cpu", "--table", "--results", ROOT / "results")
+    text = capsys.readouterr().out
+    assert text in (ROOT / "README.md").read_text()
+    found = json.loads((ROOT / "results" / "benchmark-cpu.json").read_text())
+    measured = [row for row in found["rows"] if row["reference"]]
+    assert len(text.splitlines()) == 4 + len(measured) and set(found["flags"]["rows"]) == set(benchmark.ROWS)
+    assert "there is no" in refused(benchmark, "--device", "cpu", "--table", "--results", tmp_path)
+
+
 def test_memory_is_measured_in_a_process_of_its_own():
     batch = 1024
     peak = measure.fresh("benchmark.loss_memory", "ours", batch, "cpu")
@@ -196,7 +206,10 @@ def test_what_fails_in_its_process_is_left_empty(capsys):
     assert "missing 1 required positional argument" in capsys.readouterr().err
 
 
-def test_flags_that_cannot_work(refused):
+def test_flags_that_cannot_work(monkeypatch, refused):
+    monkeypatch.setattr(benchmark.runtime, "choose_device", lambda name: torch.device("cuda:1"))
+    assert "CUDA_VISIBLE_DEVICES" in refused(benchmark, "--device", "cuda:1")
+    monkeypatch.undo()
     assert "--batch_size" in refused(benchmark, "--device", "cpu", "--batch_size", 1)
     assert "--precision fp16" in refused(benchmark, "--device", "cpu", "--precision", "fp16", "--rows", "step")
 

@@ -9,10 +9,10 @@ import tarfile
 import numpy as np
 import pytest
 import torch
+from samples import cut_network, md5, noise, put, refusal, tree
 from torchvision import datasets
 
 import utils
-from samples import cut_network, md5, noise, put, refusal, tree
 from utils import UserError, load
 
 

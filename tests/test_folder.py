@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from samples import cut_network, mutated, noise, picture, refusal, refusals, tree, write
 from torchvision import transforms
 
 import folder
-from samples import cut_network, mutated, noise, picture, refusal, refusals, tree, write
 from utils import load
 
 
@@ -379,7 +379,7 @@ def test_folder_that_cannot_be_listed(odd, monkeypatch):
     assert "deep" in refusal("folder", root, "train")
 
 
-def test_fuzz_folder(tmp_path):
+def test_fuzz_folder(tmp_path, under_1_gb):
     draw = random.Random(1)
     root, refused = two_classes(tmp_path, [noise(20, 24, 3)], [noise(20, 24, 3)]), 0
     for format in ("png", "jpeg", "gif", "bmp", "tiff", "webp", "ppm", "tga", "ico", "jp2"):

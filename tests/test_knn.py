@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
+from torch import nn
 
 import knn
 import views
@@ -121,6 +122,16 @@ def test_features_leave_the_encoder_alone(training):
         expected = f.eval()(views.normalize(pixels)).flatten(1)  # no crop, no resize, running statistics
     torch.testing.assert_close(whole, expected)
     torch.testing.assert_close(knn.features(f, pixels, CPU, torch.float32, batch_size=3), whole)
+
+
+def test_large_images_go_in_smaller_batches():
+    """So that the encoder's memory does not grow with them."""
+    sizes, f = [], nn.Conv2d(3, 4, 1)
+    f.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    for side, batch in ((16, 8), (32, 8), (64, 2), (96, 1)):
+        sizes.clear()
+        knn.features(f, torch.zeros(9, 3, side, side, dtype=torch.uint8), CPU, torch.float32, batch_size=8)
+        assert max(sizes) == batch and sum(sizes) == 9
 
 
 def test_features_in_half_precision_are_float32():

@@ -3,6 +3,7 @@
 import copy
 import csv
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ from torch import nn
 import linear
 import main
 import resume
+import runtime
 import train
 import weights
 from model import Model
+from utils import UserError
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "checkpoint_keys.json").read_text())
 COLUMNS = {"epoch", "loss", "views", "seconds", "skipped", "effective_positives", "effective_negatives", "knn_top1", "knn_top5"}
@@ -264,6 +267,44 @@ def test_what_an_evaluation_writes(call, tiny, encoder, capsys, monkeypatch, fil
     assert result["flags"]["seed"] == 2 and result["flags"]["encoder_mode"] == "frozen" and "torch" in result["machine"]
     out = capsys.readouterr().out
     assert "last epoch (4): top-1 20.00 %, top-5 55.00 %" in out and "best epoch (2): top-1 30.00 %, top-5 60.00 %" in out
+
+
+def test_a_queue_matters_to_moco_alone():
+    main.check_args(main.parse_args(["--batch_size", "8192"]))
+    with pytest.raises(UserError, match="--queue"):
+        main.check_args(main.parse_args(["--batch_size", "8192", "--estimator", "MoCo"]))
+
+
+def test_without_a_compiler(monkeypatch, capsys):
+    assert runtime.compiles(torch.device("cpu")) and not capsys.readouterr().out
+
+    def no_compiler(function):
+        def fail(x):
+            raise RuntimeError("Failed to find C compiler")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    assert not runtime.compiles(torch.device("cpu"))
+    assert "going on without" in capsys.readouterr().out
+
+
+def test_where_results_go_and_how_they_are_called(tiny, results, encoder, monkeypatch):
+    """What departs from a frozen evaluation on the weights' own data set has a name of its own, and harms no other."""
+    here, foreign = encoder.parent, encoder.with_name("stl10_SimCLR_4model_256_400_2.0_0.5.pth")
+    foreign.write_bytes(encoder.read_bytes())
+
+    def out(*words):
+        args = linear.parse_args([*map(str, tiny[:4]), "--results", str(results), "--model_path", *map(str, words)])
+        return linear.open_encoders(args)[0][-1]
+
+    assert out(encoder) == here / "encoder"
+    assert out(encoder, "--encoder_mode", "reference") == here / "encoder_reference"
+    assert out(foreign) == here / f"{foreign.stem}_folder"
+    assert out(foreign, "--dataset_name", "stl10") == here / foreign.stem
+    assert out("random", "--arch", "resnet10", "--seed", 3) == results / "folder" / "random_resnet10_3"
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert out(encoder) == results / "folder" / "encoder"
 
 
 def test_a_classifier_learns(call, tiny, encoder):

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
+import attention
 import main
 import train
 import views
@@ -107,7 +108,8 @@ def test_step_is_the_formula():
     train.take_step(run, batch)
     expected = oracle(queries, keys, queue, run.args.temperature, run.args.d_pos, run.args.d_neg)
     torch.testing.assert_close(run.progress["losses"][0].double(), expected, rtol=1e-5, atol=0)
-    torch.testing.assert_close(run.z, torch.cat([queries, keys]))
+    weights = attention.negative_weights(torch.cat([queries, keys]), run.args.d_neg, queue)  # not yet this step's keys
+    assert run.progress["effective"][1] == pytest.approx(attention.effective_number(weights).mean().item(), rel=1e-5)
     torch.testing.assert_close(run.moco.queue, torch.cat([keys[0], queue[6:]]))
     assert all(p.grad is None and not p.requires_grad for p in run.moco.model.parameters())
     for own, old, trained in zip(run.moco.model.parameters(), follower.parameters(), run.model.parameters(), strict=True):

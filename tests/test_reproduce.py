@@ -110,6 +110,30 @@ def test_table_is_what_was_measured(toy):
     assert re.search(r"\|  \|  \|  \| 0 \|  \|$", next(line for line in text.splitlines() if line.startswith("| BCL")))
 
 
+def test_hours_are_those_of_the_rows_own_epochs(toy):
+    """DCL after one and after three epochs is one run of three."""
+    folder, command, patch = toy
+    options = reproduce.parse_args(["--epochs", "1", "--results", str(folder)])
+    pairs = [reproduce.study(row, options) for row in reproduce.photo_rows() if row.method == "DCL"]
+    whole = next(folder.rglob("*dcl_64_3_0.1.json"))
+    kept, found = whole.read_text(), json.loads(whole.read_text())
+    whole.write_text(json.dumps({**found, "hours": 30}))
+    spent = [re.search(r"([0-9.]+) h \|$", line)[1] for line in
+             reproduce.table("photos", [row for row in reproduce.photo_rows() if row.method == "DCL"], options).splitlines()
+             if line.startswith("| DCL")]  # fmt: skip
+    whole.write_text(kept)
+    evaluated = [reproduce.results(row, setting, 0, options)[1]["hours"] for row, setting in pairs]
+    assert [float(hours) for hours in spent] == pytest.approx([10 + evaluated[0], 30 + evaluated[1]], abs=0.01)
+
+
+def test_an_evaluation_with_other_flags_is_none(toy):
+    folder, command, patch = toy
+    options = reproduce.parse_args(["--epochs", "1", "--results", str(folder)])
+    row, setting = next(reproduce.study(row, options) for row in reproduce.photo_rows() if row.method == "DCL")
+    assert reproduce.results(row, setting, 0, options)[1]
+    assert reproduce.results(row, setting._replace(linear=["--epochs", "7"]), 0, options)[1] is None
+
+
 def test_readme_has_the_tables(monkeypatch):
     """The README's tables are the command's, so they cannot drift from the results."""
     monkeypatch.setattr(reproduce, "PHOTOS", PHOTOS)  # not the toy's
@@ -130,7 +154,8 @@ def test_pictures(toy, tmp_path, monkeypatch):
     """Every picture is drawn, from real weights and tables."""
     folder, command, patch = toy
     trained = next(folder.rglob("*.pth"))
-    tables = [str(file) for file in folder.rglob("seed0/photos/*.csv") if "linear" not in file.name]
+    tables = [str(file) for file in folder.rglob("seed0/photos/*.csv")]  # linear.py's among them
+    assert any("linear" in table for table in tables)
     words = ["plot.py", *(name for name in plot.PICTURES if name != "grid"), "--csv", *tables, "--model_path", "random",
              str(trained), "--image_size", "8", "--batch_size", "16", "--out", str(tmp_path)]  # fmt: skip
     monkeypatch.setattr("sys.argv", words)
@@ -142,6 +167,17 @@ def test_pictures(toy, tmp_path, monkeypatch):
         plot.main()
 
 
+def test_pictures_of_a_small_data_set(tmp_path, pictures, monkeypatch):
+    words = ["plot.py", "attention", "numbers", "flags", "--dataset_name", "folder", "--root", str(pictures),
+             "--image_size", "8", "--out", str(tmp_path)]  # fmt: skip
+    monkeypatch.setattr("sys.argv", words)
+    plot.main()
+    assert len(list(tmp_path.glob("*.png"))) == 3
+    monkeypatch.setattr("sys.argv", [*words, "--batch_size", "3"])
+    with pytest.raises(utils.UserError, match="--batch_size"):
+        plot.main()
+
+
 def test_grid_shows_the_mean_over_seeds(tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "PHOTOS", reproduce.PHOTOS._replace(seeds=[0, 1]))
     options = reproduce.parse_args(["--results", str(tmp_path)])
@@ -150,7 +186,8 @@ def test_grid_shows_the_mean_over_seeds(tmp_path, monkeypatch):
         for seed in (0, 1):
             place = reproduce.folder(row, setting, seed, options) / "photos"
             place.mkdir(parents=True, exist_ok=True)
-            result = {"knn_top1": 50 + number + 2 * seed}
+            flags = dict(zip((flag.removeprefix("--") for flag in setting.linear[::2]), setting.linear[1::2], strict=True))
+            result = {"knn_top1": 50 + number + 2 * seed, "flags": flags}
             (place / f"{reproduce.name(row, setting, row.epochs)}_linear.json").write_text(json.dumps(result))
     figure = plot.plot_grid(plot.parse_args(["grid", "--results", str(tmp_path)]))
     texts = {text.get_text() for text in figure.axes[0].texts}

@@ -205,6 +205,23 @@ def test_other_versions_are_said(call, stopped, flags, capsys):
     assert f"saved with torch 2.11.0 (here: {torch.__version__})" in capsys.readouterr().out
 
 
+def test_another_precision_is_said(call, stopped, flags, capsys):
+    """What --precision auto means differs from machine to machine."""
+    state = resume.read_state(stopped)
+    state["machine"]["precision"] = "bfloat16"
+    resume.save_state(stopped, state)
+    assert call(main, *flags) == 0
+    assert "saved with precision bfloat16 (here: float32)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("each, launcher", [(8, "torchrun --nproc_per_node=8"), (4, "torchrun --nnodes=2 --nproc_per_node=4")])
+def test_the_command_that_goes_on_with_several_processes(monkeypatch, each, launcher):
+    monkeypatch.setattr(resume.distributed, "world", lambda: 8)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(each))
+    monkeypatch.setattr(sys, "argv", ["main.py", "--epochs", "3", "--resume", "never"])
+    assert resume.resume_command("some.state") == f"{launcher} main.py --epochs 3 --resume some.state"
+
+
 def test_other_images_are_refused(stopped, flags, refused, pictures, tmp_path):
     shutil.copytree(pictures, tmp_path / "more")
     shutil.copy(pictures / "train" / "red" / "0.png", tmp_path / "more" / "train" / "red" / "x.png")

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 import pytest
 import torch
 from programs import At, Small, last, signals
+from samples import mutated
 
 import main
 import resume
 import train
 import weights
 from model import Model
-from samples import mutated
 from utils import UserError
 
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from samples import cut_network, md5, mutated, picture, put, refusal, refusals, tree, write
 from torchvision import datasets
 
 import tinyimagenet
-from samples import cut_network, md5, mutated, picture, put, refusal, refusals, tree, write
 from utils import load
 
 WNIDS = ["n03", "n01", "n02"]  # not in alphabetical order, as in the real file
@@ -213,7 +213,7 @@ def test_tiny_zip_bomb(tmp_path, monkeypatch, method):
     assert peak < 30_000_000
 
 
-def test_fuzz_tiny(tmp_path, monkeypatch):
+def test_fuzz_tiny(tmp_path, monkeypatch, under_1_gb):
     draw, files = random.Random(0), tiny_files()
     files = {name: data for name, data in files.items() if not name.endswith(("_1.JPEG", "_2.JPEG", "_3.JPEG"))}
     files[ANNOTATIONS] = LINE % (0, b"n01")
