@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
+import board
 import main
 import runtime
 import train
@@ -111,7 +112,7 @@ class At:
 
 def small():
     """The program has a small encoder."""
-    main.Model = Small
+    main.Model = board.Model = Small
 
 
 def signals(*numbers):
