@@ -119,19 +119,16 @@ def take_step(run: Run, batch: Tensor) -> None:
     batch = batch.float()  # once for all views
 
     def encode(v: int, encoder: nn.Module = run.encoder) -> Tensor:
-        view = run.make_view(batch, draw, v).contiguous(memory_format=torch.channels_last)
-        with runtime.autocast(run.device, run.dtype):
-            return encoder(view)[1]
+        return encoder(run.make_view(batch, draw, v).contiguous(memory_format=torch.channels_last))[1]
 
     step = cached_step if args.grad_cache else plain_step
-    scale = run.scaler.scale(torch.ones((), device=run.device))
     if run.moco is None:
-        loss, z = step(run.model, encode, run.views, run.loss, scale)
+        loss, z = step(run, encode, run.views, run.loss)
     else:
-        with torch.no_grad():
+        with torch.no_grad(), runtime.autocast(run.device, run.dtype):
             keys = torch.stack([encode(v, run.moco.model) for v in range(2, run.views)])
         loss_of = functools.partial(run.loss, keys=keys, queue=run.moco.queue)
-        loss, queries = step(run.model, encode, 2, loss_of, scale)
+        loss, queries = step(run, encode, 2, loss_of)
         z = torch.cat([queries, keys])
     progress["losses"][progress["step"]] = loss = update(run, loss)
     if args.loss == "attention_nce" and progress["step"] + 1 == run.steps:
@@ -150,36 +147,36 @@ def effective_numbers(run: Run, z: Tensor) -> list[float]:
     return [positives.mean().item(), torch.cat(negatives).mean().item()]
 
 
-def plain_step(model: nn.Module, encode: Encode, views: int, loss_of: Loss, scale: Tensor) -> tuple[Tensor, Tensor]:
+def plain_step(run: Run, encode: Encode, views: int, loss_of: Loss) -> tuple[Tensor, Tensor]:
     """Encode every view, each in a pass of its own (so BatchNorm's statistics are per view), and go back through all.
-
-    Args:
-        scale: what the loss is multiplied with before the backward pass (fp16's gradient scaler), else 1.
 
     Returns:
         (loss, embeddings views × batch × dim), both detached. Gradients are added to the parameters'.
     """
-    z = torch.stack([encode(v) for v in range(views)])
+    with runtime.autocast(run.device, run.dtype):  # around all views, so that they share one copy of the weights in bf16
+        z = torch.stack([encode(v) for v in range(views)])
     loss = loss_of(z)
-    (loss * scale).backward()
+    run.scaler.scale(loss).backward()
     return loss.detach(), z.detach()
 
 
-def cached_step(model: nn.Module, encode: Encode, views: int, loss_of: Loss, scale: Tensor) -> tuple[Tensor, Tensor]:
+def cached_step(run: Run, encode: Encode, views: int, loss_of: Loss) -> tuple[Tensor, Tensor]:
     """`plain_step` in the memory of one view instead of all, for one more forward pass.
 
     The embeddings come first, without graphs; then the loss's gradient with respect to them; then each view forward again
     and backward with its part of that gradient. After Gao et al., Scaling Deep Contrastive Learning Batch Size under
     Memory Limited Setup, 2021.
     """
-    with torch.no_grad():
+    with torch.no_grad(), runtime.autocast(run.device, run.dtype):
         z = torch.stack([encode(v) for v in range(views)])
     z.requires_grad_()
     loss = loss_of(z)
-    (gradient,) = torch.autograd.grad(loss * scale, z)
-    with constant_statistics(model):
+    (gradient,) = torch.autograd.grad(run.scaler.scale(loss), z)
+    with constant_statistics(run.model):
         for v in range(views):
-            encode(v).backward(gradient[v])
+            with runtime.autocast(run.device, run.dtype):
+                projection = encode(v)
+            projection.backward(gradient[v])
     return loss.detach(), z.detach()
 
 

@@ -3,10 +3,12 @@
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import main
 import train
@@ -121,6 +123,12 @@ def test_every_view_is_encoded_by_itself(monkeypatch):
         torch.testing.assert_close(found[name], buffer, rtol=1e-4, atol=1e-5)
 
 
+def a_run(model, dtype=torch.float32, scale=1.0):
+    """What a step takes of a run."""
+    scaler = SimpleNamespace(scale=lambda x: x * scale)
+    return SimpleNamespace(model=model, device=torch.device("cpu"), dtype=dtype, scaler=scaler)
+
+
 @pytest.mark.parametrize("scale", [1.0, 1024.0])
 def test_cached_step_is_plain_step(scale):
     """Gradients, a step of Adam and BatchNorm's statistics (counters too), in float64, of a model with all its layers."""
@@ -132,7 +140,7 @@ def test_cached_step_is_plain_step(scale):
         model = copy.deepcopy(start)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
         for _ in range(2):
-            loss, z = step(model, lambda v: model(images[v])[1], 4, main.losses.attention_nce, torch.tensor(scale))  # noqa: B023
+            loss, z = step(a_run(model, scale=scale), lambda v: model(images[v])[1], 4, main.losses.attention_nce)  # noqa: B023
             gradients = [p.grad.clone() for p in model.parameters()]
             optimizer.step()
             optimizer.zero_grad()
@@ -154,6 +162,34 @@ def test_cached_step_leaves_batchnorm_tracking_when_it_fails():
         return model(torch.randn(2, 3, 8, 8))[1]
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        train.cached_step(model, encode, 2, main.losses.simclr, torch.ones(()))
+        train.cached_step(a_run(model), encode, 2, main.losses.simclr)
     model(torch.randn(2, 3, 8, 8))
     assert model.f[1].num_batches_tracked == 3
+
+
+class Casts(TorchDispatchMode):
+    """Counts the copies of weights in another type."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.weights, self.count = {p.data_ptr() for p in model.parameters()}, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._to_copy.default and args[0].data_ptr() in self.weights
+        return function(*args, **kwargs or {})
+
+
+def test_a_step_in_bf16_casts_every_weight_once():
+    """The views share the cast weights; gradients come back in float32, close to those of a step in it."""
+    images = torch.randn(4, 6, 3, 8, 8, generator=torch.manual_seed(0))
+    gradients = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        model = Model(16, "resnet10")
+        with Casts(model) as casts:
+            train.plain_step(a_run(model, dtype), lambda v: model(images[v])[1], 4, main.losses.attention_nce)  # noqa: B023
+        gradients[dtype] = torch.cat([p.grad.flatten() for p in model.parameters()])
+        multiplied = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+        assert casts.count == (0 if dtype == torch.float32 else len(multiplied) + 1)  # one of them has a bias
+    assert gradients[torch.bfloat16].dtype == torch.float32
+    assert torch.cosine_similarity(*gradients.values(), dim=0) > 0.9  # of 6 images' BatchNorm in 8 bits
