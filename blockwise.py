@@ -12,8 +12,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Takes this process's anchors (2 × b × dim); returns those of all processes (2 × B × dim, with gradient) and the index
+# of this process's first image among the B.
+Gather = Callable[[Tensor], tuple[Tensor, int]]
 LogG = Callable[[Tensor, Tensor, int], Tensor]  # (pos, sim, n) → log g, one a row
 Step = Callable[[Tensor, Tensor, int], tuple[Tensor, ...]]  # the same → losses, their gradients by pos and by sim
+
+
+def mean_loss(
+    pos: Tensor, anchors: Tensor, log_g: LogG, step: Step | None = None, gather: Gather | None = None
+) -> Tensor:
+    """`mean_over_rows` of this process's anchors (2 × b × dim), whose negatives are those of all processes.
+
+    Raises:
+        ValueError: one image, which has no negatives.
+    """
+    everyone, offset = (anchors, 0) if gather is None else gather(anchors)
+    batch = everyone.shape[1]
+    if batch < 2:
+        raise ValueError(f"z must hold a batch of at least 2 images, got {batch}: one image has no negatives")
+    image = torch.arange(offset, offset + anchors.shape[1], device=anchors.device).repeat(2)
+    own = torch.stack([image, image + batch], dim=1)  # the columns that are no negatives: an anchor and its twin
+    columns = None if gather is None else everyone.flatten(0, 1)
+    return mean_over_rows(pos, anchors.flatten(0, 1), columns, own, log_g, step)
 
 
 def mean_over_rows(
@@ -113,3 +134,18 @@ class _MeanLoss(torch.autograd.Function):
         d_pos, d_rows, d_columns = ctx.saved_tensors
         grad = grad / len(d_pos)  # the steps' gradients are of sums
         return grad * d_pos, grad * d_rows, None if d_columns is None else grad * d_columns, None, None
+
+
+# What the losses ask of their arguments
+
+
+def check_positive(**values: float) -> None:
+    """Raise a ValueError that names the first of the values that is not positive and finite."""
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+def full_precision(z: Tensor) -> Tensor:
+    """z in float32, or in float64 where it is."""
+    return z.to(torch.promote_types(z.dtype, torch.float32))

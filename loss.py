@@ -1,24 +1,21 @@
-"""AttentionNCE and the four contrastive losses that it is compared with, as functions of the embeddings.
+"""AttentionNCE as a function of the embeddings, with SimCLR's two anchors an image or with MoCo's queue; and its baselines.
 
-All five are  mean_j −log( e^pos_j / (e^pos_j + g_j) )  over the 2B anchors j of a batch (views 1 and 2 of every image):
+Like them it is  mean_j −log( e^pos_j / (e^pos_j + g_j) )  over the 2B anchors j of a batch (views 1 and 2 of every image):
 pos_j is anchor j's agreement with its positives, g_j the total weight of its N = 2B − 2 negatives: both anchors of all
-other images. The losses differ in pos and in g alone, so each is one small function here that returns log g. Nothing
-leaves log space: at a temperature of 0.01, or among near-duplicates, g itself overflows. How the mean and its gradient
-are computed fast, and in memory linear in B, is the subject of blockwise.py.
+other images. The losses differ in pos and in g alone. Nothing leaves log space: at a temperature of 0.01, or among
+near-duplicates, g itself overflows. How the mean and its gradient are computed fast, and in memory linear in B, is the
+subject of blockwise.py.
 """
 
-import math
-from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from blockwise import losses, mean_over_rows
+from baselines import bcl, dcl, hcl, simclr
+from blockwise import Gather, check_positive, full_precision, losses, mean_loss, mean_over_rows
 
-# Takes this process's anchors (2 × b × dim); returns those of all processes (2 × B × dim, with gradient) and the index
-# of this process's first image among the B.
-Gather = Callable[[Tensor], tuple[Tensor, int]]
+__all__ = ["AttentionNCE", "attention_nce", "attention_nce_queue", "bcl", "dcl", "hcl", "simclr"]
 
 
 def attention_nce(
@@ -36,7 +33,7 @@ def attention_nce(
     Args:
         z: views × batch × dim, L2-normalised; 2 + M views with M ≥ 1, batch ≥ 2. Half precision is computed in float32.
         temperature, d_pos, d_neg: positive and finite.
-        gather: None, or the way to the other processes' anchors (see `Gather`); the mean is then over the own anchors.
+        gather: None, or the way to the other processes' anchors (`blockwise.Gather`); the mean is then over the own anchors.
 
     Returns:
         A scalar ≥ 0 (float32, or float64 where z is).
@@ -50,13 +47,13 @@ def attention_nce(
         >>> z = F.normalize(model(views), dim=-1)  # 6 × 256 × 128
         >>> attention_nce(z, temperature=0.5, d_pos=2.0, d_neg=0.5).backward()
     """
-    _check_positive(temperature=temperature, d_pos=d_pos, d_neg=d_neg)
+    check_positive(temperature=temperature, d_pos=d_pos, d_neg=d_neg)
     if z.ndim != 3 or len(z) < 3:
         raise ValueError(f"z must be views × batch × dim with 2 anchors and at least 1 positive, got {tuple(z.shape)}")
-    anchors, positives = _full_precision(z).split([2, len(z) - 2])
-    pos = _attended_positives(anchors, positives, temperature, d_pos)
+    anchors, positives = full_precision(z).split([2, len(z) - 2])
+    pos = _AttendedPositives.apply(anchors, positives, temperature, d_pos)
     options = {"temperature": temperature, "d_neg": d_neg}
-    return _mean_loss(pos, anchors, partial(_attention, **options), partial(_attention_step, **options), gather)
+    return mean_loss(pos, anchors, partial(_attention, **options), partial(_attention_step, **options), gather)
 
 
 def attention_nce_queue(
@@ -81,15 +78,15 @@ def attention_nce_queue(
     Example:
         >>> attention_nce_queue(queries, keys, queue, temperature=0.5, d_neg=10.0).backward()
     """
-    _check_positive(temperature=temperature, d_pos=d_pos, d_neg=d_neg)
+    check_positive(temperature=temperature, d_pos=d_pos, d_neg=d_neg)
     if queries.ndim != 3 or len(queries) != 2 or not queries.numel():
         raise ValueError(f"queries must be 2 × batch × dim, got {tuple(queries.shape)}")
     if keys.ndim != 3 or len(keys) < 1 or keys.shape[1:] != queries.shape[1:]:
         raise ValueError(f"keys must be M × batch × dim as queries {tuple(queries.shape)}, got {tuple(keys.shape)}")
     if queue.ndim != 2 or len(queue) < 1 or queue.shape[1] != queries.shape[2]:
         raise ValueError(f"queue must be N × dim as queries {tuple(queries.shape)}, got {tuple(queue.shape)}")
-    queries, keys, queue = (_full_precision(t) for t in (queries, keys.detach(), queue.detach()))
-    pos = _attended_positives(queries, keys, temperature, d_pos)
+    queries, keys, queue = (full_precision(t) for t in (queries, keys.detach(), queue.detach()))
+    pos = _AttendedPositives.apply(queries, keys, temperature, d_pos)
     options = {"temperature": temperature, "d_neg": d_neg}
     step = partial(_attention_step, **options)
     return mean_over_rows(pos, queries.flatten(0, 1), queue, None, partial(_attention, **options), step)
@@ -107,7 +104,7 @@ class AttentionNCE(nn.Module):
         self, temperature: float = 0.5, d_pos: float = 1.0, d_neg: float = 1.0, gather: Gather | None = None
     ) -> None:
         super().__init__()
-        _check_positive(temperature=temperature, d_pos=d_pos, d_neg=d_neg)
+        check_positive(temperature=temperature, d_pos=d_pos, d_neg=d_neg)
         self.temperature, self.d_pos, self.d_neg, self.gather = temperature, d_pos, d_neg, gather
 
     def forward(self, z: Tensor) -> Tensor:
@@ -117,116 +114,32 @@ class AttentionNCE(nn.Module):
         return f"temperature={self.temperature}, d_pos={self.d_pos}, d_neg={self.d_neg}"
 
 
-def simclr(z: Tensor, temperature: float = 0.5, gather: Gather | None = None) -> Tensor:
-    """SimCLR's NT-Xent: all negatives alike, g = Σ_k e_k with e_k = exp(s_jk / T), and pos = s(a, a′) / T.
+# pos, and log g with its gradient, which the comments in blockwise.py explain
 
-    Args:
-        z: 2 × batch × dim, L2-normalised, batch ≥ 2: two views of every image. Half precision is computed in float32.
-        temperature: positive and finite.
-        gather: as in `attention_nce`.
 
-    Returns:
-        A scalar ≥ 0 (float32, or float64 where z is).
+class _AttendedPositives(torch.autograd.Function):
+    """pos of anchors 2 × B × dim and positives M × B × dim, as 2B numbers; differentiated by hand, in half of autograd's time.
 
-    Raises:
-        ValueError: an argument outside these ranges, by name.
-
-    Source: Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020.
-
-    Example:
-        >>> simclr(F.normalize(torch.stack([model(x1), model(x2)]), dim=-1), temperature=0.5).backward()
+    pos_j = a_j · (Σ_m α_jm p_m) / T with constant α: the anchor's gradient is its prototype, a positive's α_jm a_j.
     """
-    anchors, pos = _two_views(z, temperature)
-    return _mean_loss(pos, anchors, partial(_simclr, temperature=temperature), gather=gather)
 
+    @staticmethod
+    def forward(ctx, anchors: Tensor, positives: Tensor, temperature: float, d_pos: float) -> Tensor:
+        sim = (anchors[:, None] * positives).sum(-1)  # 2 × M × B
+        weight = torch.softmax(sim / d_pos, dim=1).div_(temperature)
+        ctx.save_for_backward(anchors, positives, weight)
+        return (weight * sim).sum(1).flatten()
 
-def dcl(z: Tensor, temperature: float = 0.5, tau_plus: float = 0.1, gather: Gather | None = None) -> Tensor:
-    """Debiased contrastive loss: a share tau_plus of the negatives is taken to be of the anchor's own class.
-
-        g = max( (Σ_k e_k − τ⁺ N e^pos) / (1 − τ⁺), N e^(−1/T) )
-
-    Args:
-        z, temperature, gather: as in `simclr`.
-        tau_plus: in [0, 1); 0 is `simclr`.
-
-    Returns, Raises: as `simclr`.
-
-    Source: Chuang et al., "Debiased Contrastive Learning", NeurIPS 2020.
-
-    Example:
-        >>> dcl(z, temperature=0.5, tau_plus=0.1).backward()
-    """
-    anchors, pos = _two_views(z, temperature, tau_plus=tau_plus)
-    return _mean_loss(pos, anchors, partial(_dcl, temperature=temperature, tau_plus=tau_plus), gather=gather)
-
-
-def hcl(
-    z: Tensor, temperature: float = 0.5, tau_plus: float = 0.1, beta: float = 1.0, gather: Gather | None = None
-) -> Tensor:
-    """Hard-negative contrastive loss: `dcl` with every negative weighted by w_k = e_k^beta.
-
-        R = Σ_k w_k e_k / mean_k w_k,   g = max( (R − τ⁺ N e^pos) / (1 − τ⁺), N e^(−1/T) )
-
-    The gradient flows through w.
-
-    Args:
-        z, temperature, gather: as in `simclr`.
-        tau_plus: in [0, 1).
-        beta: ≥ 0 and finite; 0 is `dcl`.
-
-    Returns, Raises: as `simclr`.
-
-    Source: Robinson et al., "Contrastive Learning with Hard Negative Samples", ICLR 2021.
-
-    Example:
-        >>> hcl(z, temperature=0.5, tau_plus=0.1, beta=1.0).backward()
-    """
-    if not 0 <= beta < math.inf:
-        raise ValueError(f"beta must be finite and at least 0, got {beta}")
-    anchors, pos = _two_views(z, temperature, tau_plus=tau_plus)
-    options = {"temperature": temperature, "tau_plus": tau_plus, "beta": beta}
-    return _mean_loss(pos, anchors, partial(_hcl, **options), gather=gather)
-
-
-def bcl(
-    z: Tensor,
-    temperature: float = 0.5,
-    tau_plus: float = 0.1,
-    alpha: float = 0.9,
-    beta: float = 0.9,
-    gather: Gather | None = None,
-) -> Tensor:
-    """Bayesian contrastive loss: g = Σ_k ω_k e_k, ω_k from negative k's rank among its anchor's negatives.
-
-    F = share of the N negatives with e ≤ e_k, the empirical distribution function. With τ⁻ = 1 − τ⁺:
-
-        a = (1 − 2α)(τ⁻ − τ⁺) + 1e-3     b = 2(α τ⁻ + (1 − α) τ⁺)     C = (−b + √(b² + 4aF)) / 2a
-        φ1 = 2(1 − C)   φ2 = 2C          TN = α φ1 + (1 − α) φ2       FN = (1 − α) φ1 + α φ2
-        H = (α(1 − β) φ1 + (1 − α)β φ2) / (α(1 − β) + (1 − α)β + 1e-3)
-        ω = H / (TN τ⁻ + FN τ⁺)
-
-    Args:
-        z, temperature, gather: as in `simclr`.
-        tau_plus: in [0, 1).
-        alpha: in [0, 1], how well the encoder ranks already (0.5 is chance).
-        beta: in [0, 1], how much hard negatives count (above 0.5, more).
-
-    Returns, Raises: as `simclr`.
-
-    Source: Liu and Wang, "Bayesian Self-Supervised Contrastive Learning", 2023.
-
-    Example:
-        >>> bcl(z, temperature=0.5, tau_plus=0.1, alpha=0.9, beta=0.9).backward()
-    """
-    for name, value in (("alpha", alpha), ("beta", beta)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} must lie in [0, 1], got {value}")
-    anchors, pos = _two_views(z, temperature, tau_plus=tau_plus)
-    options = {"temperature": temperature, "tau_plus": tau_plus, "alpha": alpha, "beta": beta}
-    return _mean_loss(pos, anchors, partial(_bcl, **options), gather=gather)
-
-
-# log g of every loss, from pos (R) and the cosines sim (R × columns; −inf where a column is not one of the n negatives)
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        anchors, positives, weight = ctx.saved_tensors
+        weight = (weight * grad.view(2, 1, -1))[..., None]
+        d_anchors, d_positives = weight[:, 0] * positives[0], None
+        for m in range(1, len(positives)):
+            d_anchors.addcmul_(weight[:, m], positives[m])
+        if ctx.needs_input_grad[1]:
+            d_positives = (weight[0] * anchors[0]).addcmul_(weight[1], anchors[1])
+        return d_anchors, d_positives, None, None
 
 
 def _attention(pos: Tensor, sim: Tensor, n: int, temperature: float, d_neg: float) -> Tensor:
@@ -244,89 +157,3 @@ def _attention_step(pos: Tensor, sim: Tensor, n: int, temperature: float, d_neg:
     log_g = logits.amax(dim=1) - share.amax(dim=1).log()
     push = torch.sigmoid(log_g - pos)  # dloss / dlog g
     return losses(pos, log_g), -push, share.mul_(scale).mul_((push / d_neg)[:, None])
-
-
-def _simclr(pos: Tensor, sim: Tensor, n: int, temperature: float) -> Tensor:
-    return torch.logsumexp(sim / temperature, dim=1)
-
-
-def _dcl(pos: Tensor, sim: Tensor, n: int, temperature: float, tau_plus: float) -> Tensor:
-    return _debias(torch.logsumexp(sim / temperature, dim=1), pos, n, temperature, tau_plus)
-
-
-def _hcl(pos: Tensor, sim: Tensor, n: int, temperature: float, tau_plus: float, beta: float) -> Tensor:
-    log_w = torch.where(sim > -math.inf, beta / temperature * sim, sim)  # 0 · −inf would be NaN
-    log_mean_w = torch.logsumexp(log_w, dim=1) - math.log(n)
-    log_r = torch.logsumexp(sim / temperature + log_w, dim=1) - log_mean_w
-    return _debias(log_r, pos, n, temperature, tau_plus)
-
-
-def _debias(log_r: Tensor, pos: Tensor, n: int, temperature: float, tau_plus: float) -> Tensor:
-    """log max( (R − τ⁺ N e^pos) / (1 − τ⁺), N e^(−1/T) )."""
-    log_false = math.log(tau_plus * n) + pos if tau_plus else torch.full_like(pos, -math.inf)
-    gap = log_r - log_false
-    # log(R − false) = log R + log(1 − e^−gap) where that exists; the inner where keeps NaN out of the gradient
-    left = torch.where(gap > 0, log_r + torch.log(-torch.expm1(-torch.where(gap > 0, gap, 1.0))), -math.inf)
-    return (left - math.log1p(-tau_plus)).clamp(min=math.log(n) - 1 / temperature)
-
-
-def _bcl(
-    pos: Tensor, sim: Tensor, n: int, temperature: float, tau_plus: float, alpha: float, beta: float
-) -> Tensor:
-    sim = sim.sort(dim=1).values[:, -n:]  # the order of a sum is free; −inf sorts to the front and drops out
-    ranked = sim.detach().contiguous()
-    f = torch.searchsorted(ranked, ranked, right=True).to(sim.dtype) / n  # ties share the larger rank
-    tau_minus = 1 - tau_plus
-    a = (1 - 2 * alpha) * (tau_minus - tau_plus) + 1e-3
-    b = 2 * (alpha * tau_minus + (1 - alpha) * tau_plus)
-    c = 2 * f / (b + torch.sqrt(b * b + 4 * a * f))  # the root as usually written cancels, and divides by a
-    phi1, phi2 = 2 * (1 - c), 2 * c
-    true_negative = alpha * phi1 + (1 - alpha) * phi2
-    false_negative = (1 - alpha) * phi1 + alpha * phi2
-    easy, hard = alpha * (1 - beta), (1 - alpha) * beta
-    h = (easy * phi1 + hard * phi2) / (easy + hard + 1e-3)
-    omega = h / (true_negative * tau_minus + false_negative * tau_plus)
-    # ω may reach 0 at the ends of alpha's and beta's range
-    return torch.logsumexp(sim / temperature + omega.clamp(min=torch.finfo(sim.dtype).tiny).log(), dim=1)
-
-
-# What the losses share
-
-
-def _check_positive(**values: float) -> None:
-    for name, value in values.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} must be positive and finite, got {value}")
-
-
-def _full_precision(z: Tensor) -> Tensor:
-    return z.to(torch.promote_types(z.dtype, torch.float32))
-
-
-def _two_views(z: Tensor, temperature: float, tau_plus: float = 0.0) -> tuple[Tensor, Tensor]:
-    """The anchors and their pos, of a loss whose only positive is the other anchor; checks what these losses share."""
-    _check_positive(temperature=temperature)
-    if not 0 <= tau_plus < 1:
-        raise ValueError(f"tau_plus must lie in [0, 1), got {tau_plus}")
-    if z.ndim != 3 or len(z) != 2:
-        raise ValueError(f"z must be 2 views × batch × dim, got {tuple(z.shape)}")
-    anchors = _full_precision(z)
-    return anchors, ((anchors[0] * anchors[1]).sum(-1) / temperature).repeat(2)
-
-
-def _attended_positives(anchors: Tensor, positives: Tensor, temperature: float, d_pos: float) -> Tensor:
-    sim = (anchors[:, None] * positives).sum(-1)  # 2 × M × batch
-    alpha = torch.softmax(sim.detach() / d_pos, dim=1)
-    return ((alpha * sim).sum(1) / temperature).flatten()
-
-
-def _mean_loss(pos, anchors, log_g, step=None, gather=None):
-    """The mean loss of this process's anchors (2 × b × dim), against those of all processes."""
-    everyone, offset = (anchors, 0) if gather is None else gather(anchors)
-    batch = everyone.shape[1]
-    if batch < 2:
-        raise ValueError(f"z must hold a batch of at least 2 images, got {batch}: one image has no negatives")
-    image = torch.arange(offset, offset + anchors.shape[1], device=anchors.device).repeat(2)
-    own = torch.stack([image, image + batch], dim=1)  # the columns that are no negatives: an anchor and its twin
-    columns = None if gather is None else everyone.flatten(0, 1)
-    return mean_over_rows(pos, anchors.flatten(0, 1), columns, own, log_g, step)

@@ -535,7 +535,8 @@ def test_memory_is_linear(kind, gathered):
 def test_product(dtype, shape):
     """Of either layout of both factors: a matrix as it is, a transposed one, and rows of a larger one."""
     rows, inner, columns = shape
-    a, b = torch.randn(rows, inner, dtype=dtype), torch.randn(columns, inner, dtype=dtype)
+    generator = torch.Generator().manual_seed(0)
+    a, b = (F.normalize(torch.randn(n, inner, generator=generator, dtype=dtype), dim=1) for n in (rows, columns))
     expected = (a.double() @ b.double().T).to(dtype)
     for first in (a, a.T.contiguous().T, torch.cat([a, a])[:rows], torch.cat([a, a], dim=1)[:, :inner]):
         for second in (b, b.T.contiguous().T):
