@@ -5,6 +5,7 @@
     python reproduce.py --row 3              … of one row; --all: of every row of the paper
     python reproduce.py cifar10 --arch resnet18 --epochs 40 --seeds 0 1 2      a smaller study of the same shape
     python reproduce.py photos               the study on the embedded photographs
+    python reproduce.py folder --root DIR    AttentionNCE beside SimCLR on your own images
     python reproduce.py --table              all tables in Markdown, as they stand in the README
 
 What was begun is resumed. Results lie under results/{arch}-{epochs}/seed{seed}/.
@@ -14,6 +15,7 @@ import argparse
 import json
 import math
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -52,7 +54,7 @@ PAPER = Study("resnet50", 400, 256, [0], [], [])
 PHOTOS = Study("resnet10", 10, 64, [0, 1, 2], ["--image_size", "8", "--k", "20", "--knn_every", "5"],
                ["--image_size", "32", "--k", "20", "--batch_size", "128", "--epochs", "8", "--lr", "0.01"])  # fmt: skip
 TITLES = {"stl10": "STL10", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "tinyImageNet": "TinyImageNet",
-          "photos": "The embedded photographs"}  # fmt: skip
+          "photos": "The embedded photographs", "folder": "Your own images"}  # fmt: skip
 DRIVE = "https://drive.google.com/file/d/{}/view"
 
 
@@ -105,12 +107,26 @@ def photo_rows() -> list[Row]:
     return rows
 
 
+def folder_rows() -> list[Row]:
+    """AttentionNCE as it goes on, and SimCLR at equal numbers of encoded views and, once, at equal epochs."""
+    epochs, flags = PAPER.epochs, {"loss": "attention_nce", "d_pos": 1, "d_neg": 10}
+    stops = (epochs // 4, epochs // 2, epochs)
+    rows = [Row("folder", "AttentionNCE", flags, stop) for stop in stops]
+    return rows + [Row("folder", "SimCLR", {"loss": "simclr"}, stop) for stop in sorted([epochs, *(3 * s for s in stops)])]
+
+
+def all_rows() -> list[Row]:
+    """Every row, in the order of their numbers."""
+    return paper_rows() + photo_rows() + folder_rows()
+
+
 def study(row: Row, args: argparse.Namespace) -> tuple[Row, Study]:
-    """The row and its study, changed by `--epochs` (the longest run's, the others in proportion), `--arch` and `--seeds`."""
+    """The row and its study, changed by the flags; `--epochs` is the paper's 400, other rows follow in proportion."""
     base = PHOTOS if row.dataset == "photos" else PAPER
-    scale = (args.epochs or base.epochs) / base.epochs
-    row = row._replace(epochs=max(1, round(row.epochs * scale)))
-    return row, base._replace(arch=args.arch or base.arch, epochs=args.epochs or base.epochs, seeds=args.seeds or base.seeds)
+    changed = {name: getattr(args, name) for name in ("arch", "epochs", "batch_size", "seeds") if getattr(args, name)}
+    changed |= {name: shlex.split(getattr(args, name)) for name in ("pretrain", "linear") if getattr(args, name) is not None}
+    row = row._replace(epochs=max(1, round(row.epochs * changed.get("epochs", base.epochs) / base.epochs)))
+    return row, base._replace(**changed)
 
 
 def name(row: Row, setting: Study, epoch: int) -> str:
@@ -126,7 +142,7 @@ def folder(row: Row, setting: Study, seed: int, args: argparse.Namespace) -> Pat
 
 def whole_run(row: Row, args: argparse.Namespace) -> list[int]:
     """The epochs that the rows of the same run are measured after, in order; the last is the run's length."""
-    rows = (study(other, args)[0] for other in paper_rows() + photo_rows())
+    rows = (study(other, args)[0] for other in all_rows())
     return sorted(other.epochs for other in rows if (other.dataset, other.flags) == (row.dataset, row.flags))
 
 
@@ -180,14 +196,19 @@ def run(row: Row, setting: Study, seed: int, args: argparse.Namespace) -> None:
     common = ["--dataset_name", row.dataset, "--root", args.root, "--seed", str(seed)]
     file = out / row.dataset / f"{name(row, setting, row.epochs)}.pth"
     stops = whole_run(row, args)
-    pretrain = ["main.py", *common, *flags, "--arch", setting.arch, "--batch_size", str(setting.batch_size), "--results",
-                str(out), "--epochs", str(stops[-1]), "--save_every", str(math.gcd(*stops)), *setting.pretrain]  # fmt: skip
-    linear = ["linear.py", *common, "--model_path", str(file), *setting.linear]
+    pretrain = [script("main.py"), *common, *flags, "--arch", setting.arch, "--batch_size", str(setting.batch_size),
+                "--results", str(out), "--epochs", str(stops[-1]), "--save_every", str(math.gcd(*stops)), *setting.pretrain]
+    linear = [script("linear.py"), *common, "--model_path", str(file), *setting.linear]
     for command in ([] if file.exists() else [pretrain]) + [linear]:
         print("python", *command, flush=True)
-        status = subprocess.run([sys.executable, *command], cwd=Path(__file__).parent).returncode
+        status = subprocess.run([sys.executable, *command]).returncode
         if status:
-            raise UserError(f"{command[0]} ended with status {status}; the same command of reproduce.py goes on from there")
+            raise UserError(f"{Path(command[0]).name} ended with status {status}; the same command again goes on from there")
+
+
+def script(name: str) -> str:
+    """Where a script is, seen from the folder that the user is in."""
+    return os.path.relpath(Path(__file__).with_name(name))
 
 
 def settings_text(row: Row) -> str:
@@ -204,10 +225,11 @@ def mean(values: list[float]) -> str:
 
 def table(dataset: str, rows: list[Row], args: argparse.Namespace) -> str:
     """A data set's table in Markdown, from the JSON files alone; empty where nothing was measured."""
-    lines = []
-    paper = dataset != "photos"
+    lines, roots = [], set()
+    paper = any(row.paper for row in rows if row.dataset == dataset)
     for row, setting in (study(row, args) for row in rows if row.dataset == dataset):
         done = [pair for seed in setting.seeds if (pair := results(row, setting, seed, args))[1]]
+        roots |= {Path(linear["flags"].get("root", "")).name for _, linear in done}
         best, last, knn = (mean([pick(linear) for _, linear in done]) for pick in (
             lambda r: r["best_epoch"]["top1"], lambda r: r["last_epoch"]["top1"], lambda r: r["knn_top1"]))  # fmt: skip
         hours = sum((p["hours"] * row.epochs / p["epochs_done"] if p else 0) + linear["hours"] for p, linear in done)
@@ -223,35 +245,39 @@ def table(dataset: str, rows: list[Row], args: argparse.Namespace) -> str:
         "Batch size | Paper, % | Download | Here, best epoch, % | Here, last epoch, % | Hardware and hours" if paper else
         "Views an image | Views × epochs | Best epoch, % | Last epoch, % | kNN, % | Seeds | Hardware and hours")  # fmt: skip
     rule = "|" + "|".join(["---"] + [":---:"] * head.count("|")) + "|"
-    return "\n".join([f"### {TITLES[dataset]}", "", f"| {head} |", rule, *lines, ""])
+    title = TITLES[dataset] + (f" ({', '.join(sorted(roots))})" if dataset == "folder" and roots else "")
+    return "\n".join([f"### {title}", "", f"| {head} |", rule, *lines, ""])
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """What to run and how small."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("datasets", nargs="*", help="run what is missing of these: " + ", ".join(TITLES))
-    parser.add_argument("--row", type=int, nargs="+", default=[], help="run what is missing of these rows")
-    parser.add_argument("--all", action="store_true", help="run what is missing of every row of the paper")
-    parser.add_argument("--epochs", type=int, help="of the longest run of the paper's tables (default: 400; photos: 10)")
-    parser.add_argument("--arch", choices=ARCHS, help="default: resnet50; photos: resnet10")
-    parser.add_argument("--seeds", type=int, nargs="+", help="default: 0; photos: 0 1 2")
-    parser.add_argument("--root", default="data", help="folder of the data sets")
-    parser.add_argument("--results", default="results", help="folder of the results")
-    parser.add_argument("--table", action="store_true", help="print the tables in Markdown")
+    add = parser.add_argument
+    add("datasets", nargs="*", help="run what is missing of these: " + ", ".join(TITLES))
+    add("--row", type=int, nargs="+", default=[], help="run what is missing of these rows")
+    add("--all", action="store_true", help="run what is missing of every row of the paper")
+    add("--epochs", type=int, help="what stands for the paper's 400 (photos: 10); rows of fewer or more follow in proportion")
+    add("--arch", choices=ARCHS, help="default: resnet50; photos: resnet10")
+    add("--batch_size", type=int, help="default: 256; photos: 64")
+    add("--seeds", type=int, nargs="+", help="default: 0; photos: 0 1 2")
+    add("--pretrain", metavar="FLAGS", help="flags of main.py instead of the study's own, as in --pretrain '--precision bf16'")
+    add("--linear", metavar="FLAGS", help="flags of linear.py likewise, as in --linear '--epochs 10 --lr 0.01'")
+    add("--root", default="data", help="folder of the data sets; of folder: of the images")
+    add("--results", default="results", help="folder of the results")
+    add("--table", action="store_true", help="print the tables in Markdown")
     return parser.parse_args(argv)
 
 
 def main() -> None:
     """List, run or print."""
     args = parse_args()
-    rows = paper_rows() + photo_rows()
-    args.results, args.root = map(os.path.abspath, (args.results, args.root))  # commands run in this file's folder
+    rows = all_rows()
     unknown = [dataset for dataset in args.datasets if dataset not in TITLES]
     if unknown or any(not 1 <= number <= len(rows) for number in args.row):
         raise UserError(f"data sets are {', '.join(TITLES)}; rows are 1 to {len(rows)}")
     if args.table:
-        print("\n".join(table(dataset, rows, args) for dataset in TITLES if not args.datasets or dataset in args.datasets))
-        return
+        wanted = args.datasets or [dataset for dataset in TITLES if dataset != "folder"]
+        return print("\n".join(table(dataset, rows, args) for dataset in wanted))
     chosen = [row for number, row in enumerate(rows, 1)
               if number in args.row or row.dataset in args.datasets or (args.all and row.paper)]  # fmt: skip
     for row, setting in (study(row, args) for row in chosen):

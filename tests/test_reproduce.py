@@ -26,7 +26,7 @@ def toy(tmp_path_factory):
             linear=["--image_size", "8", "--epochs", "1", "--k", "20"],
         )
         patch.setattr(reproduce, "PHOTOS", small)
-        rows = reproduce.paper_rows() + reproduce.photo_rows()
+        rows = reproduce.all_rows()
         numbers = [1 + i for i, row in enumerate(rows) if row.method == "DCL" and row.dataset == "photos"]
         command = ["reproduce.py", "--row", *map(str, numbers), "--epochs", "1", "--results", str(folder)]
         patch.setattr("sys.argv", command)
@@ -49,7 +49,7 @@ def test_commands_of_the_paper(monkeypatch, tmp_path):
     """A row of the paper runs with the paper's settings, and both of its rows come from one run."""
     commands = []
 
-    def fake(command, cwd):
+    def fake(command):
         commands.append(command[1:])
         return type("Done", (), {"returncode": 0})
 
@@ -61,6 +61,45 @@ def test_commands_of_the_paper(monkeypatch, tmp_path):
                  "--save_every 200", "--seed 0"):  # fmt: skip
         assert flag in words
     assert "stl10_SimCLR_4model_256_200_2.0_0.5.pth" in " ".join(commands[1])
+
+
+def test_a_study_of_ones_own_images(monkeypatch, tmp_path):
+    """Where the user is, with the user's flags; SimCLR is measured at as many encoded views, and at as many epochs."""
+    commands = []
+    monkeypatch.setattr(reproduce.subprocess, "run", lambda c: commands.append(c[1:]) or type("Done", (), {"returncode": 0}))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [
+        "reproduce.py", "folder", "--root", "mine", "--epochs", "8", "--arch", "resnet10", "--batch_size", "64",
+        "--pretrain", "--precision bf16", "--linear", "--epochs 10 --lr 0.01",
+    ])  # fmt: skip
+    reproduce.main()
+    assert all((tmp_path / command[0]).resolve().is_file() for command in commands)  # main.py and linear.py, from here
+    words = [" ".join(command) for command in commands]
+    pretrained = [w for w in words if "--save_every" in w]  # nothing is written here, so that every row starts it
+    assert len(pretrained) == 7 and len(set(pretrained)) == 2
+    for flag in ("--dataset_name folder", "--root mine", "--batch_size 64", "--epochs 8", "--save_every 2", "--precision bf16",
+                 f"--results {Path('results', 'resnet10-8', 'seed0')}"):  # fmt: skip
+        assert flag in pretrained[0]
+    assert "--loss simclr" in pretrained[-1] and "--epochs 24" in pretrained[-1]
+    evaluated = [w for w in words if "--model_path" in w]
+    assert all(w.endswith("--epochs 10 --lr 0.01") for w in evaluated)
+    assert [re.search("_64_([0-9]+)", w)[1] for w in evaluated] == ["2", "4", "8", "6", "8", "12", "24"]
+
+
+def test_table_of_ones_own_images_names_them(tmp_path):
+    """Without results there is none among the tables, unless it is asked for."""
+    options = reproduce.parse_args(["folder", "--results", str(tmp_path), "--epochs", "8", "--arch", "resnet10"])
+    row, setting = reproduce.study(reproduce.folder_rows()[0], options)
+    place = reproduce.folder(row, setting, 0, options) / "folder"
+    place.mkdir(parents=True)
+    assert reproduce.table("folder", reproduce.all_rows(), options).startswith("### Your own images\n")
+    accuracy = {"top1": 12.5}
+    found = {"flags": {"root": "data/cats"}, "best_epoch": accuracy, "last_epoch": accuracy, "knn_top1": 25, "hours": 1.0,
+             "machine": {"device_name": "abacus"}}  # fmt: skip
+    (place / f"{reproduce.name(row, setting, row.epochs)}_linear.json").write_text(json.dumps(found))
+    text = reproduce.table("folder", reproduce.all_rows(), options)
+    assert text.startswith("### Your own images (cats)\n")
+    assert "| AttentionNCE | 1 | 10 | resnet10 | 2 | 6 | 12 | 12.50 | 12.50 | 25.00 | 1 | abacus, 1.00 h |" in text
 
 
 def test_runs_what_is_missing_and_no_more(toy, capsys):
@@ -139,8 +178,8 @@ def test_readme_has_the_tables(monkeypatch):
     monkeypatch.setattr(reproduce, "PHOTOS", PHOTOS)  # not the toy's
     options = reproduce.parse_args(["--results", str(REPO / "results")])
     readme = (REPO / "README.md").read_text()
-    for dataset in reproduce.TITLES:
-        assert reproduce.table(dataset, reproduce.paper_rows() + reproduce.photo_rows(), options) in readme
+    for dataset in set(reproduce.TITLES) - {"folder"}:
+        assert reproduce.table(dataset, reproduce.all_rows(), options) in readme
 
 
 def test_unknown_names(monkeypatch):
