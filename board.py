@@ -62,15 +62,15 @@ def write_pictures(board: Any, run: Run, pixels: Tensor, epoch: int) -> None:
     """The views of eight images, and what the attention makes of them among 64. Always the same images and views."""
     from matplotlib.figure import Figure
 
-    import plot
+    import pictures
 
     count = min(64, len(pixels))
-    made = plot.some_views(pixels, count, run.views - 2, run.args.image_size, run.args.seed)
-    board.add_image("views", make_grid(torch.stack([plot.displayed(v) for v in made[:, :8].flatten(0, 1)]), nrow=8), epoch)
+    made = pictures.some_views(pixels, count, run.views - 2, run.args.image_size, run.args.seed)
+    board.add_image("views", make_grid(torch.stack([pictures.displayed(v) for v in made[:, :8].flatten(0, 1)]), nrow=8), epoch)
     if run.args.loss == "attention_nce":
         model = Model(run.args.feature_dim, run.args.arch).to(run.device)  # no SyncBatchNorm: only one process is here
         model.load_state_dict(run.model.state_dict())
-        z = plot.embed(model.eval(), made.to(run.device)).cpu()
+        z = pictures.embed(model.eval(), made.to(run.device)).cpu()
         figure = Figure(figsize=(11, 3.4))
-        plot.attention_panel(figure, z, made, run.args.d_pos, run.args.d_neg, min(3, count), f"epoch {epoch}")
+        pictures.attention_panel(figure, z, made, run.args.d_pos, run.args.d_neg, min(3, count), f"epoch {epoch}")
         board.add_figure("attention", figure, epoch)

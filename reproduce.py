@@ -216,11 +216,19 @@ def settings_text(row: Row) -> str:
     return " ".join(f"{key}={value}" for key, value in row.flags.items() if key != "loss")
 
 
+def views_an_image(row: Row) -> int:
+    """How many views of an image a step encodes."""
+    return 2 + row.flags.get("num_pos", 4) if row.flags["loss"] == "attention_nce" else 2
+
+
+def mean_and_spread(values: list[float]) -> tuple[float, float]:
+    """Mean and standard deviation over seeds; the deviation of one is 0."""
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
 def mean(values: list[float]) -> str:
     """`91.20 ± 0.31` over seeds, `91.20` of one, empty of none."""
-    if not values:
-        return ""
-    return f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
+    return " ± ".join(f"{value:.2f}" for value in mean_and_spread(values)[: len(values)]) if values else ""
 
 
 def table(dataset: str, rows: list[Row], args: argparse.Namespace) -> str:
@@ -234,7 +242,7 @@ def table(dataset: str, rows: list[Row], args: argparse.Namespace) -> str:
             lambda r: r["best_epoch"]["top1"], lambda r: r["last_epoch"]["top1"], lambda r: r["knn_top1"]))  # fmt: skip
         hours = sum((p["hours"] * row.epochs / p["epochs_done"] if p else 0) + linear["hours"] for p, linear in done)
         where = f"{done[0][1]['machine']['device_name']}, {hours:.2f} h" if done else ""
-        views = 2 + row.flags.get("num_pos", 4) if row.flags["loss"] == "attention_nce" else 2
+        views = views_an_image(row)
         cells = [row.method, *(row.flags.get(key, "–") for key in ("d_pos", "d_neg")), setting.arch, row.epochs]
         if paper:
             cells += [setting.batch_size, f"{row.paper:.2f}", f"[model]({row.link})" if row.link else "", best, last, where]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import pictures as drawn
 import plot
 import reproduce
 import utils
@@ -196,7 +197,8 @@ def test_pictures(toy, tmp_path, monkeypatch):
     tables = [str(file) for file in folder.rglob("seed0/photos/*.csv")]  # linear.py's among them
     assert any("linear" in table for table in tables)
     words = ["plot.py", *(name for name in plot.PICTURES if name != "grid"), "--csv", *tables, "--model_path", "random",
-             str(trained), "--image_size", "8", "--batch_size", "16", "--out", str(tmp_path)]  # fmt: skip
+             str(trained), "--image_size", "8", "--batch_size", "16", "--out", str(tmp_path),
+             "--study", f"photos --epochs 1 --results {folder}"]  # fmt: skip
     monkeypatch.setattr("sys.argv", words)
     plot.main()
     for name in set(plot.PICTURES) - {"grid"}:
@@ -233,13 +235,38 @@ def test_grid_shows_the_mean_over_seeds(tmp_path, monkeypatch):
     assert texts == {f"{51 + number:.2f}\n± 1.41" for number in range(len(rows))}
 
 
+def test_accuracy_shows_the_study_beside_the_paper(tmp_path):
+    """Means and deviations over seeds against epochs and encoded views; the paper's figures of the named data set."""
+    words = ["folder", "--seeds", "0", "1", "--epochs", "8", "--results", str(tmp_path)]
+    options = reproduce.parse_args(words)
+    for row, setting in (reproduce.study(row, options) for row in reproduce.folder_rows()):
+        for seed in (0, 1):
+            place = reproduce.folder(row, setting, seed, options) / "folder"
+            place.mkdir(parents=True, exist_ok=True)
+            file = place / f"{reproduce.name(row, setting, row.epochs)}_linear.json"
+            file.write_text(json.dumps({"best_epoch": {"top1": row.epochs + 2 * seed}}))
+    args = plot.parse_args(["accuracy", "--study", " ".join(words), "--beside", "cifar10"])
+    epochs, views = plot.plot_accuracy(args).axes
+    for axis, factors in ((epochs, (1, 1)), (views, (6, 2))):
+        lines = [bars.lines[0] for bars in axis.containers]
+        for line, stops, factor in zip(lines, ([2, 4, 8], [6, 8, 12, 24]), factors, strict=True):
+            assert line.get_xdata().tolist() == [factor * stop for stop in stops]
+            assert line.get_ydata().tolist() == [stop + 1 for stop in stops]
+        tops = [bars.lines[1][1].get_ydata()[0] for bars in axis.containers]
+        assert tops == pytest.approx([2 + 1 + 2**0.5, 6 + 1 + 2**0.5])
+    published = [line.get_ydata()[0] for line in epochs.lines if "published" in line.get_label()]
+    assert published == [91.12, 92.52, 92.42, 93.08]
+    with pytest.raises(utils.UserError, match="no results of"):
+        plot.plot_accuracy(plot.parse_args(["accuracy", "--study", f"photos --results {tmp_path}"]))
+
+
 def test_embedding_for_pictures_leaves_the_model_alone():
     from model import Model
 
     model = Model(arch="resnet10").eval()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    made = plot.some_views(utils.load("photos", "", "test").pixels, 8, 1, 8, seed=0)
-    z = plot.embed(model, made)
+    made = drawn.some_views(utils.load("photos", "", "test").pixels, 8, 1, 8, seed=0)
+    z = drawn.embed(model, made)
     assert z.shape == (3, 8, 128)
     assert not model.training
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
