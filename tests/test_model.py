@@ -191,5 +191,8 @@ def test_a_step_in_bf16_casts_every_weight_once():
         gradients[dtype] = torch.cat([p.grad.flatten() for p in model.parameters()])
         multiplied = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
         assert casts.count == (0 if dtype == torch.float32 else len(multiplied) + 1)  # one of them has a bias
+        with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+            for vector in model(images[0]):
+                assert vector.dtype == torch.float32 and (vector.norm(dim=1) - 1).abs().max() < 1e-6
     assert gradients[torch.bfloat16].dtype == torch.float32
     assert torch.cosine_similarity(*gradients.values(), dim=0) > 0.9  # of 6 images' BatchNorm in 8 bits
