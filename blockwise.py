@@ -111,29 +111,29 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 class _MeanLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, pos: Tensor, rows: Tensor, columns: Tensor | None, own: Tensor | None, step: Step) -> Tensor:
-        values, d_pos, d_rows = torch.empty_like(pos), torch.empty_like(pos), torch.zeros_like(rows)
-        d_columns = torch.zeros_like(columns) if ctx.needs_input_grad[2] else None
+        values, grad_pos, grad_rows = torch.empty_like(pos), torch.empty_like(pos), torch.zeros_like(rows)
+        grad_columns = torch.zeros_like(columns) if ctx.needs_input_grad[2] else None
         for part, sim, n in _blocks(rows, columns, own):
-            values[part], d_pos[part], d_sim = step(pos[part], sim, n)
+            values[part], grad_pos[part], grad_sim = step(pos[part], sim, n)
             if columns is not None:
-                d_rows[part] = product(d_sim, columns.T)
-                if d_columns is not None:
-                    d_columns += product(d_sim.T, rows[part].T)
+                grad_rows[part] = product(grad_sim, columns.T)
+                if grad_columns is not None:
+                    grad_columns += product(grad_sim.T, rows[part].T)
             elif len(sim) < len(rows):
-                d_rows[part] += product(d_sim, rows.T)
-                d_rows += product(d_sim.T, rows[part].T)
+                grad_rows[part] += product(grad_sim, rows.T)
+                grad_rows += product(grad_sim.T, rows[part].T)
             else:  # all rows at once: D · rows + Dᵀ · rows in one product
-                d_rows = product(d_sim.T.contiguous().add_(d_sim), rows.T)
-        ctx.save_for_backward(d_pos, d_rows, d_columns)
+                grad_rows = product(grad_sim.T.contiguous().add_(grad_sim), rows.T)
+        ctx.save_for_backward(grad_pos, grad_rows, grad_columns)
         return values.mean()
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # create_graph: the second derivatives would lack the part that is constant here
             raise RuntimeError("the loss can be differentiated only once: its gradient comes without a graph")
-        d_pos, d_rows, d_columns = ctx.saved_tensors
-        grad = grad / len(d_pos)  # the steps' gradients are of sums
-        return grad * d_pos, grad * d_rows, None if d_columns is None else grad * d_columns, None, None
+        grad_pos, grad_rows, grad_columns = ctx.saved_tensors
+        grad = grad / len(grad_pos)  # the steps' gradients are of sums
+        return grad * grad_pos, grad * grad_rows, None if grad_columns is None else grad * grad_columns, None, None
 
 
 # What the losses ask of their arguments

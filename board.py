@@ -70,7 +70,7 @@ def write_pictures(board: Any, run: Run, pixels: Tensor, epoch: int) -> None:
     if run.args.loss == "attention_nce":
         model = Model(run.args.feature_dim, run.args.arch).to(run.device)  # no SyncBatchNorm: only one process is here
         model.load_state_dict(run.model.state_dict())
-        z = pictures.embed(model.eval(), made.to(run.device)).cpu()
+        z = pictures.embed(model.eval(), made)
         figure = Figure(figsize=(11, 3.4))
         pictures.attention_panel(figure, z, made, run.args.d_pos, run.args.d_neg, min(3, count), f"epoch {epoch}")
         board.add_figure("attention", figure, epoch)

@@ -76,12 +76,10 @@ def main() -> None:
         return distributed.from_first(lambda: export(args))
     device = runtime.choose_device(args.device)
     dtype = runtime.choose_precision(args.precision, device)
+    runtime.reproducible(False)
     encoders = distributed.from_first(lambda: open_encoders(args))
     train = distributed.in_turn(load, args.dataset_name, args.root, "train", args.store_size)
     test = distributed.in_turn(load, args.dataset_name, args.root, "test", args.store_size)
-    if len(train.pixels) < args.batch_size:
-        raise UserError(f"{len(train.pixels)} images are fewer than a batch: --batch_size {args.batch_size} is too large")
-    args.k = clamp_k(args.k, len(train.pixels))
     results = []
     for path, model, arch, out in encoders:
         result = evaluate(model.f.to(device, memory_format=torch.channels_last), train, test, args, device, dtype, out)
@@ -109,14 +107,13 @@ def open_encoder(path: str, args: argparse.Namespace) -> tuple[Model, str]:
 def open_encoders(args: argparse.Namespace) -> list[tuple[str, Model, str, Path]]:
     """(path, model, arch, the results' path without ending) of every `--model_path`: all, before any takes hours.
 
-    Results lie beside the weights. What departs from an evaluation on their own data set, frozen, is part of the name.
+    Results lie beside the weights. Another data set than the one in the weights' name, and another mode, are part of theirs.
     """
     opened = []
     for path in args.model_path:
         model, arch = open_encoder(path, args)
         name = f"random_{arch}_{args.seed}" if path == "random" else Path(path).name.removesuffix(".pth")
-        trained_on = name.split("_")[0]
-        name += f"_{args.dataset_name}" if trained_on in DATASETS and trained_on != args.dataset_name else ""
+        name += f"_{args.dataset_name}" if path != "random" and name.split("_")[0] != args.dataset_name else ""
         name += "" if args.encoder_mode == "frozen" else f"_{args.encoder_mode}"
         folder = Path(args.results) / args.dataset_name
         if path != "random" and os.access(Path(path).parent, os.W_OK):
@@ -153,8 +150,10 @@ def evaluate(f: nn.Module, train: Images, test: Images, args: argparse.Namespace
     """
     began = time.monotonic()
     f.requires_grad_(False).eval()
+    train = Images(runtime.keep(train.pixels, device), train.labels.to(device), train.classes)
     known, asked = (features(f, split.pixels, device, dtype) for split in (train, test))
-    knn_top1, knn_top5 = knn(known, train.labels, asked, test.labels, len(train.classes), args.k, args.temperature)
+    k = clamp_k(args.k, len(train.pixels))
+    knn_top1, knn_top5 = knn(known, train.labels, asked, test.labels, len(train.classes), k, args.temperature)
     torch.manual_seed(args.seed)
     classifier = nn.Linear(known.shape[1], len(train.classes)).to(device)
     optimizer = torch.optim.Adam(classifier.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
@@ -197,12 +196,13 @@ def train_epoch(f: nn.Module, classifier: nn.Linear, optimizer: torch.optim.Opti
         draw = views.draw(1, len(index), *train.pixels.shape[2:], views.generator(args.seed, epoch, step))
         own = distributed.share(len(index))
         first, last = own[0].item(), own[-1].item() + 1
-        batch = train.pixels[index[first:last]].to(device)
+        batch = train.pixels[index[first:last].to(train.pixels.device)].to(device)
         with torch.no_grad(), runtime.autocast(device, dtype):
             view = views.make_view(batch, views.to(views.part(draw, first, last), device), 0, args.image_size)
             feature = f(view).flatten(1).float()
-        feature = distributed.gather_rows(feature[own.to(device) - first])[: len(index)]
-        loss = cross_entropy(classifier(feature), train.labels[index].to(device))
+        if distributed.world() > 1:
+            feature = distributed.gather_rows(feature[own.to(device) - first])[: len(index)]
+        loss = cross_entropy(classifier(feature), train.labels[index.to(train.labels.device)])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -114,7 +114,7 @@ class AttentionNCE(nn.Module):
         return f"temperature={self.temperature}, d_pos={self.d_pos}, d_neg={self.d_neg}"
 
 
-# pos, and log g with its gradient, which the comments in blockwise.py explain
+# pos, and log g with its gradient: `LogG` and `Step` of blockwise.py
 
 
 class _AttendedPositives(torch.autograd.Function):

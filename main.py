@@ -3,6 +3,7 @@
 import argparse
 import functools
 import math
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -38,8 +39,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--d_neg", type=float, default=1.0, help="attention_nce: softness of the attention on negatives")
     add("--num_pos", type=int, default=4, help="attention_nce: positives an image, M")
     add("--tau_plus", type=float, default=0.1, help="dcl, hcl, bcl: share of false negatives")
-    add("--alpha", type=float, default=0.9, help="bcl: encoder's ranking quality")
-    add("--beta", type=float, default=0.9, help="hcl, bcl: weight of hard negatives")
+    add("--alpha", type=float, help="bcl: how well the encoder ranks, 0.5 is chance (default: its authors', see README)")
+    add("--beta", type=float, help="hcl, bcl: weight of hard negatives (default: its authors', see README)")
     add("--estimator", default="SimCLR", choices=["SimCLR", "MoCo"], help="the framework; part of the file name")
     add("--momentum", type=float, default=0.99, help="MoCo: what the momentum encoder keeps of itself at a step")
     add("--queue", type=int, default=4096, help="MoCo: negatives in the queue")
@@ -66,6 +67,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.save_every is None:
         args.save_every = 100 if args.dataset_name == "tinyImageNet" else 200
+    alpha, beta = {"stl10": (0.7, 1.0), "cifar100": (0.7, 1.0), "tinyImageNet": (0.8, 1.0)}.get(args.dataset_name, (0.9, 0.9))
+    args.alpha = alpha if args.alpha is None else args.alpha
+    args.beta = args.beta if args.beta is not None else 1.0 if args.loss == "hcl" else beta
     return args
 
 
@@ -164,6 +168,8 @@ def pretrain(args: argparse.Namespace, folder: Path, device: torch.device, dtype
         if stop:
             resume.announce_stop(run, path)
             return resume.exit_status(stop)
+        if evaluation_due(run, evaluate):
+            write()  # it may take minutes, more than a signal leaves
         finish_epoch(run, path, evaluate)
         if board is not None:
             write_epoch(board, run, images.pixels)
@@ -183,15 +189,13 @@ def assemble(args: argparse.Namespace, pixels: Tensor, device: torch.device, dty
     if args.bn == "sync" and distributed.world() > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     compiled = args.compile == "on" or (args.compile == "auto" and device.type == "cuda" and runtime.compiles(device))
-    if device.type == "cuda" and pixels.numel() < torch.cuda.mem_get_info(device)[0] / 2:
-        pixels = pixels.to(device)
     moco = MoCo(model, args.queue, args.momentum, args.feature_dim).to(device) if args.estimator == "MoCo" else None
     ops = views.compiled() if compiled else views.Ops()
     return Run(
         args=args,
         device=device,
         dtype=dtype,
-        pixels=pixels,
+        pixels=runtime.keep(pixels, device),
         model=model,
         encoder=torch.compile(model) if compiled else model,
         optimizer=torch.optim.Adam(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True),
@@ -201,6 +205,7 @@ def assemble(args: argparse.Namespace, pixels: Tensor, device: torch.device, dty
         make_view=functools.partial(views.make_view, size=args.image_size, ops=ops),
         progress=new_progress(len(pixels) // args.batch_size, device),
         moco=moco,
+        key_encoder=torch.compile(moco.model) if moco and compiled else None,
     )
 
 
@@ -216,6 +221,12 @@ def knn_evaluation(args: argparse.Namespace, images: Images, device: torch.devic
         return knn(known, bank.labels, asked, test.labels, len(bank.classes), k, args.temperature)
 
     return evaluate
+
+
+def evaluation_due(run: Run, evaluate: Callable | None) -> bool:
+    """Whether the kNN accuracy is to be measured after the current epoch."""
+    epoch = run.progress["epoch"]
+    return evaluate is not None and (epoch % run.args.knn_every == 0 or epoch == run.args.epochs)
 
 
 def finish_epoch(run: Run, path: Path, evaluate: Callable | None) -> None:
@@ -235,7 +246,7 @@ def finish_epoch(run: Run, path: Path, evaluate: Callable | None) -> None:
     }
     if args.loss == "attention_nce":
         row["effective_positives"], row["effective_negatives"] = progress["effective"]
-    if evaluate is not None and (epoch % args.knn_every == 0 or epoch == args.epochs):
+    if evaluation_due(run, evaluate):
         row["knn_top1"], row["knn_top5"] = evaluate(run.model)
         progress["best_knn"] = max(progress["best_knn"], row["knn_top1"])
         print(f"epoch {epoch}: kNN top-1 {row['knn_top1']:.2f} %, top-5 {row['knn_top5']:.2f} %", flush=True)
@@ -253,7 +264,7 @@ def write_results(run: Run, path: Path) -> None:
     weights.save_csv(path.with_name(path.name + ".csv"), progress["rows"])
     weights.save_json(path.with_name(path.name + ".json"), describe(run))
     if epoch % args.save_every == 0 or epoch == args.epochs:
-        state_dict = {f"module.{key}": value for key, value in run.model.state_dict().items()}
+        state_dict = {f"module.{key}": value.cpu().contiguous() for key, value in run.model.state_dict().items()}
         weights.save(path.parent / f"{weights.stem(args, epoch)}.pth", state_dict)
 
 
@@ -277,7 +288,7 @@ def describe(run: Run) -> dict[str, object]:
     progress = run.progress
     return {
         "flags": vars(run.args),
-        "command": " ".join(sys.argv),
+        "command": shlex.join(sys.argv),
         "machine": runtime.machine(run.device),
         "precision": str(run.dtype).removeprefix("torch."),
         "processes": distributed.world(),

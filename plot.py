@@ -12,6 +12,7 @@
 
 import argparse
 import csv
+import itertools
 import shlex
 from pathlib import Path
 
@@ -19,33 +20,54 @@ import numpy as np
 
 import pictures
 import reproduce
+import runtime
+import tables
 import weights
 from pictures import plt
 from utils import DATASETS, UserError, load
 
 
 def plot_curves(args: argparse.Namespace) -> plt.Figure:
-    """Loss and kNN top-1 of main.py's CSV files against epochs, encoded views and hours."""
-    figure, axes = plt.subplots(2, 3, figsize=(11, 5.6), sharey="row", layout="constrained")
+    """Loss and kNN top-1 of main.py's CSV files against epochs, views and time; mean and range of files of one name."""
+    runs: dict[str, list[list[dict[str, str]]]] = {}
     for path in (path for path in args.csv if not path.endswith("_linear.csv")):  # linear.py's lie beside main.py's
-        try:
-            with open(path, newline="") as file:
-                rows = list(csv.DictReader(file))
-            for upper, lower, key, unit in zip(*axes, ("epoch", "views", "seconds"), (1, 1000, 3600), strict=True):
-                upper.plot([float(r[key]) / unit for r in rows], [float(r["loss"]) for r in rows], label=Path(path).stem)
-                known = [r for r in rows if r["knn_top1"]]
-                lower.plot([float(r[key]) / unit for r in known], [float(r["knn_top1"]) for r in known], ".-")
-        except (OSError, KeyError, ValueError) as error:
-            raise UserError(f"{path} is no table of metrics of main.py ({error!r})") from None
-    for axis, label in zip(axes[1], ("epochs", "encoded views (thousands)", "hours of training"), strict=True):
+        runs.setdefault(weights.title(path), []).append(metrics(path))
+    longest = max(float(rows[-1]["seconds"]) for seeds in runs.values() for rows in seeds)
+    time, seconds = ("hours", 3600) if longest > 3600 else ("minutes", 60)
+    figure, axes = plt.subplots(2, 3, figsize=(11, 6), sharex="col", sharey="row", layout="constrained")
+    for label, seeds in runs.items():
+        for column, key, unit in zip(axes.T, ("epoch", "views", "seconds"), (1, 1000, seconds), strict=True):
+            for axis, what in zip(column, ("loss", "knn_top1"), strict=True):
+                known = [[row for row in rows if row[what]] for rows in seeds]
+                known = [rows[: min(map(len, known))] for rows in known]  # what all seeds have
+                x, y = (np.array([[float(row[name]) for row in rows] for rows in known]) for name in (key, what))
+                (line,) = axis.plot(x.mean(0) / unit, y.mean(0), "-" if what == "loss" else ".-", label=label)
+                axis.fill_between(x.mean(0) / unit, y.min(0), y.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
+    for axis, label in zip(axes[1], ("epochs", "encoded views (thousands)", f"{time} of training"), strict=True):
         axis.set_xlabel(label)
         axis.locator_params(axis="x", nbins=5)
-    for axis in axes[0]:
-        axis.locator_params(axis="x", nbins=5)
-    axes[0, 0].set_ylabel("loss")
+    axes[0, 0].set_ylabel("loss (each on its own scale)" if len(runs) > 1 else "loss")
     axes[1, 0].set_ylabel("kNN top-1 (%)")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncol=2, fontsize=8)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncol=2, fontsize=10)
     return figure
+
+
+def metrics(path: str) -> list[dict[str, str]]:
+    """The rows of a table of metrics.
+
+    Raises:
+        UserError: it is none of main.py's.
+    """
+    try:
+        with open(path, newline="") as file:
+            rows = list(csv.DictReader(file))
+        for row in rows:
+            _ = [float(row[key]) for key in ("epoch", "views", "seconds", "loss")], row["knn_top1"]
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(f"{path} is no table of metrics of main.py ({error!r})") from None
+    if not rows:
+        raise UserError(f"{path} has no rows yet")
+    return rows
 
 
 def plot_accuracy(args: argparse.Namespace) -> plt.Figure:
@@ -57,7 +79,7 @@ def plot_accuracy(args: argparse.Namespace) -> plt.Figure:
     options = reproduce.parse_args(shlex.split(args.study))
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True, layout="constrained")
     lines: dict[str, list[tuple[int, int, list[float]]]] = {}
-    for row, setting in (reproduce.study(row, options) for row in reproduce.all_rows() if row.dataset in options.datasets):
+    for row, setting in (reproduce.study(row, options) for row in tables.all_rows() if row.dataset in options.datasets):
         found = [linear["best_epoch"]["top1"] for seed in setting.seeds
                  if (linear := reproduce.results(row, setting, seed, options)[1])]  # fmt: skip
         if found:
@@ -67,7 +89,7 @@ def plot_accuracy(args: argparse.Namespace) -> plt.Figure:
         for axis, place in zip(axes, (0, 1), strict=True):
             means, spreads = zip(*(reproduce.mean_and_spread(point[2]) for point in points), strict=True)
             axis.errorbar([p[place] for p in points], means, spreads, fmt=".-", capsize=3, label=label, color=f"C{number % 7}")
-    published = [row for row in reproduce.paper_rows() if row.dataset == (args.beside or next(iter(options.datasets), ""))]
+    published = [row for row in tables.paper_rows() if row.dataset == (args.beside or next(iter(options.datasets), ""))]
     for row, mark in zip(published, "osD^vP", strict=False):
         for axis, x in zip(axes, (row.epochs, row.epochs * reproduce.views_an_image(row)), strict=True):
             axis.plot(x, row.paper, mark, mfc="none", color="black", label=f"{row.method}, {row.epochs} epochs (published)")
@@ -80,29 +102,35 @@ def plot_accuracy(args: argparse.Namespace) -> plt.Figure:
 
 
 def plot_grid(args: argparse.Namespace) -> plt.Figure:
-    """kNN accuracy of the photographs' d_pos × d_neg runs, mean over seeds."""
+    """kNN and linear accuracy of the photographs' d_pos × d_neg runs, mean over seeds."""
     options = reproduce.parse_args(["--results", args.results])
-    cells = {}
-    for row, setting in (reproduce.study(row, options) for row in reproduce.photo_rows()):
-        found = [pair[1]["knn_top1"] for seed in setting.seeds
-                 if (pair := reproduce.results(row, setting, seed, options))[1]]  # fmt: skip
-        if row.flags.get("num_pos") == 4 and found:
-            cells[row.flags["d_pos"], row.flags["d_neg"]] = found
-    if not cells:
-        raise UserError(f"no results in {args.results}: run python reproduce.py photos first")
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for axis, title, pick in zip(axes, ("kNN top-1 (%)", "linear top-1, best epoch (%)"), (
+        lambda found: found["knn_top1"], lambda found: found["best_epoch"]["top1"]), strict=True):  # fmt: skip
+        cells = {}
+        for row, setting in (reproduce.study(row, options) for row in tables.photo_rows()):
+            found = [reproduce.results(row, setting, seed, options)[1] for seed in setting.seeds]
+            if row.flags.get("num_pos") == 4 and any(found):
+                cells[row.flags["d_pos"], row.flags["d_neg"]] = [pick(linear) for linear in found if linear]
+        if not cells:
+            raise UserError(f"no results in {args.results}: run python reproduce.py photos first")
+        figure.colorbar(heat_map(axis, cells), label=title)
+    return figure
+
+
+def heat_map(axis: plt.Axes, cells: dict[tuple[float, float], list[float]]) -> plt.cm.ScalarMappable:
+    """What was found for every (d_pos, d_neg), as colour and in figures."""
     rows, columns = (sorted({key[i] for key in cells}) for i in (0, 1))
     table = np.array([[np.mean(cells[r, c]) if (r, c) in cells else np.nan for c in columns] for r in rows])
-    figure, axis = plt.subplots(figsize=(5.5, 4.2))
     image = axis.imshow(table, cmap="cividis")
-    for (i, r), (j, c) in ((a, b) for a in enumerate(rows) for b in enumerate(columns)):
+    for (i, r), (j, c) in itertools.product(enumerate(rows), enumerate(columns)):
         light = table[i, j] < (np.nanmax(table) + np.nanmin(table)) / 2
         axis.text(j, i, reproduce.mean(cells.get((r, c), [])).replace(" ", "\n", 1), ha="center", va="center",
                   color="white" if light else "black")  # fmt: skip
     axis.set(xticks=range(len(columns)), xticklabels=columns, yticks=range(len(rows)), yticklabels=rows, xlabel="d_neg",
              ylabel="d_pos")  # fmt: skip
     axis.grid(False)
-    figure.colorbar(image, label="kNN top-1 (%)")
-    return figure
+    return image
 
 
 OF_ENCODERS = {"attention": pictures.plot_attention, "numbers": pictures.plot_numbers, "flags": pictures.plot_flags,
@@ -113,7 +141,7 @@ PICTURES = {**OF_ENCODERS, **OF_RESULTS}
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Which picture, of what."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = runtime.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("pictures", nargs="+", choices=PICTURES, metavar="PICTURE", help=", ".join(PICTURES))
     add("--csv", nargs="+", default=[], help="metrics of main.py")
@@ -127,9 +155,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--d_pos", type=float, default=1.0)
     add("--d_neg", type=float, default=1.0)
     add("--seed", type=int, default=0)
+    add("--device", help="cuda, mps or cpu (default: the first that is there)")
     add("--results", default="results", help="folder of reproduce.py's results")
     add("--study", default="cifar10", help="accuracy: data set and flags, as given to reproduce.py")
-    add("--beside", choices=reproduce.TITLES, help="accuracy: whose published figures are drawn (default: the study's)")
+    add("--beside", choices=tables.TITLES, help="accuracy: whose published figures are drawn (default: the study's)")
     add("--out", default="pic", help="folder of the pictures")
     return parser.parse_args(argv)
 
@@ -137,6 +166,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Draw what is asked for."""
     args = parse_args()
+    args.device = runtime.choose_device(args.device)
     out = weights.writable_folder(Path(args.out))
     if "curves" in args.pictures and not args.csv:
         raise UserError("curves needs --csv, main.py's tables of metrics")
@@ -154,6 +184,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from runtime import run
-
-    run(main)
+    runtime.run(main)

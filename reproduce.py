@@ -16,123 +16,45 @@ import json
 import math
 import os
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import linear as linear_evaluation
+import main
+import resume
+import runtime
 import weights
 from model import ARCHS
+from tables import PAPER, PHOTOS, TITLES, Row, Study, all_rows
 from utils import UserError
 
-
-class Row(NamedTuple):
-    """One line of a table. Rows with the same flags are one run, measured after different epochs."""
-
-    dataset: str
-    method: str
-    flags: dict[str, Any]
-    epochs: int
-    paper: float | None = None  # linear accuracy, best epoch, in percent
-    link: str | None = None  # the authors' weights
-
-
-class Study(NamedTuple):
-    """How a data set's rows are run."""
-
-    arch: str
-    epochs: int
-    batch_size: int
-    seeds: list[int]
-    pretrain: list[str]  # further flags
-    linear: list[str]
-
-
-PAPER = Study("resnet50", 400, 256, [0], [], [])
-# The classifier's views are as large as the test images, 32 pixels: trained on features of 8 it had half the accuracy.
-PHOTOS = Study("resnet10", 10, 64, [0, 1, 2], ["--image_size", "8", "--k", "20", "--knn_every", "5"],
-               ["--image_size", "32", "--k", "20", "--batch_size", "128", "--epochs", "8", "--lr", "0.01"])  # fmt: skip
-TITLES = {"stl10": "STL10", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "tinyImageNet": "TinyImageNet",
-          "photos": "The embedded photographs", "folder": "Your own images"}  # fmt: skip
-DRIVE = "https://drive.google.com/file/d/{}/view"
-
-
-def paper_rows() -> list[Row]:
-    """The tables of the paper, and what the authors of DCL, HCL and BCL report with their own settings."""
-
-    def attention(dataset: str, d_pos: float, d_neg: float, half: float, full: float, *links: str) -> list[Row]:
-        flags = {"loss": "attention_nce", "d_pos": d_pos, "d_neg": d_neg}
-        figures = zip((200, 400), (half, full), links, strict=True)
-        return [Row(dataset, "AttentionNCE", flags, *figure, DRIVE.format(link)) for *figure, link in figures]
-
-    def other(dataset: str, loss: str, figure: float, link: str | None = None, **flags: float) -> Row:
-        method = {"simclr": "SimCLR", "dcl": "DCL", "hcl": "HCL", "bcl": "BCL"}[loss]
-        return Row(dataset, method, {"loss": loss, **flags}, 400, figure, DRIVE.format(link) if link else None)
-
-    return [
-        other("stl10", "simclr", 80.15, "1qQE03ztnQCK4dtG-GPwCvF66nq_Mk_mo"),
-        other("stl10", "dcl", 84.26, tau_plus=0.1),
-        other("stl10", "hcl", 87.44, tau_plus=0.1, beta=1.0),
-        other("stl10", "bcl", 87.51, tau_plus=0.1, alpha=0.7, beta=1.0),
-        *attention("stl10", 2, 0.5, 87.12, 89.45, "1f3d8LYeX_8VLtqK1oai6SywmHAV0TwK9", "1cQquMQA74GlQD6MQeP1l2zEhkJfdrKCA"),
-        other("cifar10", "simclr", 91.12, "1AgKdRXnqBmhTPMAuzwsk1kE-X3OwVGpH"),
-        other("cifar10", "bcl", 92.52, tau_plus=0.1, alpha=0.9, beta=0.9),
-        *attention("cifar10", 1, 10, 92.42, 93.08, "1Pq8bMZzqdN9-7c-HmyeKSxTlKhufaYf4", "1pKRs_QT4goC-l62tT48FxrDSRLxQ1Hfd"),
-        other("cifar100", "simclr", 66.55),
-        other("cifar100", "bcl", 69.70, tau_plus=0.1, alpha=0.7, beta=1.0),
-        *attention("cifar100", 1, 10, 69.78, 70.23, "1hnQAvAgsNa3rOY1cRnZgUsWZLh6KOmUM", "1zGqa28oNiogYjriWJjp-MqkzwDjTskIO"),
-        other("tinyImageNet", "simclr", 53.40),
-        other("tinyImageNet", "bcl", 57.32, tau_plus=0.1, alpha=0.8, beta=1.0),
-        *attention("tinyImageNet", 4, 1, 56.58, 58.61,
-                   "1oQaHY5fW2_3trpBe4xMP4K_x3cRW8UjL", "1lVRxeZBRP18uQsw4FVOtaoBQnK7hU0yG"),
-    ]  # fmt: skip
-
-
-def photo_rows() -> list[Row]:
-    """All losses at equal epochs and at equal numbers of encoded views, then the number of positives, then d_pos × d_neg.
-
-    AttentionNCE encodes six views of an image where the others encode two: three times the epochs are as many views.
-    """
-    epochs = PHOTOS.epochs
-    others = {"SimCLR": {"loss": "simclr"}, "DCL": {"loss": "dcl", "tau_plus": 0.1},
-              "HCL": {"loss": "hcl", "tau_plus": 0.1, "beta": 1.0},
-              "BCL": {"loss": "bcl", "tau_plus": 0.1, "alpha": 0.9, "beta": 0.9}}  # fmt: skip
-    rows = [Row("photos", method, flags, e) for method, flags in others.items() for e in (epochs, 3 * epochs)]
-    grid = [(4, 1, 10), (1, 1, 10), (2, 1, 10), (8, 1, 10)]
-    grid += [(4, d_pos, d_neg) for d_pos in (0.1, 1, 10) for d_neg in (0.1, 1, 10) if (d_pos, d_neg) != (1, 10)]
-    for num_pos, d_pos, d_neg in grid:
-        flags = {"loss": "attention_nce", "num_pos": num_pos, "d_pos": d_pos, "d_neg": d_neg}
-        rows.append(Row("photos", "AttentionNCE", flags, epochs))
-    return rows
-
-
-def folder_rows() -> list[Row]:
-    """AttentionNCE as it goes on, and SimCLR at equal numbers of encoded views and, once, at equal epochs."""
-    epochs, flags = PAPER.epochs, {"loss": "attention_nce", "d_pos": 1, "d_neg": 10}
-    stops = (epochs // 4, epochs // 2, epochs)
-    rows = [Row("folder", "AttentionNCE", flags, stop) for stop in stops]
-    return rows + [Row("folder", "SimCLR", {"loss": "simclr"}, stop) for stop in sorted([epochs, *(3 * s for s in stops)])]
-
-
-def all_rows() -> list[Row]:
-    """Every row, in the order of their numbers."""
-    return paper_rows() + photo_rows() + folder_rows()
+NOT_THE_RESULT = {"root", "results", "device", "model_path", "export"}  # flags of linear.py
 
 
 def study(row: Row, args: argparse.Namespace) -> tuple[Row, Study]:
-    """The row and its study, changed by the flags; `--epochs` is the paper's 400, other rows follow in proportion."""
+    """The row and its study, changed by the flags. Rows keep the proportion of their epochs, which is why they are rounded."""
     base = PHOTOS if row.dataset == "photos" else PAPER
     changed = {name: getattr(args, name) for name in ("arch", "epochs", "batch_size", "seeds") if getattr(args, name)}
     changed |= {name: shlex.split(getattr(args, name)) for name in ("pretrain", "linear") if getattr(args, name) is not None}
-    row = row._replace(epochs=max(1, round(row.epochs * changed.get("epochs", base.epochs) / base.epochs)))
-    return row, base._replace(**changed)
+    unit = math.gcd(*(other.epochs for other in all_rows() if other.dataset == row.dataset))
+    unit_here = max(1, unit * changed.get("epochs", base.epochs) // base.epochs)
+    return row._replace(epochs=row.epochs // unit * unit_here), base._replace(**changed)
+
+
+def words(row: Row, setting: Study) -> list[str]:
+    """The flags of main.py that decide about the result."""
+    flags = [word for key, value in row.flags.items() for word in (f"--{key}", str(value))]
+    common = ["--dataset_name", row.dataset, "--arch", setting.arch, "--batch_size", str(setting.batch_size)]
+    return [*common, *flags, *setting.pretrain]
 
 
 def name(row: Row, setting: Study, epoch: int) -> str:
     """The name of the row's files at an epoch."""
-    flags = {"num_pos": 4, "estimator": "SimCLR", "dataset_name": row.dataset, "batch_size": setting.batch_size, **row.flags}
-    return weights.stem(argparse.Namespace(**flags), epoch)
+    return weights.stem(main.parse_args(words(row, setting)), epoch)
 
 
 def folder(row: Row, setting: Study, seed: int, args: argparse.Namespace) -> Path:
@@ -146,27 +68,34 @@ def whole_run(row: Row, args: argparse.Namespace) -> list[int]:
     return sorted(other.epochs for other in rows if (other.dataset, other.flags) == (row.dataset, row.flags))
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A result file, or None where there is none."""
+def read_json(path: Path, wanted: argparse.Namespace, free: set[str]) -> dict[str, Any] | None:
+    """A result file; None where there is none, or one of other flags than `wanted`, the free ones apart, made by hand perhaps.
+
+    Raises:
+        UserError: it is damaged.
+    """
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
+        found = json.loads(path.read_text())
+        flags = found.get("flags", {})
+        same = all(flags.get(key, value) == value for key, value in vars(wanted).items() if key not in free)
+        if wanted.dataset_name == "folder":
+            same &= Path(flags.get("root", wanted.root)).name == Path(wanted.root).name
+        return found if same else None
+    except (ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error}): remove it and run its row again") from None
 
 
 def results(row: Row, setting: Study, seed: int, args: argparse.Namespace) -> tuple[dict | None, dict | None]:
-    """What is known of a row and a seed: (pretraining, linear evaluation), each None where it was not begun.
-
-    An evaluation with other flags than the study's, made by hand perhaps, is none.
-    """
-    place = folder(row, setting, seed, args) / row.dataset
-    pretraining = read_json(place / f"{name(row, setting, whole_run(row, args)[-1])}.json")
-    linear = read_json(place / f"{name(row, setting, row.epochs)}_linear.json")
-    wanted = zip(setting.linear[::2], setting.linear[1::2], strict=True)
-    as_wanted = linear and all(str(linear["flags"].get(flag.removeprefix("--"))) == value for flag, value in wanted)
-    return pretraining, linear if as_wanted else None
+    """What is known of a row and a seed: (pretraining, linear evaluation), each None where it was not begun so."""
+    place, common = folder(row, setting, seed, args) / row.dataset, ["--root", args.root, "--seed", str(seed)]
+    pretrain = main.parse_args([*words(row, setting), *common])
+    linear = linear_evaluation.parse_args(["--model_path", "", "--dataset_name", row.dataset, *common, *setting.linear])
+    return (
+        read_json(place / f"{name(row, setting, whole_run(row, args)[-1])}.json", pretrain, resume.FREE_FLAGS),
+        read_json(place / f"{name(row, setting, row.epochs)}_linear.json", linear, NOT_THE_RESULT),
+    )
 
 
 def state(row: Row, setting: Study, seed: int, args: argparse.Namespace) -> str:
@@ -189,21 +118,33 @@ def run(row: Row, setting: Study, seed: int, args: argparse.Namespace) -> None:
     Raises:
         UserError: a command failed; its own line says why.
     """
-    if results(row, setting, seed, args)[1]:
+    pretraining, evaluation = results(row, setting, seed, args)
+    if evaluation:
         return
-    out = folder(row, setting, seed, args)
-    flags = [word for key, value in row.flags.items() for word in (f"--{key}", str(value))]
-    common = ["--dataset_name", row.dataset, "--root", args.root, "--seed", str(seed)]
+    out, stops = folder(row, setting, seed, args), whole_run(row, args)
     file = out / row.dataset / f"{name(row, setting, row.epochs)}.pth"
-    stops = whole_run(row, args)
-    pretrain = [script("main.py"), *common, *flags, "--arch", setting.arch, "--batch_size", str(setting.batch_size),
-                "--results", str(out), "--epochs", str(stops[-1]), "--save_every", str(math.gcd(*stops)), *setting.pretrain]
-    linear = [script("linear.py"), *common, "--model_path", str(file), *setting.linear]
-    for command in ([] if file.exists() else [pretrain]) + [linear]:
-        print("python", *command, flush=True)
-        status = subprocess.run([sys.executable, *command]).returncode
+    common = ["--root", args.root, "--seed", str(seed)]
+    pretrain = [script("main.py"), *words(row, setting), *common, "--results", str(out), "--epochs", str(stops[-1]),
+                "--save_every", str(math.gcd(*stops))]  # fmt: skip
+    evaluate = [script("linear.py"), "--dataset_name", row.dataset, *common, "--model_path", str(file), *setting.linear]
+    for command in ([] if pretraining and file.exists() else [pretrain]) + [evaluate]:
+        print(shlex.join(["python", *command]), flush=True)
+        status = call([sys.executable, *command])
         if status:
             raise UserError(f"{Path(command[0]).name} ended with status {status}; the same command again goes on from there")
+
+
+def call(command: list[str]) -> int:
+    """Run a program to its end, however long it takes to save its state after a signal; returns its status."""
+    with subprocess.Popen(command) as process:
+        # The terminal sends Ctrl-C to both; others send their signals to this process alone.
+        answers = {signal.SIGINT: lambda *_: None, signal.SIGTERM: lambda number, _: process.send_signal(number),
+                   signal.SIGUSR1: lambda number, _: process.send_signal(number)}  # fmt: skip
+        before = {number: signal.signal(number, answer) for number, answer in answers.items()}
+        status = process.wait()
+        for number, answer in before.items():
+            signal.signal(number, answer)
+    return status
 
 
 def script(name: str) -> str:
@@ -259,26 +200,28 @@ def table(dataset: str, rows: list[Row], args: argparse.Namespace) -> str:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """What to run and how small."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = runtime.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("datasets", nargs="*", help="run what is missing of these: " + ", ".join(TITLES))
     add("--row", type=int, nargs="+", default=[], help="run what is missing of these rows")
     add("--all", action="store_true", help="run what is missing of every row of the paper")
-    add("--epochs", type=int, help="what stands for the paper's 400 (photos: 10); rows of fewer or more follow in proportion")
+    add("--epochs", type=int, help="instead of the paper's 400 (photos: 10); rows of fewer or more in proportion, rounded down")
     add("--arch", choices=ARCHS, help="default: resnet50; photos: resnet10")
     add("--batch_size", type=int, help="default: 256; photos: 64")
     add("--seeds", type=int, nargs="+", help="default: 0; photos: 0 1 2")
-    add("--pretrain", metavar="FLAGS", help="flags of main.py instead of the study's own, as in --pretrain '--precision bf16'")
-    add("--linear", metavar="FLAGS", help="flags of linear.py likewise, as in --linear '--epochs 10 --lr 0.01'")
+    add("--pretrain", metavar="FLAGS", help="flags of main.py instead of the study's own, as in --pretrain='--k 20'")
+    add("--linear", metavar="FLAGS", help="flags of linear.py likewise, as in --linear='--epochs 10 --lr 0.01'")
     add("--root", default="data", help="folder of the data sets; of folder: of the images")
     add("--results", default="results", help="folder of the results")
     add("--table", action="store_true", help="print the tables in Markdown")
     return parser.parse_args(argv)
 
 
-def main() -> None:
+def list_and_run() -> None:
     """List, run or print."""
     args = parse_args()
+    if args.epochs is not None and args.epochs < 1:
+        raise UserError(f"--epochs must be at least 1, not {args.epochs}")
     rows = all_rows()
     unknown = [dataset for dataset in args.datasets if dataset not in TITLES]
     if unknown or any(not 1 <= number <= len(rows) for number in args.row):
@@ -303,6 +246,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from runtime import run as run_main
-
-    run_main(main)
+    runtime.run(list_and_run)

@@ -2,6 +2,7 @@
 
 import fcntl
 import glob
+import json
 import os
 import shlex
 import shutil
@@ -10,6 +11,7 @@ import socket
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
@@ -28,6 +30,7 @@ FREE_FLAGS = {
     "root", "results", "device", "compile", "grad_cache", "deterministic", "resume", "state_minutes", "epochs",
     "save_every", "knn_every", "k", "tensorboard",
 }  # fmt: skip
+RECOVERY = {"lr", "weight_decay", "precision"}  # may differ too from a state that `--resume` names: a run that diverged, say
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 WHERE = ("torch", "torchvision", "numpy", "device", "threads", "precision")  # what decides about a number's last digits
 
@@ -116,6 +119,8 @@ def restore(run: Run, state: dict) -> None:
         if run.moco:
             run.moco.load_state_dict(state["moco"])
         run.progress = _like(run.progress, state["progress"], run.steps)
+    for group in run.optimizer.param_groups:  # not the state's: see RECOVERY
+        group.update(lr=run.args.lr, weight_decay=run.args.weight_decay)
     there, here = state["machine"], where(run)
     changed = [f"{name} {there.get(name)} (here: {here[name]})" for name in WHERE if there.get(name) != here[name]]
     if changed:
@@ -150,14 +155,19 @@ def find_state(args: Namespace, folder: Path) -> dict[str, Any] | None:
     `auto` is this command's own state, else that of the longest run of the same name with fewer epochs, which it extends.
 
     Raises:
-        UserError: the state was made with other flags that change the result, or cannot be read.
+        UserError: the state, or results whose names this run's would have, were made with other flags that change the
+            result; or it cannot be read.
     """
     if args.resume == "never":
         return None
     if args.resume != "auto":
         state = read_state(Path(args.resume))
-        _check_flags(args, state, args.resume)
+        _check_flags(args, state, args.resume, RECOVERY)
         return state
+    for path in of_all_epochs(args, folder, ".json").values():
+        with suppress(OSError, json.JSONDecodeError, KeyError, TypeError):  # damaged, it protects nothing
+            flags = json.loads(path.read_text())["flags"]
+            _check_flags(args, {"flags": {**vars(args), **flags}}, path)  # an older version's may lack some
     path = folder / f"{stem(args, args.epochs)}.state"
     if path.exists() or previous(path).exists():
         state = read_state(path)
@@ -188,18 +198,18 @@ def remove_temporary(args: Namespace, folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def differing_flags(args: Namespace, state: dict[str, Any]) -> list[str]:
-    """The flags that change the result and differ: `--seed 1 (the state: 0)`."""
+def differing_flags(args: Namespace, state: dict[str, Any], free: Collection[str] = ()) -> list[str]:
+    """The flags that change the result and differ, but for the free ones: `--seed 1 (there: 0)`."""
     flags = state["flags"]
     return [
-        f"--{name} {value} (the state: {flags.get(name)})"
+        f"--{name} {value} (there: {flags.get(name)})"
         for name, value in vars(args).items()
-        if name not in FREE_FLAGS and flags.get(name) != value
+        if name not in FREE_FLAGS and name not in free and flags.get(name) != value
     ]
 
 
-def _check_flags(args: Namespace, state: dict[str, Any], path: str | Path) -> None:
-    different = differing_flags(args, state)
+def _check_flags(args: Namespace, state: dict[str, Any], path: str | Path, free: Collection[str] = ()) -> None:
+    different = differing_flags(args, state, free)
     if different:
         raise UserError(
             f"{path} was made with other flags: {', '.join(different)}; use those, name another --results, "

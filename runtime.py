@@ -41,6 +41,9 @@ def run(main: Callable[[], int | None]) -> None:
     except UserError as error:
         line = " ".join(str(error).split())
         status, why = 2, f"error: {''.join(c if c.isprintable() else '?' for c in line)}\n"  # names in it may be anyone's
+    except torch.OutOfMemoryError as error:
+        reason = str(error).split(". ")[0]
+        status, why = 2, f"error: {reason}: take main.py's --grad_cache, a smaller --batch_size, or --precision bf16\n"
     except KeyboardInterrupt:
         status, why = 130, "interrupted\n"
     except Exception:
@@ -107,6 +110,13 @@ def reproducible(strict: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when CUDA starts
     torch.use_deterministic_algorithms(strict)
     torch.backends.cudnn.benchmark = not strict
+
+
+def keep(pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The images on the GPU, if they take no more than an eighth of what is free there; else where they are."""
+    if device.type == "cuda" and pixels.numel() < torch.cuda.mem_get_info(device)[0] / 8:
+        return pixels.to(device)
+    return pixels
 
 
 def compiles(device: torch.device) -> bool:

@@ -1,9 +1,10 @@
-"""Several processes: throughput on this machine, the bytes that a step exchanges, and what that means for many GPUs.
+"""Several processes: throughput on this machine, the bytes that a step exchanges, and what that means for many like it.
 
 Each process has a batch of `--batch_size` of its own, so the global batch grows with their number. On a CPU every process
 has the same share of the cores, however many there are. The projection takes a step's time from one process and adds the
 exchange at `--link_gb_s` (an assumption, as is that nothing overlaps and that latency is nothing) and what the loss's
-larger number of negatives costs, which is measured.
+larger number of negatives and drawing everybody's random numbers cost, which is measured. From a CPU's step it says
+nothing about GPUs.
 """
 
 import argparse
@@ -24,13 +25,14 @@ import distributed
 import loss
 import ours
 import runtime
+import views
 import weights
 from measure import interleaved, synchronize
 from model import Model
 from ours import DIM, VIEWS
 from utils import UserError, load
 
-PROJECTED = (8, 64, 512)  # GPUs
+PROJECTED = (8, 64, 512)  # processes
 FLOAT = 4  # bytes
 
 
@@ -57,21 +59,22 @@ def sent(collective: str, size: int, processes: int) -> float:
 
 
 def project(
-    step: float, loss_seconds: dict[int, float], parameters: int, batch: int, link_gb_s: float
+    step: float, grows: dict[int, float], parameters: int, batch: int, link_gb_s: float
 ) -> list[dict[str, float]]:
-    """A step at every number of GPUs: seconds of computing and of exchange, images/s, and the share of ideal scaling.
+    """A step at every number of processes: seconds of computing and of exchange, images/s, and the share of ideal scaling.
 
     Args:
         step: seconds of a step of one process.
-        loss_seconds: of the loss of `batch` images against the anchors of 1, 8, … processes.
+        grows: seconds of what grows with 1, 8, … processes: the loss of `batch` images against everybody's anchors, and
+            drawing everybody's random numbers.
     """
     rows = []
-    for n in loss_seconds:
+    for n in grows:
         size = sum(sent(*exchange, n) for exchange in exchanges(parameters, batch, DIM, n).values())
-        compute = step + max(0.0, loss_seconds[n] - loss_seconds[1])
-        total = compute + size / (link_gb_s * 1e9)
-        rows.append({"gpus": n, "sent_bytes": size, "compute_seconds": compute, "exchange_seconds": size / (link_gb_s * 1e9),
-                     "images_per_second": n * batch / total, "efficiency": step / total})  # fmt: skip
+        compute = step + max(0.0, grows[n] - grows[1])
+        exchange = size / (link_gb_s * 1e9)
+        rows.append({"processes": n, "sent_bytes": size, "compute_seconds": compute, "exchange_seconds": exchange,
+                     "images_per_second": n * batch / (compute + exchange), "efficiency": step / (compute + exchange)})
     return rows
 
 
@@ -85,6 +88,12 @@ def time_loss(batch: int, processes: int, device: torch.device) -> float:
 
     side = {"": lambda: torch.autograd.grad(loss.attention_nce(z, gather=gather), z)}
     return statistics.median(interleaved(side, 5, device)[""])
+
+
+def time_draw(batch: int, processes: int, image_size: int) -> float:
+    """Seconds in which every process draws the random numbers of the whole step, its own and the others'."""
+    side = {"": lambda: views.draw(VIEWS, processes * batch, image_size, image_size, views.generator(0, 1, 0))}
+    return statistics.median(interleaved(side, 3, torch.device("cpu"))[""])
 
 
 def worker(args: argparse.Namespace, precision: str) -> dict[str, Any]:
@@ -104,6 +113,7 @@ def worker(args: argparse.Namespace, precision: str) -> dict[str, Any]:
     result: dict[str, Any] = {"seconds": seconds[1:]}
     if distributed.world() == 1:
         result["loss_seconds"] = {n: time_loss(batch, n, device) for n in (1, *PROJECTED)}
+        result["draw_seconds"] = {n: time_draw(batch, n, args.image_size) for n in (1, *PROJECTED)}
     return result
 
 
@@ -153,12 +163,12 @@ def main(args: argparse.Namespace, precision: str) -> None:
         share = rate / processes / measured[0]["images_per_second"]
         print(f"{processes:3} processes  {rate:10.1f} images/s  {share:6.1%} of {processes} × one", flush=True)
     print_exchanges(parameters, args.batch_size)
-    loss_seconds = {int(n): seconds for n, seconds in measured[0]["loss_seconds"].items()}
+    grows = {int(n): loss + measured[0]["draw_seconds"][n] for n, loss in measured[0]["loss_seconds"].items()}
     step = statistics.median(measured[0]["seconds"])
-    projected = project(step, loss_seconds, parameters, args.batch_size, args.link_gb_s)
+    projected = project(step, grows, parameters, args.batch_size, args.link_gb_s)
     print(f"\nprojected from one process of this machine, assuming {args.link_gb_s:g} GB/s a process, no overlap, no latency:")
     for row in projected[1:]:
-        print("{gpus:4} GPUs  {compute_seconds:.4f} s computing + {exchange_seconds:.4f} s exchange a step  "
+        print("{processes:4} processes  {compute_seconds:.4f} s computing + {exchange_seconds:.4f} s exchange a step  "
               "{images_per_second:12,.0f} images/s  {efficiency:.1%} of ideal".format(**row))  # fmt: skip
     path = Path(args.results) / f"scaling-{args.device}.json"
     facts = {"machine": machine, "flags": vars(args), "command": shlex.join(["python", *sys.argv]), "precision": precision}

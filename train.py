@@ -48,6 +48,7 @@ class Run:
     make_view: Callable[..., Tensor]
     progress: dict[str, Any]
     moco: MoCo | None = None
+    key_encoder: nn.Module | None = None  # MoCo's, compiled perhaps
     good_buffers: list[Tensor] | None = None  # BatchNorm's statistics at the last look
 
     @property
@@ -92,8 +93,6 @@ def train_epoch(run: Run, received: list[int], save_state: Callable[[], None]) -
             take_step(run, batch)
             progress["step"] += 1
             now = time.monotonic()
-            progress["seconds"] += now - marked
-            marked = now
             want_look = run.device.type == "cpu" or now - looked > REFRESH or progress["step"] == run.steps
             want_save = now - saved > 60 * args.state_minutes
             signalled = max(received, default=int(signal.SIGTERM) if distributed.orphaned() else 0)
@@ -101,11 +100,13 @@ def train_epoch(run: Run, received: list[int], save_state: Callable[[], None]) -
             if look or save or stop:
                 look_at_losses(run, bar)
                 looked = time.monotonic()
+            progress["seconds"] += time.monotonic() - marked  # with the wait for the GPU that a look is, without the saving
             if save or stop:
                 save_state()
                 saved = time.monotonic()
             if stop:
                 return stop
+            marked = time.monotonic()
     return 0
 
 
@@ -125,8 +126,9 @@ def take_step(run: Run, batch: Tensor) -> None:
     if run.moco is None:
         loss, z = step(run, encode, run.views, run.loss)
     else:
+        key_encoder = run.key_encoder or run.moco.model
         with torch.no_grad(), runtime.autocast(run.device, run.dtype):
-            keys = torch.stack([encode(v, run.moco.model) for v in range(2, run.views)])
+            keys = torch.stack([encode(v, key_encoder) for v in range(2, run.views)])
         loss_of = functools.partial(run.loss, keys=keys, queue=run.moco.queue)
         loss, queries = step(run, encode, 2, loss_of)
         z = torch.cat([queries, keys])
@@ -153,7 +155,7 @@ def plain_step(run: Run, encode: Encode, views: int, loss_of: Loss) -> tuple[Ten
     Returns:
         (loss, embeddings views × batch × dim), both detached. Gradients are added to the parameters'.
     """
-    with runtime.autocast(run.device, run.dtype):  # around all views, so that they share one copy of the weights in bf16
+    with runtime.autocast(run.device, run.dtype):  # around all views: uncompiled, they share one copy of the weights in bf16
         z = torch.stack([encode(v) for v in range(views)])
     loss = loss_of(z)
     run.scaler.scale(loss).backward()

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickletools
+import re
 import struct
 import tempfile
 import warnings
@@ -22,6 +23,7 @@ from images import mending
 from model import Model, arch_of
 from utils import UserError
 
+METHODS = {"attention_nce": "AttentionNCE", "simclr": "SimCLR", "dcl": "DCL", "hcl": "HCL", "bcl": "BCL"}
 # What each loss is computed with besides the temperature: the last part of a file's name.
 PARAMETERS = {
     "attention_nce": ("d_pos", "d_neg"),
@@ -44,6 +46,20 @@ def stem(args: Namespace, epoch: int | str) -> str:
     return "_".join([args.dataset_name, args.estimator, method, str(args.batch_size), str(epoch), *numbers])
 
 
+def title(path: str | Path) -> str:
+    """What a file that `stem` named is of, in words: `AttentionNCE (d_pos 2, d_neg 0.5), 400 epochs`; else its name."""
+    name = re.sub(r"(\.pth|_linear\.csv|\.csv|\.json)$", "", Path(path).name)
+    positives = re.match(r"[^_]+_[^_]+_(\d+)model_", name)
+    for loss, names in PARAMETERS.items():
+        method = rf"{positives[1]}model" if positives and loss == "attention_nce" else loss
+        found = re.fullmatch(rf"[^_]+_[^_]+_{method}_\d+_(\d+)" + r"_([\d.]+)" * len(names), name)
+        if found:
+            numbers = [f"{name} {float(value):g}" for name, value in zip(names, found.groups()[1:], strict=True)]
+            numbers += [f"{positives[1]} positives"] if positives and positives[1] != "4" else []
+            return METHODS[loss] + (f" ({', '.join(numbers)})" if numbers else "") + f", {found[1]} epochs"
+    return name
+
+
 # ---------------------------------------------------------------------------------------------- writing
 
 
@@ -58,10 +74,13 @@ def writable_folder(path: Path) -> Path:
     return path
 
 
-def replace(path: Path, write: Callable[[BinaryIO], Any], previous: Path | None = None) -> None:
+def replace(
+    path: Path, write: Callable[[BinaryIO], Any], previous: Path | None = None, verify: Callable[[Path], None] | None = None
+) -> None:
     """Replace a file in one step: `write(file)` to a temporary name beside it, flushed to disk, then renamed.
 
-    Whatever interrupts this, `path` (or `previous`, the file that it held before) is whole.
+    Whatever interrupts this, `path` (or `previous`, the file that it held before) is whole. `verify`, if given, reads what
+    was written before it takes the place.
 
     Raises:
         UserError: the disk is full, read-only or gone; the temporary file is removed, `path` or `previous` is as before.
@@ -72,8 +91,8 @@ def replace(path: Path, write: Callable[[BinaryIO], Any], previous: Path | None 
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        if path.suffix in (".pth", ".state"):
-            check(temporary)
+        if verify is not None:
+            verify(temporary)
         if previous is not None and path.exists():
             os.replace(path, previous)
         os.replace(temporary, path)
@@ -98,7 +117,7 @@ def _flush_folder(path: Path) -> None:
 
 def save(path: Path, content: dict[str, Any], previous: Path | None = None) -> None:
     """`torch.save` by way of `replace`; what is written can be read with weights_only."""
-    replace(path, lambda file: torch.save(content, file), previous)
+    replace(path, lambda file: torch.save(content, file), previous, verify=check)
 
 
 def save_text(path: Path, text: str) -> None:

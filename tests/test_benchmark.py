@@ -277,7 +277,7 @@ def test_scaling_reports_every_number_of_processes(call, tmp_path, monkeypatch, 
     assert asked == [(n, 6) for n in (1, 2, 4, 6)]
     written = json.loads((tmp_path / "scaling-cpu.json").read_text())
     assert [len(row["seconds"]) for row in written["measured"]] == [2] * 4
-    assert [row["gpus"] for row in written["projected"]] == [1, 8, 64, 512]
+    assert [row["processes"] for row in written["projected"]] == [1, 8, 64, 512]
     assert all(row["exchange_seconds"] == pytest.approx(row["sent_bytes"] / 25e9) for row in written["projected"])
     printed = capsys.readouterr().out
     assert "assuming 25 GB/s" in printed and "  4 processes       200.0 images/s   50.0% of 4 × one" in printed

@@ -189,13 +189,11 @@ def test_an_unreadable_image(refused, tiny, results, tmp_path, files):
     assert files(results) == {}  # not even the lock
 
 
-def test_fewer_images_than_a_batch(refused, tiny, results, evaluation, encoder, files):
-    for message in (
-        refused(main, *tiny, "--batch_size", 25),
-        refused(linear, *evaluation, "--model_path", encoder, "--batch_size", 25),
-    ):
-        assert "--batch_size 25" in message and "24 images" in message
-    assert files(results) == {} and set(files(encoder.parent)) == {"encoder.pth"}
+def test_fewer_images_than_a_batch(refused, call, tiny, results, evaluation, encoder, files):
+    message = refused(main, *tiny, "--batch_size", 25)
+    assert "--batch_size 25" in message and "24 images" in message
+    assert files(results) == {}
+    call(linear, *evaluation, "--model_path", encoder, "--batch_size", 25)  # which drops no images, so one batch is enough
 
 
 def test_k_above_the_number_of_images(call, tiny, evaluation, encoder, capsys):

@@ -148,7 +148,7 @@ LOSSES = {
     "attention_nce": "4model_8_1_1.0_1.0",
     "simclr": "simclr_8_1",
     "dcl": "dcl_8_1_0.1",
-    "hcl": "hcl_8_1_0.1_0.9",
+    "hcl": "hcl_8_1_0.1_1.0",
     "bcl": "bcl_8_1_0.1_0.9_0.9",
 }
 
@@ -165,6 +165,16 @@ def test_every_loss_trains(call, tiny, results, loss):
     assert all(value.isfinite().all() for value in state.values())
     torch.manual_seed(0)
     assert not torch.equal(state["module.f.0.weight"], Model(128, "resnet10").f[0].weight)  # it has moved
+
+
+@pytest.mark.parametrize("words, alpha, beta", [
+    ("--loss bcl", 0.9, 0.9), ("--loss bcl --dataset_name stl10", 0.7, 1.0), ("--loss bcl --dataset_name cifar100", 0.7, 1.0),
+    ("--loss bcl --dataset_name tinyImageNet", 0.8, 1.0), ("--loss bcl --beta 0.5", 0.9, 0.5),
+    ("--loss bcl --alpha 0", 0.0, 0.9), ("--loss hcl", 0.9, 1.0), ("--loss hcl --beta 0", 0.9, 0.0),
+])  # fmt: skip
+def test_other_losses_have_their_authors_settings(words, alpha, beta):
+    args = main.parse_args(words.split())
+    assert (args.tau_plus, args.alpha, args.beta) == (0.1, alpha, beta)
 
 
 def test_each_loss_is_the_one_that_is_named(tiny):
@@ -256,12 +266,12 @@ def test_what_an_evaluation_writes(call, tiny, encoder, capsys, monkeypatch, fil
     accuracies = iter([(10.0, 50.0), (30.0, 60.0), (30.0, 70.0), (20.0, 55.0)])
     monkeypatch.setattr(linear, "accuracy", lambda *_: next(accuracies))
     call(linear, *linear_flags(tiny, "--epochs", 4, "--k", 5, "--seed", 2, "--model_path", encoder))
-    assert set(files(encoder.parent)) == {"encoder.pth", "encoder_linear.csv", "encoder_linear.json"}
-    table = rows(encoder.parent / "encoder_linear.csv")
+    assert set(files(encoder.parent)) == {"encoder.pth", "encoder_folder_linear.csv", "encoder_folder_linear.json"}
+    table = rows(encoder.parent / "encoder_folder_linear.csv")
     assert [row["epoch"] for row in table] == ["1", "2", "3", "4"]
     assert [float(row["top1"]) for row in table] == [10, 30, 30, 20]
     assert all(0 < float(row["loss"]) < 20 for row in table)
-    result = json.loads((encoder.parent / "encoder_linear.json").read_text())
+    result = json.loads((encoder.parent / "encoder_folder_linear.json").read_text())
     assert [result["last_epoch"][key] for key in ("epoch", "top1", "top5")] == [4, 20, 55]
     assert [result["best_epoch"][key] for key in ("epoch", "top1", "top5")] == [2, 30, 60]
     assert result["flags"]["seed"] == 2 and result["flags"]["encoder_mode"] == "frozen" and "torch" in result["machine"]
@@ -298,19 +308,19 @@ def test_where_results_go_and_how_they_are_called(tiny, results, encoder, monkey
         args = linear.parse_args([*map(str, tiny[:4]), "--results", str(results), "--model_path", *map(str, words)])
         return linear.open_encoders(args)[0][-1]
 
-    assert out(encoder) == here / "encoder"
-    assert out(encoder, "--encoder_mode", "reference") == here / "encoder_reference"
+    assert out(encoder) == here / "encoder_folder"
+    assert out(encoder, "--encoder_mode", "reference") == here / "encoder_folder_reference"
     assert out(foreign) == here / f"{foreign.stem}_folder"
     assert out(foreign, "--dataset_name", "stl10") == here / foreign.stem
     assert out("random", "--arch", "resnet10", "--seed", 3) == results / "folder" / "random_resnet10_3"
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert out(encoder) == results / "folder" / "encoder"
+    assert out(encoder) == results / "folder" / "encoder_folder"
 
 
 def test_a_classifier_learns(call, tiny, encoder):
     """The pictures' classes differ in colour, which even an untrained encoder shows."""
     call(linear, *linear_flags(tiny, "--epochs", 12, "--lr", 0.01, "--k", 5, "--model_path", encoder))
-    table = rows(encoder.parent / "encoder_linear.csv")
+    table = rows(encoder.parent / "encoder_folder_linear.csv")
     assert float(table[-1]["loss"]) < float(table[0]["loss"])
     assert max(float(row["top1"]) for row in table) > 60  # 33 % is chance
 
@@ -319,7 +329,7 @@ def test_the_seed_decides_the_evaluation(call, tiny, encoder):
     tables = []
     for seed in (0, 0, 1):
         call(linear, *linear_flags(tiny, "--seed", seed, "--model_path", encoder))
-        tables.append((encoder.parent / "encoder_linear.csv").read_text())
+        tables.append((encoder.parent / "encoder_folder_linear.csv").read_text())
     assert tables[0] == tables[1] != tables[2]
 
 
@@ -341,7 +351,7 @@ def test_an_untrained_encoder_and_several(call, tiny, results, encoder, capsys, 
     assert "kNN" in table[0] and "linear, last" in table[0] and "linear, best" in table[0]
     assert [line.split()[-1] for line in table[1:]] == ["random", "encoder.pth"]
     for line, path in zip(table[1:], (results / "folder" / "random_resnet10_0_linear.json",
-                                      encoder.parent / "encoder_linear.json"), strict=True):  # fmt: skip
+                                      encoder.parent / "encoder_folder_linear.json"), strict=True):  # fmt: skip
         result = json.loads(path.read_text())
         expected = result["knn_top1"], result["last_epoch"]["top1"], result["best_epoch"]["top1"]
         assert line.split()[:3] == [f"{value:.2f}" for value in expected]

@@ -1,7 +1,11 @@
 """reproduce.py and plot.py end to end at toy size, on results that main.py and linear.py really wrote."""
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,7 @@ import torch
 import pictures as drawn
 import plot
 import reproduce
+import tables
 import utils
 
 REPO = Path(__file__).parent.parent
@@ -27,17 +32,17 @@ def toy(tmp_path_factory):
             linear=["--image_size", "8", "--epochs", "1", "--k", "20"],
         )
         patch.setattr(reproduce, "PHOTOS", small)
-        rows = reproduce.all_rows()
+        rows = tables.all_rows()
         numbers = [1 + i for i, row in enumerate(rows) if row.method == "DCL" and row.dataset == "photos"]
         command = ["reproduce.py", "--row", *map(str, numbers), "--epochs", "1", "--results", str(folder)]
         patch.setattr("sys.argv", command)
-        reproduce.main()
+        reproduce.list_and_run()
         yield folder, command, patch
 
 
 def test_rows_of_the_paper():
     """The figures of the paper's tables, typed here a second time."""
-    figures = [(row.dataset, row.method, row.epochs, row.paper) for row in reproduce.paper_rows() if row.link]
+    figures = [(row.dataset, row.method, row.epochs, row.paper) for row in tables.paper_rows() if row.link]
     assert figures == [
         ("stl10", "SimCLR", 400, 80.15), ("stl10", "AttentionNCE", 200, 87.12), ("stl10", "AttentionNCE", 400, 89.45),
         ("cifar10", "SimCLR", 400, 91.12), ("cifar10", "AttentionNCE", 200, 92.42), ("cifar10", "AttentionNCE", 400, 93.08),
@@ -50,13 +55,9 @@ def test_commands_of_the_paper(monkeypatch, tmp_path):
     """A row of the paper runs with the paper's settings, and both of its rows come from one run."""
     commands = []
 
-    def fake(command):
-        commands.append(command[1:])
-        return type("Done", (), {"returncode": 0})
-
-    monkeypatch.setattr(reproduce.subprocess, "run", fake)
+    monkeypatch.setattr(reproduce, "call", lambda command: commands.append(command[1:]) or 0)
     monkeypatch.setattr("sys.argv", ["reproduce.py", "--row", "5", "--results", str(tmp_path)])
-    reproduce.main()
+    reproduce.list_and_run()
     words = " ".join(commands[0])
     for flag in ("--dataset_name stl10", "--d_pos 2", "--d_neg 0.5", "--arch resnet50", "--batch_size 256", "--epochs 400",
                  "--save_every 200", "--seed 0"):  # fmt: skip
@@ -67,13 +68,13 @@ def test_commands_of_the_paper(monkeypatch, tmp_path):
 def test_a_study_of_ones_own_images(monkeypatch, tmp_path):
     """Where the user is, with the user's flags; SimCLR is measured at as many encoded views, and at as many epochs."""
     commands = []
-    monkeypatch.setattr(reproduce.subprocess, "run", lambda c: commands.append(c[1:]) or type("Done", (), {"returncode": 0}))
+    monkeypatch.setattr(reproduce, "call", lambda command: commands.append(command[1:]) or 0)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", [
         "reproduce.py", "folder", "--root", "mine", "--epochs", "8", "--arch", "resnet10", "--batch_size", "64",
         "--pretrain", "--precision bf16", "--linear", "--epochs 10 --lr 0.01",
     ])  # fmt: skip
-    reproduce.main()
+    reproduce.list_and_run()
     assert all((tmp_path / command[0]).resolve().is_file() for command in commands)  # main.py and linear.py, from here
     words = [" ".join(command) for command in commands]
     pretrained = [w for w in words if "--save_every" in w]  # nothing is written here, so that every row starts it
@@ -89,18 +90,21 @@ def test_a_study_of_ones_own_images(monkeypatch, tmp_path):
 
 def test_table_of_ones_own_images_names_them(tmp_path):
     """Without results there is none among the tables, unless it is asked for."""
-    options = reproduce.parse_args(["folder", "--results", str(tmp_path), "--epochs", "8", "--arch", "resnet10"])
-    row, setting = reproduce.study(reproduce.folder_rows()[0], options)
+    words = ["folder", "--root", "other/cats", "--results", str(tmp_path), "--epochs", "8", "--arch", "resnet10"]
+    options = reproduce.parse_args(words)
+    row, setting = reproduce.study(tables.folder_rows()[0], options)
     place = reproduce.folder(row, setting, 0, options) / "folder"
     place.mkdir(parents=True)
-    assert reproduce.table("folder", reproduce.all_rows(), options).startswith("### Your own images\n")
+    assert reproduce.table("folder", tables.all_rows(), options).startswith("### Your own images\n")
     accuracy = {"top1": 12.5}
     found = {"flags": {"root": "data/cats"}, "best_epoch": accuracy, "last_epoch": accuracy, "knn_top1": 25, "hours": 1.0,
              "machine": {"device_name": "abacus"}}  # fmt: skip
     (place / f"{reproduce.name(row, setting, row.epochs)}_linear.json").write_text(json.dumps(found))
-    text = reproduce.table("folder", reproduce.all_rows(), options)
+    text = reproduce.table("folder", tables.all_rows(), options)
     assert text.startswith("### Your own images (cats)\n")
     assert "| AttentionNCE | 1 | 10 | resnet10 | 2 | 6 | 12 | 12.50 | 12.50 | 25.00 | 1 | abacus, 1.00 h |" in text
+    options.root = "other/dogs"  # of which nothing was measured
+    assert reproduce.table("folder", tables.all_rows(), options).startswith("### Your own images\n")
 
 
 def test_runs_what_is_missing_and_no_more(toy, capsys):
@@ -109,7 +113,7 @@ def test_runs_what_is_missing_and_no_more(toy, capsys):
     assert len(files) == 2
     times = {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
     capsys.readouterr()
-    reproduce.main()
+    reproduce.list_and_run()
     printed = capsys.readouterr().out
     assert printed.count("done: ") == 2
     assert "python main.py" not in printed
@@ -126,13 +130,14 @@ def test_evaluates_what_is_pretrained(toy, capsys):
     kept = file.read_text()
     file.unlink()
     options = reproduce.parse_args(command[1:])
-    row, setting = next(pair for pair in (reproduce.study(row, options) for row in reproduce.photo_rows())
+    row, setting = next(pair for pair in (reproduce.study(row, options) for row in tables.photo_rows())
                         if f"{reproduce.name(*pair, pair[0].epochs)}_linear.json" == file.name)  # fmt: skip
     assert reproduce.state(row, setting, 0, options) == "pretrained, to be evaluated"
     assert reproduce.state(row, setting, 7, options) == "not run"
     file.write_text(kept)
     begun = json.loads((folder / "resnet10-1/seed0/photos" / f"{reproduce.name(row, setting, 3)}.json").read_text())
     begun.update(epochs_done=1, hours=2.0)
+    begun["flags"]["seed"] = 9
     other = folder / "resnet10-1/seed9/photos"
     other.mkdir(parents=True)
     (other / f"{reproduce.name(row, setting, 3)}.json").write_text(json.dumps(begun))
@@ -143,7 +148,7 @@ def test_evaluates_what_is_pretrained(toy, capsys):
 def test_table_is_what_was_measured(toy):
     folder, command, patch = toy
     options = reproduce.parse_args(["--epochs", "1", "--results", str(folder)])
-    text = reproduce.table("photos", reproduce.photo_rows(), options)
+    text = reproduce.table("photos", tables.photo_rows(), options)
     lines = [line for line in text.splitlines() if line.startswith("| DCL")]
     result = json.loads(next(folder.rglob("*dcl_64_3_*_linear.json")).read_text())
     assert f"| {result['best_epoch']['top1']:.2f} | {result['last_epoch']['top1']:.2f} |" in lines[1]
@@ -154,12 +159,12 @@ def test_hours_are_those_of_the_rows_own_epochs(toy):
     """DCL after one and after three epochs is one run of three."""
     folder, command, patch = toy
     options = reproduce.parse_args(["--epochs", "1", "--results", str(folder)])
-    pairs = [reproduce.study(row, options) for row in reproduce.photo_rows() if row.method == "DCL"]
+    pairs = [reproduce.study(row, options) for row in tables.photo_rows() if row.method == "DCL"]
     whole = next(folder.rglob("seed0/photos/*dcl_64_3_0.1.json"))  # other tests leave other seeds
     kept, found = whole.read_text(), json.loads(whole.read_text())
     whole.write_text(json.dumps({**found, "hours": 30}))
     spent = [re.search(r"([0-9.]+) h \|$", line)[1] for line in
-             reproduce.table("photos", [row for row in reproduce.photo_rows() if row.method == "DCL"], options).splitlines()
+             reproduce.table("photos", [row for row in tables.photo_rows() if row.method == "DCL"], options).splitlines()
              if line.startswith("| DCL")]  # fmt: skip
     whole.write_text(kept)
     evaluated = [reproduce.results(row, setting, 0, options)[1]["hours"] for row, setting in pairs]
@@ -169,9 +174,30 @@ def test_hours_are_those_of_the_rows_own_epochs(toy):
 def test_an_evaluation_with_other_flags_is_none(toy):
     folder, command, patch = toy
     options = reproduce.parse_args(["--epochs", "1", "--results", str(folder)])
-    row, setting = next(reproduce.study(row, options) for row in reproduce.photo_rows() if row.method == "DCL")
+    row, setting = next(reproduce.study(row, options) for row in tables.photo_rows() if row.method == "DCL")
     assert reproduce.results(row, setting, 0, options)[1]
     assert reproduce.results(row, setting._replace(linear=["--epochs", "7"]), 0, options)[1] is None
+    assert reproduce.results(row, setting._replace(linear=[*setting.linear, "--lr=1e-2"]), 0, options)[1] is None
+    assert reproduce.results(row, setting._replace(linear=[*setting.linear, "--lr=10e-4"]), 0, options)[1]  # the default, 1e-3
+    assert reproduce.results(row, setting._replace(pretrain=[*setting.pretrain, "--lr", "7"]), 0, options)[0] is None
+
+
+def test_a_signal_waits_for_the_program_to_save(tmp_path):
+    """Ctrl-C reaches both from the terminal, another signal is passed on; the program is waited for, not killed."""
+    program = (
+        "import signal, sys, time\n"
+        "def save(number, frame): time.sleep(1); open(sys.argv[1], 'w').write('saved'); sys.exit(7)\n"
+        "signal.signal(signal.SIGTERM, save); signal.signal(signal.SIGINT, save); print('ready', flush=True); time.sleep(60)"
+    )
+    caller = "import sys, reproduce; print('status', reproduce.call([sys.executable, '-c', *sys.argv[1:]]))"
+    for number, whom in ((signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)):
+        saved = tmp_path / number.name
+        process = subprocess.Popen([sys.executable, "-c", caller, program, str(saved)], cwd=REPO, stdout=subprocess.PIPE,
+                                   text=True, start_new_session=True)  # fmt: skip
+        assert process.stdout.readline() == "ready\n"
+        whom(process.pid, number)
+        assert process.communicate(timeout=30)[0] == "status 7\n"
+        assert saved.read_text() == "saved"
 
 
 def test_readme_has_the_tables(monkeypatch):
@@ -179,15 +205,15 @@ def test_readme_has_the_tables(monkeypatch):
     monkeypatch.setattr(reproduce, "PHOTOS", PHOTOS)  # not the toy's
     options = reproduce.parse_args(["--results", str(REPO / "results")])
     readme = (REPO / "README.md").read_text()
-    for dataset in set(reproduce.TITLES) - {"folder"}:
-        assert reproduce.table(dataset, reproduce.all_rows(), options) in readme
+    for dataset in set(tables.TITLES) - {"folder"}:
+        assert reproduce.table(dataset, tables.all_rows(), options) in readme
 
 
 def test_unknown_names(monkeypatch):
     for words in (["cifar11"], ["--row", "0"], ["--row", "99"]):
         monkeypatch.setattr("sys.argv", ["reproduce.py", *words])
         with pytest.raises(utils.UserError, match="rows are 1 to"):
-            reproduce.main()
+            reproduce.list_and_run()
 
 
 def test_pictures(toy, tmp_path, monkeypatch):
@@ -222,24 +248,24 @@ def test_pictures_of_a_small_data_set(tmp_path, pictures, monkeypatch):
 def test_grid_shows_the_mean_over_seeds(tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "PHOTOS", reproduce.PHOTOS._replace(seeds=[0, 1]))
     options = reproduce.parse_args(["--results", str(tmp_path)])
-    rows = [reproduce.study(row, options) for row in reproduce.photo_rows() if row.flags.get("num_pos") == 4]
+    rows = [reproduce.study(row, options) for row in tables.photo_rows() if row.flags.get("num_pos") == 4]
     for number, (row, setting) in enumerate(rows):
         for seed in (0, 1):
             place = reproduce.folder(row, setting, seed, options) / "photos"
             place.mkdir(parents=True, exist_ok=True)
-            flags = dict(zip((flag.removeprefix("--") for flag in setting.linear[::2]), setting.linear[1::2], strict=True))
-            result = {"knn_top1": 50 + number + 2 * seed, "flags": flags}
+            result = {"knn_top1": 50 + number + 2 * seed, "best_epoch": {"top1": 10 + number + 2 * seed}}
             (place / f"{reproduce.name(row, setting, row.epochs)}_linear.json").write_text(json.dumps(result))
     figure = plot.plot_grid(plot.parse_args(["grid", "--results", str(tmp_path)]))
-    texts = {text.get_text() for text in figure.axes[0].texts}
-    assert texts == {f"{51 + number:.2f}\n± 1.41" for number in range(len(rows))}
+    for axis, first in zip(figure.axes, (51, 11), strict=False):  # the colour bars come after them
+        texts = {text.get_text() for text in axis.texts}
+        assert texts == {f"{first + number:.2f}\n± 1.41" for number in range(len(rows))}
 
 
 def test_accuracy_shows_the_study_beside_the_paper(tmp_path):
     """Means and deviations over seeds against epochs and encoded views; the paper's figures of the named data set."""
     words = ["folder", "--seeds", "0", "1", "--epochs", "8", "--results", str(tmp_path)]
     options = reproduce.parse_args(words)
-    for row, setting in (reproduce.study(row, options) for row in reproduce.folder_rows()):
+    for row, setting in (reproduce.study(row, options) for row in tables.folder_rows()):
         for seed in (0, 1):
             place = reproduce.folder(row, setting, seed, options) / "folder"
             place.mkdir(parents=True, exist_ok=True)

@@ -109,6 +109,15 @@ def test_states_in_mid_epoch(call, flags, results, small_encoder, monkeypatch):
     assert saved == [1, 2, 3, 0]
 
 
+def test_a_state_is_saved_before_an_evaluation(call, flags, monkeypatch, small_encoder):
+    """Which may take minutes, in which a machine may go away."""
+    events, save_state, knn = [], resume.save_state, main.knn
+    monkeypatch.setattr(resume, "save_state", lambda *a: (events.append(a[1]["progress"]["step"]), save_state(*a)))
+    monkeypatch.setattr(main, "knn", lambda *a: (events.append("knn"), knn(*a))[1])
+    call(main, *flags, "--epochs", 2, "--knn_every", 2)
+    assert events == [0, 3, "knn", 0]
+
+
 # ---- more epochs, another place ----
 
 
@@ -179,12 +188,30 @@ def stopped(call, flags, results, stop_after, small_encoder):
 def test_flags_that_change_the_result_are_named(stopped, flags, refused, files, results):
     before = files(results)
     for name, value in CHANGES.items():
-        message = refused(main, *flags, f"--{name}", value, "--resume", stopped)
-        assert f"--{name} {type(vars(main.parse_args([]))[name])(value)} (the state: " in message and "never" in message
-        assert message.count("(the state: ") == 1
-    message = refused(main, *flags, "--seed", 1, "--lr", 0.5)  # this command's own state
-    assert "--seed 1 (the state: 0)" in message and "--lr 0.5 (the state: 0.001)" in message
+        state = [] if name in resume.RECOVERY else ["--resume", stopped]  # else this command's own
+        message = refused(main, *flags, f"--{name}", value, *state)
+        assert f"--{name} {type(vars(main.parse_args([]))[name])(value)} (there: " in message and "never" in message
+        assert message.count("(there: ") == 1
+    message = refused(main, *flags, "--seed", 1, "--lr", 0.5)
+    assert "--seed 1 (there: 0)" in message and "--lr 0.5 (there: 0.001)" in message
     assert files(results) == before
+
+
+def test_a_named_state_goes_on_with_another_rate(call, stopped, flags, results):
+    """As after a run that diverged: what it learns with is the flag's, not the state's."""
+    assert call(main, *flags, "--lr", 0.5, "--weight_decay", 0.25, "--resume", stopped) == 0
+    group = resume.read_state(last(results, ".state"))["optimizer"]["param_groups"][0]
+    assert (group["lr"], group["weight_decay"]) == (0.5, 0.25)
+
+
+@pytest.mark.parametrize("epochs", [2, 5])
+def test_weights_of_another_run_are_not_overwritten(call, stopped, flags, refused, files, results, epochs):
+    """A run of other flags, but with files of the same names, shorter or longer: also where no state is left."""
+    stopped.unlink()
+    before = files(results)
+    assert "--seed 1 (there: 0)" in refused(main, *flags, "--epochs", epochs, "--seed", 1)
+    assert files(results) == before
+    assert call(main, *flags, "--epochs", epochs) == 0
 
 
 def test_flags_that_change_no_result_go_through(call, stopped, flags, tmp_path, pictures):
