@@ -22,7 +22,7 @@ from utils import DATASETS, Images, UserError, load
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The settings, with the reference's names and defaults where it has them."""
-    parser = runtime.Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = runtime.Parser(description=__doc__, formatter_class=runtime.Help)
     add = parser.add_argument
     add("--model_path", required=True, nargs="+", metavar="PATH",
         help="weights of main.py or of the reference; random: an untrained encoder; several are compared")  # fmt: skip
@@ -150,7 +150,7 @@ def evaluate(f: nn.Module, train: Images, test: Images, args: argparse.Namespace
     """
     began = time.monotonic()
     f.requires_grad_(False).eval()
-    train = Images(runtime.keep(train.pixels, device), train.labels.to(device), train.classes)
+    train = on_device(train, device)
     known, asked = (features(f, split.pixels, device, dtype) for split in (train, test))
     k = clamp_k(args.k, len(train.pixels))
     knn_top1, knn_top5 = knn(known, train.labels, asked, test.labels, len(train.classes), k, args.temperature)
@@ -180,6 +180,11 @@ def evaluate(f: nn.Module, train: Images, test: Images, args: argparse.Namespace
         weights.save_csv(out.with_name(out.name + "_linear.csv"), rows)
         weights.save_json(out.with_name(out.name + "_linear.json"), result)
     return result
+
+
+def on_device(images: Images, device: torch.device) -> Images:
+    """The labels on the device, the pixels too where they fit."""
+    return Images(runtime.keep(images.pixels, device), images.labels.to(device), images.classes)
 
 
 def train_epoch(f: nn.Module, classifier: nn.Linear, optimizer: torch.optim.Optimizer, train: Images,

@@ -27,7 +27,7 @@ from utils import DATASETS, Images, UserError, load
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The settings, all of them, with the reference's names and defaults where it has them."""
-    parser = runtime.Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = runtime.Parser(description=__doc__, formatter_class=runtime.Help)
     add = parser.add_argument
     add("--root", default="data", help="folder of the data sets; with --dataset_name folder, of your images")
     add("--dataset_name", default="cifar10", metavar="NAME", help=", ".join(DATASETS))
@@ -35,8 +35,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--image_size", type=int, default=32, help="side of a view, in pixels")
     add("--loss", default="attention_nce", choices=weights.PARAMETERS, help="what the encoder minimises")
     add("--temperature", type=float, default=0.5, help="temperature of the loss and of the kNN vote")
-    add("--d_pos", type=float, default=1.0, help="attention_nce: softness of the attention on positives")
-    add("--d_neg", type=float, default=1.0, help="attention_nce: softness of the attention on negatives")
+    add("--d_pos", type=float, default=1.0, help="scaling factor of the attention on positives: large, all count alike")
+    add("--d_neg", type=float, default=1.0, help="scaling factor of the attention on negatives: small, the hardest alone")
     add("--num_pos", type=int, default=4, help="attention_nce: positives an image, M")
     add("--tau_plus", type=float, default=0.1, help="dcl, hcl, bcl: share of false negatives")
     add("--alpha", type=float, help="bcl: how well the encoder ranks, 0.5 is chance (default: its authors', see README)")

@@ -68,7 +68,7 @@ class Linear:
     """Linear evaluation as linear.py does it."""
 
     def __init__(self, arch: str, train_: Images, test: Images, batch_size: int, image_size: int, device: torch.device):
-        self.train, self.test, self.device = train_, test, device
+        self.train, self.test, self.device = linear.on_device(train_, device), test, device
         words = ["--model_path", "random", "--batch_size", str(batch_size), "--image_size", str(image_size)]
         self.args = linear.parse_args(words)
         model = Model(DIM, arch)

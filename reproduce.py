@@ -191,8 +191,8 @@ def table(dataset: str, rows: list[Row], args: argparse.Namespace) -> str:
             cells += [views, views * row.epochs, best, last, knn, len(done), where]
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
     head = "Method | d_pos | d_neg | Arch | Epochs | " + (
-        "Batch size | Paper, % | Download | Here, best epoch, % | Here, last epoch, % | Hardware and hours" if paper else
-        "Views an image | Views × epochs | Best epoch, % | Last epoch, % | kNN, % | Seeds | Hardware and hours")  # fmt: skip
+        "Batch size | Paper, % | Download | Here, best epoch, % | Here, last epoch, %" if paper else
+        "Views an image | Views × epochs | Best epoch, % | Last epoch, % | kNN, % | Seeds") + " | Hardware, hours in all"
     rule = "|" + "|".join(["---"] + [":---:"] * head.count("|")) + "|"
     title = TITLES[dataset] + (f" ({', '.join(sorted(roots))})" if dataset == "folder" and roots else "")
     return "\n".join([f"### {title}", "", f"| {head} |", rule, *lines, ""])

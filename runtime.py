@@ -23,6 +23,14 @@ from utils import UserError
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Defaults behind the help, but for flags that have none."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        given = action.default is not None and action.default is not False
+        return super()._get_help_string(action) if given else action.help
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, whose complaints are a UserError like all others."""
 

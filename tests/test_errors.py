@@ -346,3 +346,15 @@ def test_what_can_be_seen_after_a_stop_is_not_gone_on_from(refused, call, tiny, 
     stem = results / "folder" / "folder_SimCLR_simclr_8_2"
     assert len(Path(f"{stem}.csv").read_text().splitlines()) == 3
     assert json.loads(Path(f"{stem}.json").read_text())["epochs_done"] == 2
+
+
+def test_out_of_gpu_memory_is_one_line(monkeypatch, capsys):
+    def main():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of …")
+
+    with pytest.raises(SystemExit) as left:
+        runtime.run(main)
+    assert left.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: CUDA out of memory: take main.py's --grad_cache, a smaller --batch_size, or --precision bf16\n"
+    )

@@ -10,7 +10,10 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
+import linear
 import loss
+import main
+import runtime
 import weights
 from model import Model
 
@@ -123,3 +126,23 @@ def test_example_runs(number, packages):
     for use, check in CHECKS.items():
         if use in block:
             check(names, packages)
+
+
+@pytest.mark.parametrize("program", [main, linear])
+def test_readme_has_every_flag(program, monkeypatch):
+    """With its default and the words of --help."""
+    rows = []
+
+    def note(parser, argv):
+        for action in parser._actions[1:]:  # the first is --help
+            shown = "" if action.default is None or action.default is False else action.default
+            shown = "(needed)" if action.required else shown
+            choices = f" ({', '.join(action.choices)})" if action.choices else ""
+            rows.append(f"| `{action.option_strings[0]}` | {shown} | {action.help}{choices} |")
+        raise SystemExit
+
+    monkeypatch.setattr(runtime.Parser, "parse_args", note)
+    with pytest.raises(SystemExit):
+        program.parse_args([])
+    print("\n".join(rows))  # what to put there
+    assert "\n".join(rows) in TEXT

@@ -415,3 +415,24 @@ def test_a_failed_load_makes_no_file(path, state):
     refusal(weights.load_model, path)
     assert os.listdir(path.parent) == [path.name]
     assert Path(path).read_bytes() == b"no zip"
+
+
+@pytest.mark.parametrize("name, words", [
+    ("stl10_SimCLR_4model_256_400_2.0_0.5.pth", "AttentionNCE (d_pos 2, d_neg 0.5), 400 epochs"),
+    ("results/photos/photos_SimCLR_8model_64_10_1.0_10.0.csv", "AttentionNCE (d_pos 1, d_neg 10, 8 positives), 10 epochs"),
+    ("photos_SimCLR_simclr_64_30_linear.csv", "SimCLR, 30 epochs"),
+    ("cifar10_SimCLR_bcl_256_400_0.1_0.9_0.9.json", "BCL (tau_plus 0.1, alpha 0.9, beta 0.9), 400 epochs"),
+    ("cifar10_SimCLR_bcl_256_400_0.1_0.9.pth", "cifar10_SimCLR_bcl_256_400_0.1_0.9"),
+    ("downloaded_model.pth", "downloaded_model"),
+])  # fmt: skip
+def test_title_says_what_stem_wrote(name, words):
+    assert weights.title(name) == words
+
+
+def test_title_knows_every_stem():
+    for kind, names in weights.PARAMETERS.items():
+        args = Namespace(dataset_name="cifar10", estimator="MoCo", loss=kind, num_pos=4, batch_size=8)
+        vars(args).update(dict.fromkeys(names, 0.5))
+        words = [f"{name} 0.5" for name in names]
+        expected = weights.METHODS[kind] + (f" ({', '.join(words)})" if words else "") + ", 7 epochs"
+        assert weights.title(f"{weights.stem(args, 7)}.pth") == expected
