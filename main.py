@@ -168,8 +168,8 @@ def pretrain(args: argparse.Namespace, folder: Path, device: torch.device, dtype
         if stop:
             resume.announce_stop(run, path)
             return resume.exit_status(stop)
-        if evaluation_due(run, evaluate):
-            write()  # it may take minutes, more than a signal leaves
+        if evaluation_due(run, evaluate) and run.saved_at != run.position:
+            write()  # before what may take longer than a signal leaves
         finish_epoch(run, path, evaluate)
         if board is not None:
             write_epoch(board, run, images.pixels)

@@ -79,6 +79,7 @@ def write_state(run: Run, path: Path) -> None:
     """Save all that the run needs to go on from its next step, with any number of processes; all wait for it."""
     if distributed.rank() == 0:
         save_state(path, state_of(run))
+    run.saved_at = run.position
     distributed.largest([0])  # if one left earlier, torchrun would end the one that writes
 
 
@@ -119,6 +120,7 @@ def restore(run: Run, state: dict) -> None:
         if run.moco:
             run.moco.load_state_dict(state["moco"])
         run.progress = _like(run.progress, state["progress"], run.steps)
+        run.saved_at = run.position
     for group in run.optimizer.param_groups:  # not the state's: see RECOVERY
         group.update(lr=run.args.lr, weight_decay=run.args.weight_decay)
     there, here = state["machine"], where(run)

@@ -50,6 +50,12 @@ class Run:
     moco: MoCo | None = None
     key_encoder: nn.Module | None = None  # MoCo's, compiled perhaps
     good_buffers: list[Tensor] | None = None  # BatchNorm's statistics at the last look
+    saved_at: tuple[int, int] | None = None  # epoch and step of the newest state
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Epoch, from 1, and the number of its steps that are done."""
+        return self.progress["epoch"], self.progress["step"]
 
     @property
     def steps(self) -> int:

@@ -35,10 +35,10 @@ def flags(tiny):
 
 @pytest.fixture
 def whole(flags, tmp_path):
-    """whole(*faults): the results of a run that nothing interrupts."""
+    """whole(*faults): the results of a run that nothing interrupts; `more`: further flags."""
 
-    def function(*faults):
-        program = Program(tmp_path, [*flags, "--results", tmp_path / "whole"], *faults)
+    def function(*faults, more=()):
+        program = Program(tmp_path, [*flags, *more, "--results", tmp_path / "whole"], *faults)
         assert program.wait() == 0, program.output()
         return tmp_path / "whole"
 
@@ -136,9 +136,8 @@ CASES = [(*case, step) for case in FULL + LIMIT for step in (0, 4, 8) if step ==
 
 @pytest.mark.parametrize("ending, size, step", CASES)
 def test_full_disk(flags, results, whole, tmp_path, ending, size, step):
-    expected = whole(small)
-    if ending != "state":
-        flags = [*flags, "--state_minutes", 10]
+    more = ["--state_minutes", 10, "--knn_every", 0] if ending != "state" else []  # no larger state is written before
+    expected, flags = whole(small, more=more), [*flags, *more]
     path = results / "folder" / f"{STEM}.{ending}"
     fault = At(step, limit, size) if size else At(step, no_room_for, path.with_name(f"{path.name}.tmp"))
     message = Program(tmp_path, flags, small, fault).refusal()
@@ -319,7 +318,7 @@ def test_the_clock_jumps(call, flags, results, whole, tmp_path, monkeypatch):
         monkeypatch.setattr(time, name, lambda: draw.randrange(10**9, 2 * 10**9))
     monkeypatch.setattr("tqdm.std.time", time.time)
     assert call(main, *flags, "--state_minutes", 10) == 0
-    assert len(saved) == 3
+    assert len(saved) == 3 + 2  # after every epoch, and before the evaluations after the second and the third
     assert all(0 < float(row["seconds"]) < 60 for row in rows(results))
     check_end(results, expected)
 
