@@ -52,7 +52,7 @@ def show(axis: plt.Axes, pixels: Tensor, label: str = "") -> None:
     """One image, uint8 3×H×W or float in [0, 1], with a word below."""
     axis.imshow(pixels.permute(1, 2, 0).numpy(), interpolation="nearest")
     axis.set(xticks=[], yticks=[])
-    axis.spines[:].set_visible(False)
+    axis.spines[:].set(visible=True, color="0.8", linewidth=0.5)  # or a white image would have no edge
     axis.set_xlabel(label, fontsize=9, labelpad=2)
 
 
