@@ -218,7 +218,8 @@ def loss_rows(bench: Bench) -> Iterator[Row]:
         names = ["reference", "ours"] if fits else ["ours"]
         sides = {name: loss_side(name, batch, bench.device) for name in names}
         slow = on_cpu and batch > 2048  # seconds, beside which no first call is slower than others
-        seconds = interleaved(sides, 2 if slow else args.repetitions, bench.device, warm=not slow)
+        rounds = 6 * args.repetitions if batch <= 1024 else args.repetitions  # of milliseconds a few say little
+        seconds = interleaved(sides, 2 if slow else rounds, bench.device, warm=not slow)
         times = {name: [1000 * s for s in seconds[name]] for name in names}
         peaks = {name: megabytes(fresh("benchmark.loss_memory", name, batch, args.device)) for name in names}
         for name, unit, values in (("loss", "ms", times), ("loss memory", "MB", peaks)):
