@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -207,6 +208,10 @@ def test_readme_has_the_tables(monkeypatch):
     readme = (REPO / "README.md").read_text()
     for dataset in set(tables.TITLES) - {"folder"}:
         assert reproduce.table(dataset, tables.all_rows(), options) in readme
+    command = re.search(r"python (reproduce.py folder --root data/.*?)\n\n", readme, re.DOTALL)[1].replace("\\\n", "")
+    options = reproduce.parse_args([*shlex.split(command)[1:], "--results", str(REPO / "results")])
+    text = reproduce.table("folder", tables.all_rows(), options)
+    assert "(cifar10-jpeg)" in text and text.strip() in readme
 
 
 def test_unknown_names(monkeypatch):
