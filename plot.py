@@ -32,6 +32,8 @@ def plot_curves(args: argparse.Namespace) -> plt.Figure:
     runs: dict[str, list[list[dict[str, str]]]] = {}
     for path in (path for path in args.csv if not path.endswith("_linear.csv")):  # linear.py's lie beside main.py's
         runs.setdefault(weights.title(path), []).append(metrics(path))
+    if not runs:
+        raise UserError("none of the tables of --csv is main.py's: those that end in _linear.csv are linear.py's")
     longest = max(float(rows[-1]["seconds"]) for seeds in runs.values() for rows in seeds)
     time, seconds = ("hours", 3600) if longest > 3600 else ("minutes", 60)
     figure, axes = plt.subplots(2, 3, figsize=(11, 6), sharex="col", sharey="row", layout="constrained")

@@ -88,14 +88,18 @@ def read_json(path: Path, wanted: argparse.Namespace, free: set[str]) -> dict[st
 
 
 def results(row: Row, setting: Study, seed: int, args: argparse.Namespace) -> tuple[dict | None, dict | None]:
-    """What is known of a row and a seed: (pretraining, linear evaluation), each None where it was not begun so."""
+    """What is known of a row and a seed: (pretraining, linear evaluation), each None where it was not begun so.
+
+    An evaluation of weights that were pretrained with other flags is none either.
+    """
     place, common = folder(row, setting, seed, args) / row.dataset, ["--root", args.root, "--seed", str(seed)]
     pretrain = main.parse_args([*words(row, setting), *common])
     linear = linear_evaluation.parse_args(["--model_path", "", "--dataset_name", row.dataset, *common, *setting.linear])
-    return (
-        read_json(place / f"{name(row, setting, whole_run(row, args)[-1])}.json", pretrain, resume.FREE_FLAGS),
-        read_json(place / f"{name(row, setting, row.epochs)}_linear.json", linear, NOT_THE_RESULT),
-    )
+    path = place / f"{name(row, setting, whole_run(row, args)[-1])}.json"
+    pretraining = read_json(path, pretrain, resume.FREE_FLAGS)
+    if pretraining is None and path.exists():
+        return None, None
+    return pretraining, read_json(place / f"{name(row, setting, row.epochs)}_linear.json", linear, NOT_THE_RESULT)
 
 
 def state(row: Row, setting: Study, seed: int, args: argparse.Namespace) -> str:

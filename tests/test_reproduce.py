@@ -180,7 +180,7 @@ def test_an_evaluation_with_other_flags_is_none(toy):
     assert reproduce.results(row, setting._replace(linear=["--epochs", "7"]), 0, options)[1] is None
     assert reproduce.results(row, setting._replace(linear=[*setting.linear, "--lr=1e-2"]), 0, options)[1] is None
     assert reproduce.results(row, setting._replace(linear=[*setting.linear, "--lr=10e-4"]), 0, options)[1]  # the default, 1e-3
-    assert reproduce.results(row, setting._replace(pretrain=[*setting.pretrain, "--lr", "7"]), 0, options)[0] is None
+    assert reproduce.results(row, setting._replace(pretrain=[*setting.pretrain, "--lr", "7"]), 0, options) == (None, None)
 
 
 def test_a_signal_waits_for_the_program_to_save(tmp_path):
@@ -236,6 +236,10 @@ def test_pictures(toy, tmp_path, monkeypatch):
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
     monkeypatch.setattr("sys.argv", ["plot.py", "curves", "--csv", str(REPO / "requirements.txt"), "--out", str(tmp_path)])
     with pytest.raises(utils.UserError, match="no table of metrics"):
+        plot.main()
+    linear = next(table for table in tables if table.endswith("_linear.csv"))
+    monkeypatch.setattr("sys.argv", ["plot.py", "curves", "--csv", linear, "--out", str(tmp_path)])
+    with pytest.raises(utils.UserError, match="none of the tables"):
         plot.main()
 
 
