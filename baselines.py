@@ -5,12 +5,13 @@ they differ in g, the total weight of the negatives, so each is one small functi
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from blockwise import Gather, check_positive, full_precision, mean_loss
+from blockwise import Gather, LogG, check_positive, full_precision, mean_loss
 
 
 def simclr(z: Tensor, temperature: float = 0.5, gather: Gather | None = None) -> Tensor:
@@ -32,8 +33,7 @@ def simclr(z: Tensor, temperature: float = 0.5, gather: Gather | None = None) ->
     Example:
         >>> simclr(F.normalize(torch.stack([model(x1), model(x2)]), dim=-1), temperature=0.5).backward()
     """
-    anchors, pos = _two_views(z, temperature)
-    return mean_loss(pos, anchors, partial(_simclr, temperature=temperature), gather=gather)
+    return _of_two_views(_simclr, z, gather, temperature)
 
 
 def dcl(z: Tensor, temperature: float = 0.5, tau_plus: float = 0.1, gather: Gather | None = None) -> Tensor:
@@ -52,8 +52,7 @@ def dcl(z: Tensor, temperature: float = 0.5, tau_plus: float = 0.1, gather: Gath
     Example:
         >>> dcl(z, temperature=0.5, tau_plus=0.1).backward()
     """
-    anchors, pos = _two_views(z, temperature, tau_plus=tau_plus)
-    return mean_loss(pos, anchors, partial(_dcl, temperature=temperature, tau_plus=tau_plus), gather=gather)
+    return _of_two_views(_dcl, z, gather, temperature, tau_plus=tau_plus)
 
 
 def hcl(
@@ -79,9 +78,7 @@ def hcl(
     """
     if not 0 <= beta < math.inf:
         raise ValueError(f"beta must be finite and at least 0, got {beta}")
-    anchors, pos = _two_views(z, temperature, tau_plus=tau_plus)
-    options = {"temperature": temperature, "tau_plus": tau_plus, "beta": beta}
-    return mean_loss(pos, anchors, partial(_hcl, **options), gather=gather)
+    return _of_two_views(_hcl, z, gather, temperature, tau_plus=tau_plus, beta=beta)
 
 
 def bcl(
@@ -117,9 +114,7 @@ def bcl(
     for name, value in (("alpha", alpha), ("beta", beta)):
         if not 0 <= value <= 1:
             raise ValueError(f"{name} must lie in [0, 1], got {value}")
-    anchors, pos = _two_views(z, temperature, tau_plus=tau_plus)
-    options = {"temperature": temperature, "tau_plus": tau_plus, "alpha": alpha, "beta": beta}
-    return mean_loss(pos, anchors, partial(_bcl, **options), gather=gather)
+    return _of_two_views(_bcl, z, gather, temperature, tau_plus=tau_plus, alpha=alpha, beta=beta)
 
 
 # log g of every loss, from pos (R) and the cosines sim (R × columns; −inf where a column is not one of the n negatives)
@@ -169,12 +164,21 @@ def _bcl(
     return torch.logsumexp(sim / temperature + omega.clamp(min=torch.finfo(sim.dtype).tiny).log(), dim=1)
 
 
-def _two_views(z: Tensor, temperature: float, tau_plus: float = 0.0) -> tuple[Tensor, Tensor]:
-    """The anchors and their pos, of a loss whose only positive is the other anchor; checks what these losses share."""
+def _of_two_views(log_g: LogG, z: Tensor, gather: Gather | None, temperature: float, **options: float) -> Tensor:
+    """The mean loss where the other anchor is the only positive; checks what these losses share."""
     check_positive(temperature=temperature)
-    if not 0 <= tau_plus < 1:
-        raise ValueError(f"tau_plus must lie in [0, 1), got {tau_plus}")
+    if not 0 <= options.get("tau_plus", 0) < 1:
+        raise ValueError(f"tau_plus must lie in [0, 1), got {options['tau_plus']}")
     if z.ndim != 3 or len(z) != 2:
         raise ValueError(f"z must be 2 views × batch × dim, got {tuple(z.shape)}")
-    anchors = full_precision(z)
-    return anchors, ((anchors[0] * anchors[1]).sum(-1) / temperature).repeat(2)
+    positives, log_g = partial(_other, temperature=temperature), partial(log_g, temperature=temperature, **options)
+    return mean_loss(full_precision(z), positives, log_g, gather=gather)
+
+
+def _other(z: Tensor, temperature: float) -> tuple[Tensor, Callable[[Tensor, Tensor], object]]:
+    """`blockwise.Positives`: pos = s(a, a′) / T, alike for both anchors of an image."""
+
+    def back(grad_pos: Tensor, grad: Tensor) -> None:
+        grad.addcmul_(grad_pos.view(2, -1, 1).sum(0), z.flip(0), value=1 / temperature)
+
+    return ((z[0] * z[1]).sum(-1) / temperature).repeat(2), back

@@ -7,6 +7,7 @@ the block is in cache; what waits for the backward pass is the gradient itself, 
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -15,50 +16,53 @@ from torch import Tensor
 # Takes this process's anchors (2 × b × dim); returns those of all processes (2 × B × dim, with gradient) and the index
 # of this process's first image among the B.
 Gather = Callable[[Tensor], tuple[Tensor, int]]
+# z → pos, one an anchor, and the way back: a function that takes the gradient by pos and the gradient by z as far as it has
+# come; it adds to that of the anchors and writes that of the positives.
+Positives = Callable[[Tensor], tuple[Tensor, Callable[[Tensor, Tensor], object]]]
 LogG = Callable[[Tensor, Tensor, int], Tensor]  # (pos, sim, n) → log g, one a row
 Step = Callable[[Tensor, Tensor, int], tuple[Tensor, ...]]  # the same → losses, their gradients by pos and by sim
 
 
 def mean_loss(
-    pos: Tensor, anchors: Tensor, log_g: LogG, step: Step | None = None, gather: Gather | None = None
+    z: Tensor, positives: Positives, log_g: LogG, step: Step | None = None, gather: Gather | None = None
 ) -> Tensor:
-    """`mean_over_rows` of this process's anchors (2 × b × dim), whose negatives are those of all processes.
+    """`mean_over_rows` of this process's anchors, whose negatives are those of all processes.
 
     Raises:
         ValueError: one image, which has no negatives.
     """
-    everyone, offset = (anchors, 0) if gather is None else gather(anchors)
+    everyone, offset = (z, 0) if gather is None else gather(z[:2])
     batch = everyone.shape[1]
     if batch < 2:
         raise ValueError(f"z must hold a batch of at least 2 images, got {batch}: one image has no negatives")
-    image = torch.arange(offset, offset + anchors.shape[1], device=anchors.device).repeat(2)
-    own = torch.stack([image, image + batch], dim=1)  # the columns that are no negatives: an anchor and its twin
+    images = offset + torch.arange(2 * z.shape[1], device=z.device) % z.shape[1]
     columns = None if gather is None else everyone.flatten(0, 1)
-    return mean_over_rows(pos, anchors.flatten(0, 1), columns, own, log_g, step)
+    return mean_over_rows(z, columns, images, positives, log_g, step)
 
 
 def mean_over_rows(
-    pos: Tensor, rows: Tensor, columns: Tensor | None, own: Tensor | None, log_g: LogG, step: Step | None = None
+    z: Tensor, columns: Tensor | None, images: Tensor | None, positives: Positives, log_g: LogG, step: Step | None = None
 ) -> Tensor:
-    """mean_j −log( e^pos_j / (e^pos_j + g_j) ), g_j from row j's cosines with the columns.
+    """mean_j −log( e^pos_j / (e^pos_j + g_j) ), g_j from anchor j's cosines with the columns.
 
     Args:
-        pos: R, in logarithms.
-        rows: R × dim; columns: C × dim, or None where the rows are the columns too.
-        own: R × 2 columns that are no negatives of each row, or None. A row's n is C less these.
-        log_g: log g from pos (r), cosines sim (r × C, −inf in the own columns) and n, for any r rows.
+        z: views × B × dim; the first two are the anchors, R = 2B rows.
+        columns: C × dim, or None where the rows are the columns too.
+        images: R numbers: the columns are two anchors of C / 2 images, and a row's two are no negatives of it. Or None.
+        positives: pos from z, and the way back.
+        log_g: log g from pos (r), cosines sim (r × C, −inf where a column is no negative) and the number n of
+            negatives, for any r rows.
         step: the losses of r rows with their gradients by pos and sim, which it may overwrite; by default autograd's.
 
     Returns:
-        A scalar, differentiable once with respect to pos, rows and columns.
+        A scalar, differentiable once with respect to z and columns.
     """
-    step = step or (lambda *block: autograd_step(log_g, *block))
-    inputs = [pos, rows, columns]
     # autocast would compute the cosines in half precision
-    with torch.autocast(rows.device.type, enabled=False):
-        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
-            return _MeanLoss.apply(*inputs, own, step)
-        blocks = _blocks(rows, columns, own)
+    with torch.autocast(z.device.type, enabled=False):
+        if torch.is_grad_enabled() and (z.requires_grad or (columns is not None and columns.requires_grad)):
+            return _MeanLoss.apply(z, columns, images, positives, step or partial(autograd_step, log_g))
+        pos, _ = positives(z)
+        blocks = _blocks(z[:2].flatten(0, 1), columns, images)
         return torch.cat([losses(pos[part], log_g(pos[part], sim, n)) for part, sim, n in blocks]).mean()
 
 
@@ -81,59 +85,47 @@ def block_rows(device: str, columns: int) -> int:
     return min(max(256, 2**20 // columns), most) if device == "cpu" else most
 
 
-def _blocks(rows: Tensor, columns: Tensor | None, own: Tensor | None) -> Iterator[tuple[slice, Tensor, int]]:
+def _blocks(rows: Tensor, columns: Tensor | None, images: Tensor | None) -> Iterator[tuple[slice, Tensor, int]]:
     """(which rows, their cosines with all columns, number of negatives); the cosines are gone with the next block."""
     columns = rows if columns is None else columns
-    n = len(columns) - (0 if own is None else own.shape[1])
+    n = len(columns) - (0 if images is None else 2)
     size = block_rows(rows.device.type, len(columns))
     for start in range(0, len(rows), size):
         part = slice(start, start + size)
-        sim = product(rows[part], columns)
-        if own is not None:
-            sim.scatter_(1, own[part], -math.inf)
+        sim = rows[part] @ columns.T
+        if images is not None:
+            own = images[part, None, None].expand(-1, 2, 1)
+            sim.view(len(sim), 2, -1).scatter_(2, own, -math.inf)
         yield part, sim, n
-
-
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """a · bᵀ, R × C from R × K and C × K.
-
-    In float32 on a CPU as a 1×1 convolution: oneDNN's kernels take half the time of the BLAS library's on AMD's processors.
-    """
-    if a.device.type != "cpu" or a.dtype != torch.float32:
-        return a @ b.T
-    if a.T.is_contiguous():
-        image = a.T.view(1, a.shape[1], -1, 1)
-    else:
-        image = a.contiguous().view(1, -1, 1, a.shape[1]).permute(0, 3, 1, 2)  # channels last: K numbers a pixel
-    return F.conv2d(image, b[:, :, None, None])[0, :, :, 0].T
 
 
 class _MeanLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, pos: Tensor, rows: Tensor, columns: Tensor | None, own: Tensor | None, step: Step) -> Tensor:
-        values, grad_pos, grad_rows = torch.empty_like(pos), torch.empty_like(pos), torch.zeros_like(rows)
-        grad_columns = torch.zeros_like(columns) if ctx.needs_input_grad[2] else None
-        for part, sim, n in _blocks(rows, columns, own):
+    def forward(
+        ctx, z: Tensor, columns: Tensor | None, images: Tensor | None, positives: Positives, step: Step
+    ) -> Tensor:
+        (pos, back), rows, grad = positives(z), z[:2].flatten(0, 1), z.new_zeros(z.shape)
+        values, grad_pos, grad_rows = torch.empty_like(pos), torch.empty_like(pos), grad[:2].view(rows.shape)
+        grad_columns = torch.zeros_like(columns) if ctx.needs_input_grad[1] else None
+        for part, sim, n in _blocks(rows, columns, images):
             values[part], grad_pos[part], grad_sim = step(pos[part], sim, n)
-            if columns is not None:
-                grad_rows[part] = product(grad_sim, columns.T)
-                if grad_columns is not None:
-                    grad_columns += product(grad_sim.T, rows[part].T)
-            elif len(sim) < len(rows):
-                grad_rows[part] += product(grad_sim, rows.T)
-                grad_rows += product(grad_sim.T, rows[part].T)
-            else:  # all rows at once: D · rows + Dᵀ · rows in one product
-                grad_rows = product(grad_sim.T.contiguous().add_(grad_sim), rows.T)
-        ctx.save_for_backward(grad_pos, grad_rows, grad_columns)
+            if columns is None and len(sim) == len(rows):  # D · rows + Dᵀ · rows in one product
+                torch.mm(grad_sim.T.contiguous().add_(grad_sim), rows, out=grad_rows)
+                continue
+            grad_rows[part].addmm_(grad_sim, rows if columns is None else columns)
+            if columns is None or grad_columns is not None:
+                (grad_rows if columns is None else grad_columns).addmm_(grad_sim.T, rows[part])
+        back(grad_pos, grad)
+        ctx.save_for_backward(grad, grad_columns)
         return values.mean()
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # create_graph: the second derivatives would lack the part that is constant here
             raise RuntimeError("the loss can be differentiated only once: its gradient comes without a graph")
-        grad_pos, grad_rows, grad_columns = ctx.saved_tensors
-        grad = grad / len(grad_pos)  # the steps' gradients are of sums
-        return grad * grad_pos, grad * grad_rows, None if grad_columns is None else grad * grad_columns, None, None
+        grad_z, grad_columns = ctx.saved_tensors
+        grad = grad / (2 * grad_z.shape[1])  # the steps' gradients are of sums
+        return grad * grad_z, None if grad_columns is None else grad * grad_columns, None, None, None
 
 
 # What the losses ask of their arguments

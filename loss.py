@@ -7,6 +7,7 @@ near-duplicates, g itself overflows. How the mean and its gradient are computed 
 subject of blockwise.py.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -50,10 +51,9 @@ def attention_nce(
     check_positive(temperature=temperature, d_pos=d_pos, d_neg=d_neg)
     if z.ndim != 3 or len(z) < 3:
         raise ValueError(f"z must be views × batch × dim with 2 anchors and at least 1 positive, got {tuple(z.shape)}")
-    anchors, positives = full_precision(z).split([2, len(z) - 2])
-    pos = _AttendedPositives.apply(anchors, positives, temperature, d_pos)
+    positives = partial(_attended, temperature=temperature, d_pos=d_pos)
     options = {"temperature": temperature, "d_neg": d_neg}
-    return mean_loss(pos, anchors, partial(_attention, **options), partial(_attention_step, **options), gather)
+    return mean_loss(full_precision(z), positives, partial(_attention, **options), partial(_attention_step, **options), gather)
 
 
 def attention_nce_queue(
@@ -85,11 +85,11 @@ def attention_nce_queue(
         raise ValueError(f"keys must be M × batch × dim as queries {tuple(queries.shape)}, got {tuple(keys.shape)}")
     if queue.ndim != 2 or len(queue) < 1 or queue.shape[1] != queries.shape[2]:
         raise ValueError(f"queue must be N × dim as queries {tuple(queries.shape)}, got {tuple(queue.shape)}")
-    queries, keys, queue = (full_precision(t) for t in (queries, keys.detach(), queue.detach()))
-    pos = _AttendedPositives.apply(queries, keys, temperature, d_pos)
+    z = full_precision(torch.cat([queries, keys.detach()]))
+    positives = partial(_attended, temperature=temperature, d_pos=d_pos)
     options = {"temperature": temperature, "d_neg": d_neg}
-    step = partial(_attention_step, **options)
-    return mean_over_rows(pos, queries.flatten(0, 1), queue, None, partial(_attention, **options), step)
+    log_g, step = partial(_attention, **options), partial(_attention_step, **options)
+    return mean_over_rows(z, full_precision(queue.detach()), None, positives, log_g, step)
 
 
 class AttentionNCE(nn.Module):
@@ -114,32 +114,22 @@ class AttentionNCE(nn.Module):
         return f"temperature={self.temperature}, d_pos={self.d_pos}, d_neg={self.d_neg}"
 
 
-# pos, and log g with its gradient: `LogG` and `Step` of blockwise.py
+# `Positives`, `LogG` and `Step` of blockwise.py. The derivatives are written out: they take half of autograd's time.
 
 
-class _AttendedPositives(torch.autograd.Function):
-    """pos of anchors 2 × B × dim and positives M × B × dim, as 2B numbers; differentiated by hand, in half of autograd's time.
+def _attended(z: Tensor, temperature: float, d_pos: float) -> tuple[Tensor, Callable[[Tensor, Tensor], object]]:
+    """pos_j = a_j · (Σ_m α_jm p_m) / T with constant α: the anchor's gradient is its prototype, a positive's α_jm a_j."""
+    anchors, positives = z[:2], z[2:]
+    sim = (anchors[:, None] * positives).sum(-1)  # 2 × M × B
+    weight = torch.softmax(sim / d_pos, dim=1).div_(temperature)
 
-    pos_j = a_j · (Σ_m α_jm p_m) / T with constant α: the anchor's gradient is its prototype, a positive's α_jm a_j.
-    """
+    def back(grad_pos: Tensor, grad: Tensor) -> None:
+        share = (weight * grad_pos.view(2, 1, -1))[..., None]
+        for m, positive in enumerate(positives):
+            grad[:2].addcmul_(share[:, m], positive)
+        torch.mul(share[0], anchors[0], out=grad[2:]).addcmul_(share[1], anchors[1])
 
-    @staticmethod
-    def forward(ctx, anchors: Tensor, positives: Tensor, temperature: float, d_pos: float) -> Tensor:
-        sim = (anchors[:, None] * positives).sum(-1)  # 2 × M × B
-        weight = torch.softmax(sim / d_pos, dim=1).div_(temperature)
-        ctx.save_for_backward(anchors, positives, weight)
-        return (weight * sim).sum(1).flatten()
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        anchors, positives, weight = ctx.saved_tensors
-        weight = (weight * grad.view(2, 1, -1))[..., None]
-        d_anchors, d_positives = weight[:, 0] * positives[0], None
-        for m in range(1, len(positives)):
-            d_anchors.addcmul_(weight[:, m], positives[m])
-        if ctx.needs_input_grad[1]:
-            d_positives = (weight[0] * anchors[0]).addcmul_(weight[1], anchors[1])
-        return d_anchors, d_positives, None, None
+    return (weight * sim).sum(1).flatten(), back
 
 
 def _attention(pos: Tensor, sim: Tensor, n: int, temperature: float, d_neg: float) -> Tensor:

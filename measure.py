@@ -101,8 +101,8 @@ def free_bytes(device: torch.device) -> int:
 def matmul_rate(dtype: torch.dtype, side: int, device: torch.device) -> float:
     """Floating-point operations a second of products of two side × side matrices: the best of several.
 
-    On a CPU also of the same product as a 1×1 convolution, since convolutions are oneDNN's, whose float32 is twice as fast
-    as the BLAS library's on AMD's processors: a limit must not be one that a step exceeds.
+    On a CPU also of the same product as a 1×1 convolution, since convolutions are oneDNN's, whose float32 is up to twice
+    as fast as the BLAS library's on AMD's processors: a limit must not be one that a step exceeds.
     """
     a, b = torch.randn(2, side, side, device=device, dtype=dtype)
     image = a.view(1, side, 1, side).permute(0, 3, 1, 2)  # a pixel a row, channels last

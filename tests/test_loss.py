@@ -530,19 +530,6 @@ def test_memory_is_linear(kind, gathered):
     assert blockwise.block_rows("cpu", 2**30) == 1
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("shape", [(5, 3, 7), (1, 1, 1), (1, 4, 2), (3, 1, 2), (300, 128, 300)])
-def test_product(dtype, shape):
-    """Of either layout of both factors: a matrix as it is, a transposed one, and rows of a larger one."""
-    rows, inner, columns = shape
-    generator = torch.Generator().manual_seed(0)
-    a, b = (F.normalize(torch.randn(n, inner, generator=generator, dtype=dtype), dim=1) for n in (rows, columns))
-    expected = (a.double() @ b.double().T).to(dtype)
-    for first in (a, a.T.contiguous().T, torch.cat([a, a])[:rows], torch.cat([a, a], dim=1)[:, :inner]):
-        for second in (b, b.T.contiguous().T):
-            torch.testing.assert_close(blockwise.product(first, second), expected, rtol=1e-5, atol=1e-5)
-
-
 @each_loss
 def test_never_waits_for_the_device(kind):
     """Nothing's size or branch depends on a tensor's value: it all runs on tensors that have none."""
