@@ -1,11 +1,14 @@
 """The encoder: a ResNet for small images (`f`) and SimCLR's projection head (`g`)."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 # Residual blocks a stage; resnet10, one basic block a stage, is for small machines.
@@ -61,15 +64,45 @@ class Model(nn.Module):
             nn.Linear(HIDDEN_DIM, feature_dim, bias=True),
         )
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, recompute: bool = False) -> tuple[Tensor, Tensor]:
         """Normalised images B×3×H×W → (feature B×feature_size, projection B×feature_dim), both of length 1.
 
-        Float32, or float64 of a float64 model: in half precision lengths would be wrong by 0.3 %.
+        Float32, or float64 of a float64 model: in half precision lengths would be wrong by 0.3 %. `recompute`: the first
+        stage's activations, a third of all, are made again in the backward pass instead of kept.
         """
-        feature = torch.flatten(self.f(x), start_dim=1)
+        encoded = _recomputing(self.f, x) if recompute and torch.is_grad_enabled() else self.f(x)
+        feature = torch.flatten(encoded, start_dim=1)
         vectors = (feature, self.g(feature))
         feature, projection = (normalize(v.to(torch.promote_types(v.dtype, torch.float32)), dim=-1) for v in vectors)
         return feature, projection
+
+
+def _recomputing(f: nn.Sequential, x: Tensor) -> Tensor:
+    """f(x), to the bit, which keeps of its first stage only what goes into it."""
+    for name, stage in zip(STAGES, f, strict=True):
+        if name == "layer1":
+            contexts = nullcontext(), constant_statistics(stage)
+            x = checkpoint(stage, x, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: contexts)  # noqa: B023
+        else:
+            x = stage(x)
+    return x
+
+
+@contextmanager
+def constant_statistics(module: nn.Module) -> Iterator[None]:
+    """For a second pass of a batch: BatchNorm normalises as ever, but its running statistics stay as they are.
+
+    It moves them by nothing rather than not at all: what it saves for the backward pass must be what the first pass saved.
+    """
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, norm.num_batches_tracked.clone()
+    try:
+        yield
+    finally:
+        for norm, (momentum, counter) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, counter
 
 
 def as_resnet(f: nn.Sequential, arch: str) -> torchvision.models.ResNet:

@@ -13,7 +13,7 @@ import attention
 import views
 import weights
 from knn import features
-from model import Model
+from model import Model, constant_statistics
 from utils import Images, UserError, load
 
 try:
@@ -77,13 +77,11 @@ def some_views(pixels: Tensor, count: int, num_pos: int, size: int, seed: int) -
 @torch.no_grad()
 def embed(model: Model, made: Tensor) -> Tensor:
     """Projections of views V×B×3×S×S: V×B×dim, on the CPU. BatchNorm uses each view's own statistics, as the loss sees them."""
-    norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        norm.train().track_running_stats = False
     device = next(model.parameters()).device
-    z = torch.stack([model(view.to(device))[1].cpu() for view in made])
-    for norm in norms:
-        norm.eval().track_running_stats = True
+    model.train()
+    with constant_statistics(model):
+        z = torch.stack([model(view.to(device))[1].cpu() for view in made])
+    model.eval()
     return z
 
 

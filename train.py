@@ -5,7 +5,6 @@ import functools
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ import distributed
 import runtime
 import views
 from moco import MoCo
+from model import constant_statistics
 from utils import UserError
 
 REFRESH = 0.3  # seconds between looks at the loss; on a GPU a look waits for it
@@ -125,8 +125,11 @@ def take_step(run: Run, batch: Tensor) -> None:
     draw = views.to(views.part(draw, first, first + len(batch)), run.device)
     batch = batch.float()  # once for all views
 
+    # What to keep for the backward pass a compiler chooses by itself; --grad_cache keeps no more than one view's.
+    recompute = run.encoder is run.model and not args.grad_cache
+
     def encode(v: int, encoder: nn.Module = run.encoder) -> Tensor:
-        return encoder(run.make_view(batch, draw, v).contiguous(memory_format=torch.channels_last))[1]
+        return encoder(run.make_view(batch, draw, v).contiguous(memory_format=torch.channels_last), recompute)[1]
 
     step = cached_step if args.grad_cache else plain_step
     if run.moco is None:
@@ -186,19 +189,6 @@ def cached_step(run: Run, encode: Encode, views: int, loss_of: Loss) -> tuple[Te
                 projection = encode(v)
             projection.backward(gradient[v])
     return loss.detach(), z.detach()
-
-
-@contextmanager
-def constant_statistics(model: nn.Module) -> Iterator[None]:
-    """BatchNorm normalises with the batch's statistics as ever, but its running statistics stay as they are."""
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True
 
 
 def update(run: Run, loss: Tensor) -> Tensor:

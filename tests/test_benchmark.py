@@ -62,7 +62,7 @@ def test_both_steps_are_the_same_work(grad_cache, monkeypatch):
     run.model.load_state_dict(theirs.model.state_dict())
     shapes = []
     forward = Model.forward
-    monkeypatch.setattr(Model, "forward", lambda self, x: shapes.append(tuple(x.shape)) or forward(self, x))
+    monkeypatch.setattr(Model, "forward", lambda self, x, *a: shapes.append(tuple(x.shape)) or forward(self, x, *a))
     expected = theirs.step(made)
     theirs_shapes, shapes[:] = list(shapes), []
     ours.fixed_step(run, made, grad_cache)()

@@ -28,7 +28,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, 5))
 
-    def forward(self, x):
+    def forward(self, x, recompute=False):
         return x, normalize(self.layers(x), dim=-1)
 
 

@@ -129,6 +129,47 @@ def a_run(model, dtype=torch.float32, scale=1.0):
     return SimpleNamespace(model=model, device=torch.device("cpu"), dtype=dtype, scaler=scaler)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("arch", ["resnet10", "resnet50"])
+def test_recomputing_changes_no_bit(arch, dtype):
+    """Less is kept for the backward pass; gradients and BatchNorm's statistics, counters too, are the same to the bit."""
+    images = torch.randn(4, 4, 3, 16, 16, generator=torch.manual_seed(0), dtype=torch.promote_types(dtype, torch.float32))
+    start = Model(16, arch).to(images.dtype)
+    start.f[3][0].bn1.momentum = None  # its statistics depend on the counter
+    computed_in = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32  # by autocast: float64 is the model's
+    ends, kept = [], []
+    for recompute in (False, True):
+        model, sizes = copy.deepcopy(start), []
+
+        def pack(t, sizes=sizes):
+            sizes.append(t.nbytes if t.shape[:1] == (4,) else 0)  # activations, not weights
+            return t
+
+        def encode(v, model=model, recompute=recompute):
+            return model(images[v], recompute)[1]
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            loss, z = train.plain_step(a_run(model, computed_in), encode, 4, main.losses.attention_nce)
+        ends.append([loss, z, *(p.grad for p in model.parameters()), *model.buffers()])
+        kept.append(sum(sizes))
+    assert all(map(torch.equal, *ends))
+    assert model.f[3][0].bn1.num_batches_tracked == 4 and model.f[3][0].bn1.momentum is None
+    assert kept[1] < 0.75 * kept[0]
+
+
+@pytest.mark.parametrize("flag, passes", [((), 12), (("--grad_cache",), 12), (("--compile", "on"), 6)])
+def test_who_recomputes(flag, passes, monkeypatch):
+    """Of 6 views: not where a compiler decides, and not where one view's activations are all that is kept."""
+    monkeypatch.setattr(torch, "compile", lambda module, **_: module.forward if isinstance(module, nn.Module) else module)
+    words = ["--dataset_name", "folder", "--arch", "resnet10", "--image_size", "8", "--batch_size", "4", *flag]
+    run = main.assemble(main.parse_args(words), torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.device("cpu"), torch.float32)
+    asked = []
+    forward = type(run.model.f[3]).forward
+    monkeypatch.setattr(type(run.model.f[3]), "forward", lambda self, x: asked.append(self) or forward(self, x))
+    train.take_step(run, run.pixels)
+    assert asked.count(run.model.f[3]) == passes
+
+
 @pytest.mark.parametrize("scale", [1.0, 1024.0])
 def test_cached_step_is_plain_step(scale):
     """Gradients, a step of Adam and BatchNorm's statistics (counters too), in float64, of a model with all its layers."""
@@ -146,7 +187,7 @@ def test_cached_step_is_plain_step(scale):
             optimizer.zero_grad()
         assert not loss.requires_grad and not z.requires_grad
         ends.append((loss, z, gradients, model.state_dict()))
-        assert all(m.track_running_stats for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+        assert model.f[1].momentum is None and model.f[3][0].bn1.momentum == 0.1
     torch.testing.assert_close(ends[1], ends[0], rtol=1e-9, atol=1e-9)
     assert ends[1][3]["f.1.num_batches_tracked"] == 8
     moved = ends[0][3]["f.0.weight"] - start.f[0].weight

@@ -305,7 +305,7 @@ def test_embedding_for_pictures_leaves_the_model_alone():
     assert z.shape == (3, 8, 128)
     assert not model.training
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
-    assert all(m.track_running_stats for m in model.modules() if hasattr(m, "track_running_stats"))
+    assert all(m.momentum == 0.1 for m in model.modules() if hasattr(m, "momentum"))
 
 
 def test_tensorboard(tmp_path, monkeypatch):
