@@ -117,21 +117,21 @@ def bcl(
     return _of_two_views(_bcl, z, gather, temperature, tau_plus=tau_plus, alpha=alpha, beta=beta)
 
 
-# log g of every loss, from pos (R) and the cosines sim (R × columns; −inf where a column is not one of the n negatives)
+# log g of every loss, from pos (R) and sim (R × columns: cosine / temperature; −inf where a column is none of the n negatives)
 
 
 def _simclr(pos: Tensor, sim: Tensor, n: int, temperature: float) -> Tensor:
-    return torch.logsumexp(sim / temperature, dim=1)
+    return torch.logsumexp(sim, dim=1)
 
 
 def _dcl(pos: Tensor, sim: Tensor, n: int, temperature: float, tau_plus: float) -> Tensor:
-    return _debias(torch.logsumexp(sim / temperature, dim=1), pos, n, temperature, tau_plus)
+    return _debias(torch.logsumexp(sim, dim=1), pos, n, temperature, tau_plus)
 
 
 def _hcl(pos: Tensor, sim: Tensor, n: int, temperature: float, tau_plus: float, beta: float) -> Tensor:
-    log_w = torch.where(sim > -math.inf, beta / temperature * sim, sim)  # 0 · −inf would be NaN
+    log_w = torch.where(sim > -math.inf, beta * sim, sim)  # 0 · −inf would be NaN
     log_mean_w = torch.logsumexp(log_w, dim=1) - math.log(n)
-    log_r = torch.logsumexp(sim / temperature + log_w, dim=1) - log_mean_w
+    log_r = torch.logsumexp(sim + log_w, dim=1) - log_mean_w
     return _debias(log_r, pos, n, temperature, tau_plus)
 
 
@@ -161,7 +161,7 @@ def _bcl(
     h = (easy * phi1 + hard * phi2) / (easy + hard + 1e-3)
     omega = h / (true_negative * tau_minus + false_negative * tau_plus)
     # ω may reach 0 at the ends of alpha's and beta's range
-    return torch.logsumexp(sim / temperature + omega.clamp(min=torch.finfo(sim.dtype).tiny).log(), dim=1)
+    return torch.logsumexp(sim + omega.clamp(min=torch.finfo(sim.dtype).tiny).log(), dim=1)
 
 
 def _of_two_views(log_g: LogG, z: Tensor, gather: Gather | None, temperature: float, **options: float) -> Tensor:
@@ -172,7 +172,7 @@ def _of_two_views(log_g: LogG, z: Tensor, gather: Gather | None, temperature: fl
     if z.ndim != 3 or len(z) != 2:
         raise ValueError(f"z must be 2 views × batch × dim, got {tuple(z.shape)}")
     positives, log_g = partial(_other, temperature=temperature), partial(log_g, temperature=temperature, **options)
-    return mean_loss(full_precision(z), positives, log_g, gather=gather)
+    return mean_loss(full_precision(z), 1 / temperature, positives, log_g, gather=gather)
 
 
 def _other(z: Tensor, temperature: float) -> tuple[Tensor, Callable[[Tensor, Tensor], object]]:

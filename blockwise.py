@@ -20,11 +20,16 @@ Gather = Callable[[Tensor], tuple[Tensor, int]]
 # come; it adds to that of the anchors and writes that of the positives.
 Positives = Callable[[Tensor], tuple[Tensor, Callable[[Tensor, Tensor], object]]]
 LogG = Callable[[Tensor, Tensor, int], Tensor]  # (pos, sim, n) → log g, one a row
-Step = Callable[[Tensor, Tensor, int], tuple[Tensor, ...]]  # the same → losses, their gradients by pos and by sim
+Step = Callable[[Tensor, Tensor, int], tuple[Tensor | None, ...]]  # the same → log g, its gradients by pos and by sim
 
 
 def mean_loss(
-    z: Tensor, positives: Positives, log_g: LogG, step: Step | None = None, gather: Gather | None = None
+    z: Tensor,
+    sharpness: float,
+    positives: Positives,
+    log_g: LogG,
+    step: Step | None = None,
+    gather: Gather | None = None,
 ) -> Tensor:
     """`mean_over_rows` of this process's anchors, whose negatives are those of all processes.
 
@@ -37,11 +42,17 @@ def mean_loss(
         raise ValueError(f"z must hold a batch of at least 2 images, got {batch}: one image has no negatives")
     images = offset + torch.arange(2 * z.shape[1], device=z.device) % z.shape[1]
     columns = None if gather is None else everyone.flatten(0, 1)
-    return mean_over_rows(z, columns, images, positives, log_g, step)
+    return mean_over_rows(z, columns, images, sharpness, positives, log_g, step)
 
 
 def mean_over_rows(
-    z: Tensor, columns: Tensor | None, images: Tensor | None, positives: Positives, log_g: LogG, step: Step | None = None
+    z: Tensor,
+    columns: Tensor | None,
+    images: Tensor | None,
+    sharpness: float,
+    positives: Positives,
+    log_g: LogG,
+    step: Step | None = None,
 ) -> Tensor:
     """mean_j −log( e^pos_j / (e^pos_j + g_j) ), g_j from anchor j's cosines with the columns.
 
@@ -49,10 +60,11 @@ def mean_over_rows(
         z: views × B × dim; the first two are the anchors, R = 2B rows.
         columns: C × dim, or None where the rows are the columns too.
         images: R numbers: the columns are two anchors of C / 2 images, and a row's two are no negatives of it. Or None.
+        sharpness: what the losses' cosines are multiplied by: a factor of the rows costs nothing, one of their products does.
         positives: pos from z, and the way back.
-        log_g: log g from pos (r), cosines sim (r × C, −inf where a column is no negative) and the number n of
-            negatives, for any r rows.
-        step: the losses of r rows with their gradients by pos and sim, which it may overwrite; by default autograd's.
+        log_g: log g from pos (r), sim (r × C, sharpness × cosine, −inf where a column is no negative) and the number n
+            of negatives, for any r rows.
+        step: log g of r rows with its gradients by pos (None is 0) and sim, which it may overwrite; by default autograd's.
 
     Returns:
         A scalar, differentiable once with respect to z and columns.
@@ -60,9 +72,9 @@ def mean_over_rows(
     # autocast would compute the cosines in half precision
     with torch.autocast(z.device.type, enabled=False):
         if torch.is_grad_enabled() and (z.requires_grad or (columns is not None and columns.requires_grad)):
-            return _MeanLoss.apply(z, columns, images, positives, step or partial(autograd_step, log_g))
-        pos, _ = positives(z)
-        blocks = _blocks(z[:2].flatten(0, 1), columns, images)
+            return _MeanLoss.apply(z, columns, images, sharpness, positives, step or partial(autograd_step, log_g))
+        (pos, _), rows = positives(z), z[:2].flatten(0, 1)
+        blocks = _blocks(sharpness * rows, rows if columns is None else columns, images)
         return torch.cat([losses(pos[part], log_g(pos[part], sim, n)) for part, sim, n in blocks]).mean()
 
 
@@ -71,12 +83,12 @@ def losses(pos: Tensor, log_g: Tensor) -> Tensor:
     return -F.logsigmoid(pos - log_g)
 
 
-def autograd_step(log_g: LogG, pos: Tensor, sim: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The losses of a block of rows, and the gradients of their sum by pos and by sim."""
+def autograd_step(log_g: LogG, pos: Tensor, sim: Tensor, n: int) -> tuple[Tensor | None, ...]:
+    """log g of a block of rows, and its gradients by pos and by sim."""
     with torch.enable_grad():
         pos, sim = pos.detach().requires_grad_(), sim.detach().requires_grad_()
-        values = losses(pos, log_g(pos, sim, n))
-        return values.detach(), *torch.autograd.grad(values.sum(), (pos, sim))
+        value = log_g(pos, sim, n)
+        return value.detach(), *torch.autograd.grad(value.sum(), (pos, sim), allow_unused=True)
 
 
 def block_rows(device: str, columns: int) -> int:
@@ -85,9 +97,8 @@ def block_rows(device: str, columns: int) -> int:
     return min(max(256, 2**20 // columns), most) if device == "cpu" else most
 
 
-def _blocks(rows: Tensor, columns: Tensor | None, images: Tensor | None) -> Iterator[tuple[slice, Tensor, int]]:
-    """(which rows, their cosines with all columns, number of negatives); the cosines are gone with the next block."""
-    columns = rows if columns is None else columns
+def _blocks(rows: Tensor, columns: Tensor, images: Tensor | None) -> Iterator[tuple[slice, Tensor, int]]:
+    """(which rows, their products with all columns, number of negatives); the products are gone with the next block."""
     n = len(columns) - (0 if images is None else 2)
     size = block_rows(rows.device.type, len(columns))
     for start in range(0, len(rows), size):
@@ -102,19 +113,30 @@ def _blocks(rows: Tensor, columns: Tensor | None, images: Tensor | None) -> Iter
 class _MeanLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, z: Tensor, columns: Tensor | None, images: Tensor | None, positives: Positives, step: Step
+        ctx,
+        z: Tensor,
+        columns: Tensor | None,
+        images: Tensor | None,
+        sharpness: float,
+        positives: Positives,
+        step: Step,
     ) -> Tensor:
-        (pos, back), rows, grad = positives(z), z[:2].flatten(0, 1), z.new_zeros(z.shape)
-        values, grad_pos, grad_rows = torch.empty_like(pos), torch.empty_like(pos), grad[:2].view(rows.shape)
+        (pos, back), anchors, grad = positives(z), z[:2].flatten(0, 1), z.new_empty(z.shape)
+        rows, others = sharpness * anchors, anchors if columns is None else columns
+        values, grad_pos, grad_rows = torch.empty_like(pos), torch.empty_like(pos), grad[:2].view(rows.shape).zero_()
         grad_columns = torch.zeros_like(columns) if ctx.needs_input_grad[1] else None
-        for part, sim, n in _blocks(rows, columns, images):
-            values[part], grad_pos[part], grad_sim = step(pos[part], sim, n)
+        for part, sim, n in _blocks(rows, others, images):
+            log_g, by_pos, by_sim = step(pos[part], sim, n)
+            push = torch.sigmoid(log_g - pos[part])  # dloss / dlog g = −dloss / dpos
+            values[part], grad_pos[part] = losses(pos[part], log_g), -push if by_pos is None else push * (by_pos - 1)
+            push = push[:, None]
             if columns is None and len(sim) == len(rows):  # D · rows + Dᵀ · rows in one product
-                torch.mm(grad_sim.T.contiguous().add_(grad_sim), rows, out=grad_rows)
+                by_sim.mul_(push)
+                torch.mm(by_sim.T.contiguous().add_(by_sim), rows, out=grad_rows)
                 continue
-            grad_rows[part].addmm_(grad_sim, rows if columns is None else columns)
+            grad_rows[part].addcmul_(push, by_sim @ others, value=sharpness)
             if columns is None or grad_columns is not None:
-                (grad_rows if columns is None else grad_columns).addmm_(grad_sim.T, rows[part])
+                (grad_rows if columns is None else grad_columns).addmm_(by_sim.T, push * rows[part])
         back(grad_pos, grad)
         ctx.save_for_backward(grad, grad_columns)
         return values.mean()
@@ -125,7 +147,7 @@ class _MeanLoss(torch.autograd.Function):
             raise RuntimeError("the loss can be differentiated only once: its gradient comes without a graph")
         grad_z, grad_columns = ctx.saved_tensors
         grad = grad / (2 * grad_z.shape[1])  # the steps' gradients are of sums
-        return grad * grad_z, None if grad_columns is None else grad * grad_columns, None, None, None
+        return grad * grad_z, None if grad_columns is None else grad * grad_columns, *[None] * 4
 
 
 # What the losses ask of their arguments

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from baselines import bcl, dcl, hcl, simclr
-from blockwise import Gather, check_positive, full_precision, losses, mean_loss, mean_over_rows
+from blockwise import Gather, check_positive, full_precision, mean_loss, mean_over_rows
 
 __all__ = ["AttentionNCE", "attention_nce", "attention_nce_queue", "bcl", "dcl", "hcl", "simclr"]
 
@@ -52,8 +52,8 @@ def attention_nce(
     if z.ndim != 3 or len(z) < 3:
         raise ValueError(f"z must be views × batch × dim with 2 anchors and at least 1 positive, got {tuple(z.shape)}")
     positives = partial(_attended, temperature=temperature, d_pos=d_pos)
-    options = {"temperature": temperature, "d_neg": d_neg}
-    return mean_loss(full_precision(z), positives, partial(_attention, **options), partial(_attention_step, **options), gather)
+    log_g, step = (partial(f, strength=d_neg / temperature) for f in (_attention, _attention_step))
+    return mean_loss(full_precision(z), 1 / d_neg, positives, log_g, step, gather)
 
 
 def attention_nce_queue(
@@ -87,9 +87,8 @@ def attention_nce_queue(
         raise ValueError(f"queue must be N × dim as queries {tuple(queries.shape)}, got {tuple(queue.shape)}")
     z = full_precision(torch.cat([queries, keys.detach()]))
     positives = partial(_attended, temperature=temperature, d_pos=d_pos)
-    options = {"temperature": temperature, "d_neg": d_neg}
-    log_g, step = partial(_attention, **options), partial(_attention_step, **options)
-    return mean_over_rows(z, full_precision(queue.detach()), None, positives, log_g, step)
+    log_g, step = (partial(f, strength=d_neg / temperature) for f in (_attention, _attention_step))
+    return mean_over_rows(z, full_precision(queue.detach()), None, 1 / d_neg, positives, log_g, step)
 
 
 class AttentionNCE(nn.Module):
@@ -132,18 +131,19 @@ def _attended(z: Tensor, temperature: float, d_pos: float) -> tuple[Tensor, Call
     return (weight * sim).sum(1).flatten(), back
 
 
-def _attention(pos: Tensor, sim: Tensor, n: int, temperature: float, d_neg: float) -> Tensor:
-    beta = n * (torch.softmax(sim.detach() / d_neg, dim=1) + 1e-6)
-    return torch.logsumexp(beta * sim / temperature, dim=1)
+def _attention(pos: Tensor, sim: Tensor, n: int, strength: float) -> Tensor:
+    """log Σ_k exp(β_k s_k / T) from sim = s / d_neg and strength = d_neg / T."""
+    beta = n * (torch.softmax(sim.detach(), dim=1) + 1e-6)
+    return torch.logsumexp(strength * beta * sim, dim=1)
 
 
-def _attention_step(pos: Tensor, sim: Tensor, n: int, temperature: float, d_neg: float) -> tuple[Tensor, ...]:
+def _attention_step(pos: Tensor, sim: Tensor, n: int, strength: float) -> tuple[Tensor | None, ...]:
     """`autograd_step` for `_attention`, differentiated by hand and written over `sim`."""
-    sim.div_(d_neg)
-    scale = torch.softmax(sim, dim=1).add_(1e-6).mul_(n * d_neg / temperature)  # β d_neg / T
+    weight = torch.softmax(sim, dim=1)
+    # strength · β in one pass
+    scale = torch.add(sim.new_full((), strength * n * 1e-6), weight, alpha=strength * n, out=weight)
     logits = sim.mul_(scale)
     share = torch.softmax(logits, dim=1)
     # log Σ exp(logits) without another exp: the largest share is exp(largest logit − log Σ)
     log_g = logits.amax(dim=1) - share.amax(dim=1).log()
-    push = torch.sigmoid(log_g - pos)  # dloss / dlog g
-    return losses(pos, log_g), -push, share.mul_(scale).mul_((push / d_neg)[:, None])
+    return log_g, None, share.mul_(scale)
