@@ -98,12 +98,14 @@ def block_rows(device: str, columns: int) -> int:
 
 
 def _blocks(rows: Tensor, columns: Tensor, images: Tensor | None) -> Iterator[tuple[slice, Tensor, int]]:
-    """(which rows, their products with all columns, number of negatives); the products are gone with the next block."""
+    """(which rows, their products with all columns, number of negatives); the next block's products take their place."""
     n = len(columns) - (0 if images is None else 2)
-    size = block_rows(rows.device.type, len(columns))
+    size = min(len(rows), block_rows(rows.device.type, len(columns)))
+    space = rows.new_empty(size, len(columns))  # on a CPU fresh memory takes as long as half a product
     for start in range(0, len(rows), size):
         part = slice(start, start + size)
-        sim = rows[part] @ columns.T
+        sim = space[: len(rows[part])]
+        torch.mm(rows[part], columns.T, out=sim)
         if images is not None:
             own = images[part, None, None].expand(-1, 2, 1)
             sim.view(len(sim), 2, -1).scatter_(2, own, -math.inf)

@@ -143,7 +143,7 @@ def _attention_step(pos: Tensor, sim: Tensor, n: int, strength: float) -> tuple[
     # strength · β in one pass
     scale = torch.add(sim.new_full((), strength * n * 1e-6), weight, alpha=strength * n, out=weight)
     logits = sim.mul_(scale)
-    share = torch.softmax(logits, dim=1)
-    # log Σ exp(logits) without another exp: the largest share is exp(largest logit − log Σ)
-    log_g = logits.amax(dim=1) - share.amax(dim=1).log()
-    return log_g, None, share.mul_(scale)
+    largest = logits.amax(dim=1, keepdim=True)
+    share = logits.sub_(largest).exp_()
+    total = share.sum(dim=1, keepdim=True)
+    return (largest + total.log()).squeeze(1), None, share.mul_(scale).div_(total)
