@@ -113,6 +113,8 @@ def _blocks(rows: Tensor, columns: Tensor, images: Tensor | None) -> Iterator[tu
 
 
 class _MeanLoss(torch.autograd.Function):
+    """`mean_over_rows` with its gradient, which is computed with it: the backward pass multiplies by a number."""
+
     @staticmethod
     def forward(
         ctx,
@@ -127,6 +129,7 @@ class _MeanLoss(torch.autograd.Function):
         rows, others = sharpness * anchors, anchors if columns is None else columns
         values, grad_pos, grad_rows = torch.empty_like(pos), torch.empty_like(pos), grad[:2].view(rows.shape).zero_()
         grad_columns = torch.zeros_like(columns) if ctx.needs_input_grad[1] else None
+        grad_others = grad_rows if columns is None else grad_columns
         for part, sim, n in _blocks(rows, others, images):
             log_g, by_pos, by_sim = step(pos[part], sim, n)
             push = torch.sigmoid(log_g - pos[part])  # dloss / dlog g = −dloss / dpos
@@ -137,8 +140,8 @@ class _MeanLoss(torch.autograd.Function):
                 torch.mm(by_sim.T.contiguous().add_(by_sim), rows, out=grad_rows)
                 continue
             grad_rows[part].addcmul_(push, by_sim @ others, value=sharpness)
-            if columns is None or grad_columns is not None:
-                (grad_rows if columns is None else grad_columns).addmm_(by_sim.T, push * rows[part])
+            if grad_others is not None:
+                grad_others.addmm_(by_sim.T, push * rows[part])
         back(grad_pos, grad)
         ctx.save_for_backward(grad, grad_columns)
         return values.mean()

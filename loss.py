@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from baselines import bcl, dcl, hcl, simclr
-from blockwise import Gather, check_positive, full_precision, mean_loss, mean_over_rows
+from blockwise import Gather, LogG, Positives, Step, check_positive, full_precision, mean_loss, mean_over_rows
 
 __all__ = ["AttentionNCE", "attention_nce", "attention_nce_queue", "bcl", "dcl", "hcl", "simclr"]
 
@@ -51,9 +51,7 @@ def attention_nce(
     check_positive(temperature=temperature, d_pos=d_pos, d_neg=d_neg)
     if z.ndim != 3 or len(z) < 3:
         raise ValueError(f"z must be views × batch × dim with 2 anchors and at least 1 positive, got {tuple(z.shape)}")
-    positives = partial(_attended, temperature=temperature, d_pos=d_pos)
-    log_g, step = (partial(f, strength=d_neg / temperature) for f in (_attention, _attention_step))
-    return mean_loss(full_precision(z), 1 / d_neg, positives, log_g, step, gather)
+    return mean_loss(full_precision(z), *_parts(temperature, d_pos, d_neg), gather)
 
 
 def attention_nce_queue(
@@ -86,9 +84,7 @@ def attention_nce_queue(
     if queue.ndim != 2 or len(queue) < 1 or queue.shape[1] != queries.shape[2]:
         raise ValueError(f"queue must be N × dim as queries {tuple(queries.shape)}, got {tuple(queue.shape)}")
     z = full_precision(torch.cat([queries, keys.detach()]))
-    positives = partial(_attended, temperature=temperature, d_pos=d_pos)
-    log_g, step = (partial(f, strength=d_neg / temperature) for f in (_attention, _attention_step))
-    return mean_over_rows(z, full_precision(queue.detach()), None, 1 / d_neg, positives, log_g, step)
+    return mean_over_rows(z, full_precision(queue.detach()), None, *_parts(temperature, d_pos, d_neg))
 
 
 class AttentionNCE(nn.Module):
@@ -114,6 +110,13 @@ class AttentionNCE(nn.Module):
 
 
 # `Positives`, `LogG` and `Step` of blockwise.py. The derivatives are written out: they take half of autograd's time.
+
+
+def _parts(temperature: float, d_pos: float, d_neg: float) -> tuple[float, Positives, LogG, Step]:
+    """What `mean_loss` is made of: the cosines' factor, the positives, the negatives' weight, and that with its gradients."""
+    positives = partial(_attended, temperature=temperature, d_pos=d_pos)
+    log_g, step = (partial(f, strength=d_neg / temperature) for f in (_attention, _attention_step))
+    return 1 / d_neg, positives, log_g, step
 
 
 def _attended(z: Tensor, temperature: float, d_pos: float) -> tuple[Tensor, Callable[[Tensor, Tensor], object]]:
