@@ -20,7 +20,9 @@ Gather = Callable[[Tensor], tuple[Tensor, int]]
 # come; it adds to that of the anchors and writes that of the positives.
 Positives = Callable[[Tensor], tuple[Tensor, Callable[[Tensor, Tensor], object]]]
 LogG = Callable[[Tensor, Tensor, int], Tensor]  # (pos, sim, n) → log g, one a row
-Step = Callable[[Tensor, Tensor, int], tuple[Tensor | None, ...]]  # the same → log g, its gradients by pos and by sim
+# (pos, sim, spare, n) → log g, its gradients by pos and by sim. It may write into sim and into spare, which is as large; what
+# it returns must not lie in spare.
+Step = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor | None, ...]]
 
 
 def mean_loss(
@@ -40,7 +42,7 @@ def mean_loss(
     batch = everyone.shape[1]
     if batch < 2:
         raise ValueError(f"z must hold a batch of at least 2 images, got {batch}: one image has no negatives")
-    images = offset + torch.arange(2 * z.shape[1], device=z.device) % z.shape[1]
+    images = torch.arange(offset, offset + z.shape[1], device=z.device).repeat(2)
     columns = None if gather is None else everyone.flatten(0, 1)
     return mean_over_rows(z, columns, images, sharpness, positives, log_g, step)
 
@@ -64,7 +66,7 @@ def mean_over_rows(
         positives: pos from z, and the way back.
         log_g: log g from pos (r), sim (r × C, sharpness × cosine, −inf where a column is no negative) and the number n
             of negatives, for any r rows.
-        step: log g of r rows with its gradients by pos (None is 0) and sim, which it may overwrite; by default autograd's.
+        step: log g of r rows with its gradients by pos (None is 0) and sim; by default autograd's.
 
     Returns:
         A scalar, differentiable once with respect to z and columns.
@@ -75,7 +77,7 @@ def mean_over_rows(
             return _MeanLoss.apply(z, columns, images, sharpness, positives, step or partial(autograd_step, log_g))
         (pos, _), rows = positives(z), z[:2].flatten(0, 1)
         blocks = _blocks(sharpness * rows, rows if columns is None else columns, images)
-        return torch.cat([losses(pos[part], log_g(pos[part], sim, n)) for part, sim, n in blocks]).mean()
+        return torch.cat([losses(pos[part], log_g(pos[part], sim, n)) for part, sim, _, n in blocks]).mean()
 
 
 def losses(pos: Tensor, log_g: Tensor) -> Tensor:
@@ -83,7 +85,7 @@ def losses(pos: Tensor, log_g: Tensor) -> Tensor:
     return -F.logsigmoid(pos - log_g)
 
 
-def autograd_step(log_g: LogG, pos: Tensor, sim: Tensor, n: int) -> tuple[Tensor | None, ...]:
+def autograd_step(log_g: LogG, pos: Tensor, sim: Tensor, spare: Tensor, n: int) -> tuple[Tensor | None, ...]:
     """log g of a block of rows, and its gradients by pos and by sim."""
     with torch.enable_grad():
         pos, sim = pos.detach().requires_grad_(), sim.detach().requires_grad_()
@@ -97,19 +99,19 @@ def block_rows(device: str, columns: int) -> int:
     return min(max(256, 2**20 // columns), most) if device == "cpu" else most
 
 
-def _blocks(rows: Tensor, columns: Tensor, images: Tensor | None) -> Iterator[tuple[slice, Tensor, int]]:
-    """(which rows, their products with all columns, number of negatives); the next block's products take their place."""
+def _blocks(rows: Tensor, columns: Tensor, images: Tensor | None) -> Iterator[tuple[slice, Tensor, Tensor, int]]:
+    """(which rows, their products with all columns, as much spare memory, number of negatives); the next block takes both."""
     n = len(columns) - (0 if images is None else 2)
     size = min(len(rows), block_rows(rows.device.type, len(columns)))
-    space = rows.new_empty(size, len(columns))  # on a CPU fresh memory takes as long as half a product
+    space = rows.new_empty(2, size, len(columns))  # on a CPU fresh memory takes as long as half a product
     for start in range(0, len(rows), size):
         part = slice(start, start + size)
-        sim = space[: len(rows[part])]
+        sim, spare = space[:, : len(rows[part])]
         torch.mm(rows[part], columns.T, out=sim)
         if images is not None:
             own = images[part, None, None].expand(-1, 2, 1)
             sim.view(len(sim), 2, -1).scatter_(2, own, -math.inf)
-        yield part, sim, n
+        yield part, sim, spare, n
 
 
 class _MeanLoss(torch.autograd.Function):
@@ -130,14 +132,14 @@ class _MeanLoss(torch.autograd.Function):
         values, grad_pos, grad_rows = torch.empty_like(pos), torch.empty_like(pos), grad[:2].view(rows.shape).zero_()
         grad_columns = torch.zeros_like(columns) if ctx.needs_input_grad[1] else None
         grad_others = grad_rows if columns is None else grad_columns
-        for part, sim, n in _blocks(rows, others, images):
-            log_g, by_pos, by_sim = step(pos[part], sim, n)
+        for part, sim, spare, n in _blocks(rows, others, images):
+            log_g, by_pos, by_sim = step(pos[part], sim, spare, n)
             push = torch.sigmoid(log_g - pos[part])  # dloss / dlog g = −dloss / dpos
             values[part], grad_pos[part] = losses(pos[part], log_g), -push if by_pos is None else push * (by_pos - 1)
             push = push[:, None]
             if columns is None and len(sim) == len(rows):  # D · rows + Dᵀ · rows in one product
                 by_sim.mul_(push)
-                torch.mm(by_sim.T.contiguous().add_(by_sim), rows, out=grad_rows)
+                torch.mm(spare.copy_(by_sim.T).add_(by_sim), rows, out=grad_rows)
                 continue
             grad_rows[part].addcmul_(push, by_sim @ others, value=sharpness)
             if grad_others is not None:

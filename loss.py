@@ -140,9 +140,9 @@ def _attention(pos: Tensor, sim: Tensor, n: int, strength: float) -> Tensor:
     return torch.logsumexp(strength * beta * sim, dim=1)
 
 
-def _attention_step(pos: Tensor, sim: Tensor, n: int, strength: float) -> tuple[Tensor | None, ...]:
+def _attention_step(pos: Tensor, sim: Tensor, spare: Tensor, n: int, strength: float) -> tuple[Tensor | None, ...]:
     """`autograd_step` for `_attention`, differentiated by hand and written over `sim`."""
-    weight = torch.softmax(sim, dim=1)
+    weight = torch.softmax(sim, dim=1, out=spare)
     # strength · β in one pass
     scale = torch.add(sim.new_full((), strength * n * 1e-6), weight, alpha=strength * n, out=weight)
     logits = sim.mul_(scale)

@@ -55,8 +55,9 @@ def assemble(*words) -> train.Run:
         make_view=lambda *where: views.make_view(*where, size=SIZE), progress=train.new_progress(5, device))  # fmt: skip
 
 
-@pytest.mark.parametrize("words", ["", "--grad_cache", "--estimator MoCo --queue 8", "--loss simclr", "--loss dcl", "--loss hcl",
-                                   "--loss bcl"])  # fmt: skip
+@pytest.mark.parametrize("words", [
+    "", "--grad_cache", "--estimator MoCo --queue 8", "--loss simclr", "--loss dcl", "--loss hcl", "--loss bcl",
+])  # fmt: skip
 @pytest.mark.filterwarnings("ignore:.*CUDA is not available")
 def test_a_step_stays_on_the_gpu_and_waits_for_nothing(no_numbers, words):
     run = assemble(*words.split())

@@ -216,8 +216,10 @@ def test_attention_by_hand_and_by_autograd():
     """The derivative that is written out is that of the definition, one block alone."""
     sim, pos = embeddings(1, 5, 9)[0].detach(), torch.linspace(-2, 2, 5, dtype=torch.float64)
     sim[range(5), range(5)] = -math.inf
-    log_g, by_pos, by_sim = blockwise.autograd_step(functools.partial(loss._attention, strength=1.3), pos, sim, 8)
-    by_hand = loss._attention_step(pos, sim.clone(), 8, strength=1.3)
+    spare = torch.empty_like(sim)
+    log_g, by_pos, by_sim = blockwise.autograd_step(functools.partial(loss._attention, strength=1.3), pos, sim, spare, 8)
+    by_hand = loss._attention_step(pos, sim.clone(), spare, 8, strength=1.3)
+    spare.fill_(math.nan)
     assert by_pos is None and by_hand[1] is None
     assert_same(by_hand[::2], (log_g, by_sim))
 
@@ -522,11 +524,11 @@ def test_no_gradient_for_the_queue():
 @each_loss
 @pytest.mark.parametrize("gathered", [False, True])
 def test_memory_is_linear(kind, gathered):
-    """No tensor is larger than a block or than the embeddings (times the positives), however large the batch."""
+    """No tensor is larger than a block with its spare memory or than the embeddings (times the positives)."""
     z = embeddings(3 if kind == "attention_nce" else 2, 1024, 4, dtype=torch.float32)
     with Watch() as watch:
         LOSSES[kind](z, gather=(lambda anchors: (anchors, 0)) if gathered else None).backward()
-    assert 2**19 < watch.largest <= 2**20 < 2048**2
+    assert 2**20 < watch.largest <= 2**21 < 2048**2
     assert blockwise.block_rows("cpu", 2 * 16384) * 2 * 16384 <= 2**24
     assert blockwise.block_rows("cpu", 2**30) == 1
 
