@@ -192,6 +192,11 @@ def test_readme_has_the_table(capsys, call, tmp_path, refused):
     measured = [row for row in found["rows"] if row["reference"]]
     assert len(text.splitlines()) == 4 + len(measured) and set(found["flags"]["rows"]) == set(benchmark.ROWS)
     assert "there is no" in refused(benchmark, "--device", "cpu", "--table", "--results", tmp_path)
+    second = (ROOT / "README.md").read_text().split("On a second CPU")[1].split("Measured and left out")[0]
+    found = json.loads((ROOT / "results" / "without-bf16" / "benchmark-cpu.json").read_text())
+    for row in found["rows"]:
+        if row["ratio"] and row["name"] in ("views", "epoch", "memory", "loss", "linear"):
+            assert f"{row['ratio']['of_medians']:.2f}" in second
 
 
 def test_memory_is_measured_in_a_process_of_its_own():
