@@ -77,7 +77,7 @@ def mean_over_rows(
             return _MeanLoss.apply(z, columns, images, sharpness, positives, step or partial(autograd_step, log_g))
         (pos, _), rows = positives(z), z[:2].flatten(0, 1)
         blocks = _blocks(sharpness * rows, rows if columns is None else columns, images)
-        return torch.cat([losses(pos[part], log_g(pos[part], sim, n)) for part, sim, _, n in blocks]).mean()
+        return torch.cat([losses(pos[part], log_g(pos[part], sim, n)) for part, sim, n in blocks]).mean()
 
 
 def losses(pos: Tensor, log_g: Tensor) -> Tensor:
@@ -99,19 +99,19 @@ def block_rows(device: str, columns: int) -> int:
     return min(max(256, 2**20 // columns), most) if device == "cpu" else most
 
 
-def _blocks(rows: Tensor, columns: Tensor, images: Tensor | None) -> Iterator[tuple[slice, Tensor, Tensor, int]]:
-    """(which rows, their products with all columns, as much spare memory, number of negatives); the next block takes both."""
+def _blocks(rows: Tensor, columns: Tensor, images: Tensor | None) -> Iterator[tuple[slice, Tensor, int]]:
+    """(which rows, their products with all columns, number of negatives); the next block's products take their place."""
     n = len(columns) - (0 if images is None else 2)
     size = min(len(rows), block_rows(rows.device.type, len(columns)))
-    space = rows.new_empty(2, size, len(columns))  # on a CPU fresh memory takes as long as half a product
+    space = rows.new_empty(size, len(columns))  # on a CPU fresh memory takes as long as half a product
     for start in range(0, len(rows), size):
         part = slice(start, start + size)
-        sim, spare = space[:, : len(rows[part])]
+        sim = space[: len(rows[part])]
         torch.mm(rows[part], columns.T, out=sim)
         if images is not None:
             own = images[part, None, None].expand(-1, 2, 1)
             sim.view(len(sim), 2, -1).scatter_(2, own, -math.inf)
-        yield part, sim, spare, n
+        yield part, sim, n
 
 
 class _MeanLoss(torch.autograd.Function):
@@ -132,8 +132,10 @@ class _MeanLoss(torch.autograd.Function):
         values, grad_pos, grad_rows = torch.empty_like(pos), torch.empty_like(pos), grad[:2].view(rows.shape).zero_()
         grad_columns = torch.zeros_like(columns) if ctx.needs_input_grad[1] else None
         grad_others = grad_rows if columns is None else grad_columns
-        for part, sim, spare, n in _blocks(rows, others, images):
-            log_g, by_pos, by_sim = step(pos[part], sim, spare, n)
+        for part, sim, n in _blocks(rows, others, images):
+            if part.start == 0:
+                spare = torch.empty_like(sim)  # no block is larger than the first
+            log_g, by_pos, by_sim = step(pos[part], sim, spare[: len(sim)], n)
             push = torch.sigmoid(log_g - pos[part])  # dloss / dlog g = −dloss / dpos
             values[part], grad_pos[part] = losses(pos[part], log_g), -push if by_pos is None else push * (by_pos - 1)
             push = push[:, None]

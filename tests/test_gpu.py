@@ -44,7 +44,7 @@ def assemble(*words) -> train.Run:
     device = torch.device("cuda:0")
     with device:
         model = Model(args.feature_dim, args.arch)
-        moco = MoCo(model, 8, args.momentum, args.feature_dim) if args.estimator == "MoCo" else None
+        moco = MoCo(model, args.queue, args.momentum, args.feature_dim) if args.estimator == "MoCo" else None
         pixels = torch.empty(5 * BATCH, 3, SIZE, SIZE, dtype=torch.uint8)
         for p in model.parameters():
             p.grad = torch.empty_like(p)

@@ -524,11 +524,11 @@ def test_no_gradient_for_the_queue():
 @each_loss
 @pytest.mark.parametrize("gathered", [False, True])
 def test_memory_is_linear(kind, gathered):
-    """No tensor is larger than a block with its spare memory or than the embeddings (times the positives)."""
+    """No tensor is larger than a block or than the embeddings (times the positives), however large the batch."""
     z = embeddings(3 if kind == "attention_nce" else 2, 1024, 4, dtype=torch.float32)
     with Watch() as watch:
         LOSSES[kind](z, gather=(lambda anchors: (anchors, 0)) if gathered else None).backward()
-    assert 2**20 < watch.largest <= 2**21 < 2048**2
+    assert 2**19 < watch.largest <= 2**20 < 2048**2
     assert blockwise.block_rows("cpu", 2 * 16384) * 2 * 16384 <= 2**24
     assert blockwise.block_rows("cpu", 2**30) == 1
 
