@@ -1,4 +1,4 @@
-"""The losses that AttentionNCE is compared with: SimCLR's, DCL, HCL and BCL, of the two anchors of every image alone.
+"""The losses that AttentioNCE is compared with: SimCLR's, DCL, HCL and BCL, of the two anchors of every image alone.
 
 All four are  mean_j −log( e^pos_j / (e^pos_j + g_j) )  with pos_j = s(a_j, a_j′) / T, the other anchor as only positive;
 they differ in g, the total weight of the negatives, so each is one small function here that returns log g.
@@ -20,7 +20,7 @@ def simclr(z: Tensor, temperature: float = 0.5, gather: Gather | None = None) ->
     Args:
         z: 2 × batch × dim, L2-normalised, batch ≥ 2: two views of every image. Half precision is computed in float32.
         temperature: positive and finite.
-        gather: as in `loss.attention_nce`.
+        gather: as in `loss.attentionce`.
 
     Returns:
         A scalar ≥ 0 (float32, or float64 where z is).

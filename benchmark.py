@@ -211,7 +211,7 @@ def megabytes(count: int | None) -> list[float]:
 
 
 def loss_rows(bench: Bench) -> Iterator[Row]:
-    """AttentionNCE forward and backward: time and peak memory; the reference's where its matrices fit."""
+    """AttentioNCE forward and backward: time and peak memory; the reference's where its matrices fit."""
     args, on_cpu = bench.args, bench.device.type == "cpu"
     for batch in args.loss_batches:
         fits = 12 * 4 * (2 * batch) ** 2 < free_bytes(bench.device)  # about a dozen float32 matrices at its peak
@@ -229,7 +229,7 @@ def loss_rows(bench: Bench) -> Iterator[Row]:
 def loss_side(name: str, batch: int, device: torch.device) -> Callable[[], object]:
     """The loss and its gradient for random embeddings."""
     z = normalize(torch.randn(VIEWS, batch, DIM, device=device), dim=-1).requires_grad_()
-    function = recipe.attention_nce if name == "reference" else loss.attention_nce
+    function = recipe.attentionce if name == "reference" else loss.attentionce
     return lambda: torch.autograd.grad(function(z), z)
 
 

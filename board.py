@@ -67,7 +67,7 @@ def write_pictures(board: Any, run: Run, pixels: Tensor, epoch: int) -> None:
     count = min(64, len(pixels))
     made = pictures.some_views(pixels, count, run.views - 2, run.args.image_size, run.args.seed)
     board.add_image("views", make_grid(torch.stack([pictures.displayed(v) for v in made[:, :8].flatten(0, 1)]), nrow=8), epoch)
-    if run.args.loss == "attention_nce":
+    if run.args.loss == "attentionce":
         model = Model(run.args.feature_dim, run.args.arch).to(run.device)  # no SyncBatchNorm: only one process is here
         model.load_state_dict(run.model.state_dict())
         z = pictures.embed(model.eval(), made)

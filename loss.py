@@ -1,4 +1,4 @@
-"""AttentionNCE as a function of the embeddings, with SimCLR's two anchors an image or with MoCo's queue; and its baselines.
+"""AttentioNCE as a function of the embeddings, with SimCLR's two anchors an image or with MoCo's queue; and its baselines.
 
 Like them it is  mean_j −log( e^pos_j / (e^pos_j + g_j) )  over the 2B anchors j of a batch (views 1 and 2 of every image):
 pos_j is anchor j's agreement with its positives, g_j the total weight of its N = 2B − 2 negatives: both anchors of all
@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from baselines import bcl, dcl, hcl, simclr
 from blockwise import Gather, LogG, Positives, Step, check_positive, full_precision, mean_loss, mean_over_rows
 
-__all__ = ["AttentionNCE", "attention_nce", "attention_nce_queue", "bcl", "dcl", "hcl", "simclr"]
+__all__ = ["AttentioNCE", "attentionce", "attentionce_queue", "bcl", "dcl", "hcl", "simclr"]
 
 
-def attention_nce(
+def attentionce(
     z: Tensor, temperature: float = 0.5, d_pos: float = 1.0, d_neg: float = 1.0, gather: Gather | None = None
 ) -> Tensor:
-    """AttentionNCE: positives averaged, and negatives weighted, by attention.
+    """AttentioNCE: positives averaged, and negatives weighted, by attention.
 
         pos_j = Σ_m α_jm s_jm / T        α_jm = softmax_m( sg(s_jm) / d_pos )
         g_j   = Σ_k exp(β_jk s_jk / T)   β_jk = N ( softmax_k( sg(s_jk) / d_neg ) + 1e-6 )
@@ -46,7 +46,7 @@ def attention_nce(
 
     Example:
         >>> z = F.normalize(model(views), dim=-1)  # 6 × 256 × 128
-        >>> attention_nce(z, temperature=0.5, d_pos=2.0, d_neg=0.5).backward()
+        >>> attentionce(z, temperature=0.5, d_pos=2.0, d_neg=0.5).backward()
     """
     check_positive(temperature=temperature, d_pos=d_pos, d_neg=d_neg)
     if z.ndim != 3 or len(z) < 3:
@@ -54,16 +54,16 @@ def attention_nce(
     return mean_loss(full_precision(z), *_parts(temperature, d_pos, d_neg), gather)
 
 
-def attention_nce_queue(
+def attentionce_queue(
     queries: Tensor, keys: Tensor, queue: Tensor, temperature: float = 0.5, d_pos: float = 1.0, d_neg: float = 1.0
 ) -> Tensor:
-    """AttentionNCE on MoCo: `attention_nce` whose negatives are a queue of earlier keys, so N is the queue's length.
+    """AttentioNCE on MoCo: `attentionce` whose negatives are a queue of earlier keys, so N is the queue's length.
 
     Args:
         queries: 2 × batch × dim, the anchors; only they carry gradients. All three are L2-normalised.
         keys: M × batch × dim with M ≥ 1, the positives, from the momentum encoder.
         queue: N × dim with N ≥ 1, shared by all anchors.
-        temperature, d_pos, d_neg: positive and finite, as in `attention_nce`.
+        temperature, d_pos, d_neg: positive and finite, as in `attentionce`.
 
     Returns:
         A scalar ≥ 0, the mean over the 2 · batch queries.
@@ -74,7 +74,7 @@ def attention_nce_queue(
     Source: He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020.
 
     Example:
-        >>> attention_nce_queue(queries, keys, queue, temperature=0.5, d_neg=10.0).backward()
+        >>> attentionce_queue(queries, keys, queue, temperature=0.5, d_neg=10.0).backward()
     """
     check_positive(temperature=temperature, d_pos=d_pos, d_neg=d_neg)
     if queries.ndim != 3 or len(queries) != 2 or not queries.numel():
@@ -87,11 +87,11 @@ def attention_nce_queue(
     return mean_over_rows(z, full_precision(queue.detach()), None, *_parts(temperature, d_pos, d_neg))
 
 
-class AttentionNCE(nn.Module):
-    """`attention_nce` as a module, for code that wants its loss as one; the same arguments, checked when it is made.
+class AttentioNCE(nn.Module):
+    """`attentionce` as a module, for code that wants its loss as one; the same arguments, checked when it is made.
 
     Example:
-        >>> criterion = AttentionNCE(temperature=0.5, d_pos=2.0, d_neg=0.5)
+        >>> criterion = AttentioNCE(temperature=0.5, d_pos=2.0, d_neg=0.5)
         >>> criterion(z).backward()
     """
 
@@ -103,7 +103,7 @@ class AttentionNCE(nn.Module):
         self.temperature, self.d_pos, self.d_neg, self.gather = temperature, d_pos, d_neg, gather
 
     def forward(self, z: Tensor) -> Tensor:
-        return attention_nce(z, self.temperature, self.d_pos, self.d_neg, self.gather)
+        return attentionce(z, self.temperature, self.d_pos, self.d_neg, self.gather)
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}, d_pos={self.d_pos}, d_neg={self.d_neg}"

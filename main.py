@@ -33,11 +33,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--dataset_name", default="cifar10", metavar="NAME", help=", ".join(DATASETS))
     add("--store_size", type=int, default=64, help="side that the images of a folder are kept at, in pixels")
     add("--image_size", type=int, default=32, help="side of a view, in pixels")
-    add("--loss", default="attention_nce", choices=weights.PARAMETERS, help="what the encoder minimises")
+    add("--loss", default="attentionce", choices=weights.PARAMETERS, help="what the encoder minimises")
     add("--temperature", type=float, default=0.5, help="temperature of the loss and of the kNN vote")
     add("--d_pos", type=float, default=1.0, help="scaling factor of the attention on positives: large, all count alike")
     add("--d_neg", type=float, default=1.0, help="scaling factor of the attention on negatives: small, the hardest alone")
-    add("--num_pos", type=int, default=4, help="attention_nce: positives an image, M")
+    add("--num_pos", type=int, default=4, help="attentionce: positives an image, M")
     add("--tau_plus", type=float, default=0.1, help="dcl, hcl, bcl: share of false negatives")
     add("--alpha", type=float, help="bcl: how well the encoder ranks, 0.5 is chance (default: its authors', see README)")
     add("--beta", type=float, help="hcl, bcl: weight of hard negatives (default: its authors', see README)")
@@ -84,8 +84,8 @@ def check_args(args: argparse.Namespace) -> None:
     for name in ("temperature", "d_pos", "d_neg", "lr"):
         if not (getattr(args, name) > 0 and math.isfinite(getattr(args, name))):
             raise UserError(f"--{name} must be a positive number, not {getattr(args, name)}")
-    if args.estimator == "MoCo" and args.loss != "attention_nce":
-        raise UserError(f"--estimator MoCo goes with --loss attention_nce, not {args.loss}")
+    if args.estimator == "MoCo" and args.loss != "attentionce":
+        raise UserError(f"--estimator MoCo goes with --loss attentionce, not {args.loss}")
     if not 0 <= args.momentum <= 1:
         raise UserError(f"--momentum must be between 0 and 1, not {args.momentum}")
     queue = args.batch_size if args.estimator == "MoCo" else 0
@@ -104,7 +104,7 @@ def check_args(args: argparse.Namespace) -> None:
 def loss_function(args: argparse.Namespace) -> functools.partial:
     """The loss that `--loss` names, as a function of the embeddings; MoCo's of keys and queue too."""
     if args.estimator == "MoCo":
-        return functools.partial(losses.attention_nce_queue, temperature=args.temperature, d_pos=args.d_pos, d_neg=args.d_neg)
+        return functools.partial(losses.attentionce_queue, temperature=args.temperature, d_pos=args.d_pos, d_neg=args.d_neg)
     gather = distributed.gather if distributed.world() > 1 else None
     parameters = {name: getattr(args, name) for name in weights.PARAMETERS[args.loss]}
     return functools.partial(getattr(losses, args.loss), temperature=args.temperature, gather=gather, **parameters)
@@ -112,7 +112,7 @@ def loss_function(args: argparse.Namespace) -> functools.partial:
 
 def number_of_views(args: argparse.Namespace) -> int:
     """Two anchors, and M positives where the loss has any."""
-    return 2 + args.num_pos if args.loss == "attention_nce" else 2
+    return 2 + args.num_pos if args.loss == "attentionce" else 2
 
 
 def main() -> int:
@@ -244,7 +244,7 @@ def finish_epoch(run: Run, path: Path, evaluate: Callable | None) -> None:
         "knn_top1": "",
         "knn_top5": "",
     }
-    if args.loss == "attention_nce":
+    if args.loss == "attentionce":
         row["effective_positives"], row["effective_negatives"] = progress["effective"]
     if evaluation_due(run, evaluate):
         row["knn_top1"], row["knn_top5"] = evaluate(run.model)

@@ -74,8 +74,8 @@ def mask_of_negatives(batch: int) -> Tensor:
     return mask
 
 
-def attention_nce(z: Tensor, temperature: float = 0.5, d_pos: float = 1.0, d_neg: float = 1.0) -> Tensor:
-    """AttentionNCE by its formula, of embeddings views × batch × dim; infinite where an exponential is."""
+def attentionce(z: Tensor, temperature: float = 0.5, d_pos: float = 1.0, d_neg: float = 1.0) -> Tensor:
+    """AttentioNCE by its formula, of embeddings views × batch × dim; infinite where an exponential is."""
     anchors, batch = torch.cat([z[0], z[1]]), z.shape[1]
     mask = mask_of_negatives(batch).to(z.device)
     n = 2 * batch - 2
@@ -99,7 +99,7 @@ class Recipe:
     def step(self, views: list[Tensor] | Tensor) -> float:
         """One step on V views of B×3×S×S, on the device; returns the loss."""
         z = torch.stack([self.model(view)[1] for view in views])
-        loss = attention_nce(z)
+        loss = attentionce(z)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()

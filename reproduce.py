@@ -5,7 +5,7 @@
     python reproduce.py --row 3              … of one row; --all: of every row of the paper
     python reproduce.py cifar10 --arch resnet18 --epochs 40 --seeds 0 1 2      a smaller study of the same shape
     python reproduce.py photos               the study on the embedded photographs
-    python reproduce.py folder --root DIR    AttentionNCE beside SimCLR on your own images
+    python reproduce.py folder --root DIR    AttentioNCE beside SimCLR on your own images
     python reproduce.py --table              all tables in Markdown, as they stand in the README
 
 What was begun is resumed. Results lie under results/{arch}-{epochs}/seed{seed}/.
@@ -78,7 +78,7 @@ def read_json(path: Path, wanted: argparse.Namespace, free: set[str]) -> dict[st
         return None
     try:
         found = json.loads(path.read_text())
-        flags = found.get("flags", {})
+        flags = resume.current_names(found.get("flags", {}))
         same = all(flags.get(key, value) == value for key, value in vars(wanted).items() if key not in free)
         if wanted.dataset_name == "folder":
             same &= Path(flags.get("root", wanted.root)).name == Path(wanted.root).name
@@ -163,7 +163,7 @@ def settings_text(row: Row) -> str:
 
 def views_an_image(row: Row) -> int:
     """How many views of an image a step encodes."""
-    return 2 + row.flags.get("num_pos", 4) if row.flags["loss"] == "attention_nce" else 2
+    return 2 + row.flags.get("num_pos", 4) if row.flags["loss"] == "attentionce" else 2
 
 
 def mean_and_spread(values: list[float]) -> tuple[float, float]:

@@ -72,7 +72,12 @@ def _read_one(path: Path) -> dict[str, Any]:
     state = read(path)
     if not all(isinstance(state.get(part), dict) for part in ("flags", "machine", "progress")):
         raise UserError(f"{path} is no training state")
-    return state
+    return {**state, "flags": current_names(state["flags"])}
+
+
+def current_names(flags: dict[str, Any]) -> dict[str, Any]:
+    """The flags of a state or a result file; older ones spell the loss attention_nce."""
+    return {**flags, "loss": "attentionce"} if flags.get("loss") == "attention_nce" else flags
 
 
 def write_state(run: Run, path: Path) -> None:
@@ -168,7 +173,7 @@ def find_state(args: Namespace, folder: Path) -> dict[str, Any] | None:
         return state
     for path in of_all_epochs(args, folder, ".json").values():
         with suppress(OSError, json.JSONDecodeError, KeyError, TypeError):  # damaged, it protects nothing
-            flags = json.loads(path.read_text())["flags"]
+            flags = current_names(json.loads(path.read_text())["flags"])
             _check_flags(args, {"flags": {**vars(args), **flags}}, path)  # an older version's may lack some
     path = folder / f"{stem(args, args.epochs)}.state"
     if path.exists() or previous(path).exists():

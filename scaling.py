@@ -86,7 +86,7 @@ def time_loss(batch: int, processes: int, device: torch.device) -> float:
     def gather(anchors: torch.Tensor) -> tuple[torch.Tensor, int]:
         return torch.cat([anchors, others], dim=1), 0
 
-    side = {"": lambda: torch.autograd.grad(loss.attention_nce(z, gather=gather), z)}
+    side = {"": lambda: torch.autograd.grad(loss.attentionce(z, gather=gather), z)}
     return statistics.median(interleaved(side, 5, device)[""])
 
 

@@ -40,9 +40,9 @@ def paper_rows() -> list[Row]:
     """The tables of the paper, and what the authors of DCL, HCL and BCL report with their own settings."""
 
     def attention(dataset: str, d_pos: float, d_neg: float, half: float, full: float, *links: str) -> list[Row]:
-        flags = {"loss": "attention_nce", "d_pos": d_pos, "d_neg": d_neg}
+        flags = {"loss": "attentionce", "d_pos": d_pos, "d_neg": d_neg}
         figures = zip((200, 400), (half, full), links, strict=True)
-        return [Row(dataset, "AttentionNCE", flags, *figure, DRIVE.format(link)) for *figure, link in figures]
+        return [Row(dataset, "AttentioNCE", flags, *figure, DRIVE.format(link)) for *figure, link in figures]
 
     def other(dataset: str, loss: str, figure: float, link: str | None = None, **flags: float) -> Row:
         return Row(dataset, weights.METHODS[loss], {"loss": loss, **flags}, 400, figure, DRIVE.format(link) if link else None)
@@ -69,7 +69,7 @@ def paper_rows() -> list[Row]:
 def photo_rows() -> list[Row]:
     """All losses at equal epochs and at equal numbers of encoded views, then the number of positives, then d_pos × d_neg.
 
-    AttentionNCE encodes six views of an image where the others encode two: three times the epochs are as many views.
+    AttentioNCE encodes six views of an image where the others encode two: three times the epochs are as many views.
     """
     epochs = PHOTOS.epochs
     others = {"SimCLR": {"loss": "simclr"}, "DCL": {"loss": "dcl", "tau_plus": 0.1},
@@ -79,16 +79,16 @@ def photo_rows() -> list[Row]:
     grid = [(4, 1, 10), (1, 1, 10), (2, 1, 10), (8, 1, 10)]
     grid += [(4, d_pos, d_neg) for d_pos in (0.1, 1, 10) for d_neg in (0.1, 1, 10) if (d_pos, d_neg) != (1, 10)]
     for num_pos, d_pos, d_neg in grid:
-        flags = {"loss": "attention_nce", "num_pos": num_pos, "d_pos": d_pos, "d_neg": d_neg}
-        rows.append(Row("photos", "AttentionNCE", flags, epochs))
+        flags = {"loss": "attentionce", "num_pos": num_pos, "d_pos": d_pos, "d_neg": d_neg}
+        rows.append(Row("photos", "AttentioNCE", flags, epochs))
     return rows
 
 
 def folder_rows() -> list[Row]:
-    """AttentionNCE as it goes on, and SimCLR at equal numbers of encoded views and, once, at equal epochs."""
-    epochs, flags = PAPER.epochs, {"loss": "attention_nce", "d_pos": 1, "d_neg": 10}
+    """AttentioNCE as it goes on, and SimCLR at equal numbers of encoded views and, once, at equal epochs."""
+    epochs, flags = PAPER.epochs, {"loss": "attentionce", "d_pos": 1, "d_neg": 10}
     stops = (epochs // 4, epochs // 2, epochs)
-    rows = [Row("folder", "AttentionNCE", flags, stop) for stop in stops]
+    rows = [Row("folder", "AttentioNCE", flags, stop) for stop in stops]
     return rows + [Row("folder", "SimCLR", {"loss": "simclr"}, stop) for stop in sorted([epochs, *(3 * s for s in stops)])]
 
 

@@ -142,7 +142,7 @@ def take_step(run: Run, batch: Tensor) -> None:
         loss, queries = step(run, encode, 2, loss_of)
         z = torch.cat([queries, keys])
     progress["losses"][progress["step"]] = loss = update(run, loss)
-    if args.loss == "attention_nce" and progress["step"] + 1 == run.steps:
+    if args.loss == "attentionce" and progress["step"] + 1 == run.steps:
         progress["effective"] = effective_numbers(run, z)  # before the queue takes this step's keys
     if run.moco is not None:
         run.moco.follow(run.model, loss.isfinite())

@@ -43,7 +43,7 @@ def embeddings(batch=9, dtype=torch.float64):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
 def test_recipes_loss_is_ours(dtype, tolerance, temperature, d_pos, d_neg):
     z = embeddings(dtype=dtype)
-    results = [f(z, temperature, d_pos, d_neg) for f in (recipe.attention_nce, loss.attention_nce)]
+    results = [f(z, temperature, d_pos, d_neg) for f in (recipe.attentionce, loss.attentionce)]
     gradients = [torch.autograd.grad(result, z)[0] for result in results]
     torch.testing.assert_close(results[0], results[1], rtol=tolerance, atol=0)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=tolerance * gradients[1].abs().max().item())
@@ -236,7 +236,7 @@ def test_exchanges_are_what_an_epoch_hands_over(monkeypatch):
         seen.append(("all_reduce", x.numel() * x.element_size()))
 
     run = ours.assemble(ARGS, "fp32", torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8))
-    run.loss = functools.partial(loss.attention_nce, gather=distributed.gather)
+    run.loss = functools.partial(loss.attentionce, gather=distributed.gather)
     monkeypatch.setattr(distributed, "world", lambda: 2)
     monkeypatch.setattr(dist, "all_gather", all_gather)
     monkeypatch.setattr(dist, "all_reduce", all_reduce)

@@ -33,7 +33,7 @@ from utils import Images, UserError
 CONTEXT = get_context("forkserver")  # whose processes begin with torch imported: a start takes 0.2 s instead of 4
 CONTEXT.set_forkserver_preload(["main", "linear", "test_distributed"])
 LOSSES = {
-    "attention_nce": {"d_pos": 0.5, "d_neg": 0.3},
+    "attentionce": {"d_pos": 0.5, "d_neg": 0.3},
     "simclr": {},
     "dcl": {"tau_plus": 0.1},
     "hcl": {"tau_plus": 0.1, "beta": 1.0},
@@ -137,7 +137,7 @@ def gradients():
     for name, parameters in LOSSES.items():
         w = weight.clone().requires_grad_()
         z = normalize(own @ w, dim=-1)
-        value = getattr(loss, name)(z if name == "attention_nce" else z[:2], 0.2, gather=distributed.gather, **parameters)
+        value = getattr(loss, name)(z if name == "attentionce" else z[:2], 0.2, gather=distributed.gather, **parameters)
         value.backward()
         found[name] = distributed.average([w.grad], value.detach()), w.grad
     return found
@@ -152,7 +152,7 @@ def test_loss_and_gradient_are_those_of_one_process(count, group):
     for name, parameters in LOSSES.items():
         w = weight.clone().requires_grad_()
         z = normalize(x @ w, dim=-1)
-        value = getattr(loss, name)(z if name == "attention_nce" else z[:2], 0.2, **parameters)
+        value = getattr(loss, name)(z if name == "attentionce" else z[:2], 0.2, **parameters)
         value.backward()
         expected[name] = value.detach(), w.grad
     for found in group(count, gradients).results():

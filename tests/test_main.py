@@ -84,7 +84,7 @@ def test_flags_and_defaults_of_the_reference():
     flags = vars(main.parse_args([]))
     expected = {"root": "data", "feature_dim": 128, "temperature": 0.5, "k": 200, "batch_size": 256, "epochs": 400,
                 "estimator": "SimCLR", "dataset_name": "cifar10", "d_pos": 1, "d_neg": 1, "lr": 1e-3, "weight_decay": 1e-6,
-                "loss": "attention_nce", "num_pos": 4, "arch": "resnet50", "image_size": 32, "knn_every": 10,
+                "loss": "attentionce", "num_pos": 4, "arch": "resnet50", "image_size": 32, "knn_every": 10,
                 "precision": "auto", "results": "results", "save_every": 200, "device": None}  # fmt: skip
     assert {name: flags[name] for name in expected} == expected
     assert main.parse_args(["--dataset_name", "tinyImageNet"]).save_every == 100
@@ -145,7 +145,7 @@ def test_the_seed_decides_every_bit(call, tiny, tmp_path, results):
 
 
 LOSSES = {
-    "attention_nce": "4model_8_1_1.0_1.0",
+    "attentionce": "4model_8_1_1.0_1.0",
     "simclr": "simclr_8_1",
     "dcl": "dcl_8_1_0.1",
     "hcl": "hcl_8_1_0.1_1.0",
@@ -158,9 +158,9 @@ def test_every_loss_trains(call, tiny, results, loss):
     assert call(main, *tiny, "--loss", loss) == 0
     path = results / "folder" / f"folder_SimCLR_{LOSSES[loss]}"
     (row,) = rows(f"{path}.csv")
-    views = 6 if loss == "attention_nce" else 2
+    views = 6 if loss == "attentionce" else 2
     assert 0 < float(row["loss"]) < 20 and int(row["views"]) == 24 * views
-    assert (row["effective_negatives"] == "") == (loss != "attention_nce")
+    assert (row["effective_negatives"] == "") == (loss != "attentionce")
     state = weights.read(f"{path}.pth")
     assert all(value.isfinite().all() for value in state.values())
     torch.manual_seed(0)
@@ -182,7 +182,7 @@ def test_each_loss_is_the_one_that_is_named(tiny):
     z = torch.nn.functional.normalize(torch.randn(3, 5, 4, generator=torch.manual_seed(0)), dim=-1)
     words = ["--temperature", "0.3", "--tau_plus", "0.2", "--alpha", "0.7", "--beta", "0.6", "--d_pos", "2", "--d_neg", "0.5"]
     expected = {
-        "attention_nce": main.losses.attention_nce(z, 0.3, 2.0, 0.5),
+        "attentionce": main.losses.attentionce(z, 0.3, 2.0, 0.5),
         "simclr": main.losses.simclr(z[:2], 0.3),
         "dcl": main.losses.dcl(z[:2], 0.3, 0.2),
         "hcl": main.losses.hcl(z[:2], 0.3, 0.2, 0.6),

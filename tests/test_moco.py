@@ -1,4 +1,4 @@
-"""AttentionNCE on MoCo: the queue, the momentum encoder, and the loss of a step as the formula says. Two processes and more
+"""AttentioNCE on MoCo: the queue, the momentum encoder, and the loss of a step as the formula says. Two processes and more
 are in test_distributed.py."""
 
 import copy
@@ -169,7 +169,7 @@ def test_resumed_run_has_the_bits_of_one_without_a_break(step, call, tiny, resul
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--loss", "simclr"], "--estimator MoCo goes with --loss attention_nce, not simclr"),
+    (["--loss", "simclr"], "--estimator MoCo goes with --loss attentionce, not simclr"),
     (["--queue", 7], "--queue must be at least 8, not 7"),
     (["--momentum", 1.5], "--momentum must be between 0 and 1, not 1.5"),
     (["--d_neg", 0], "--d_neg must be a positive number, not 0.0"),

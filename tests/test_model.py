@@ -149,7 +149,7 @@ def test_recomputing_changes_no_bit(arch, dtype):
             return model(images[v], recompute)[1]
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            loss, z = train.plain_step(a_run(model, computed_in), encode, 4, main.losses.attention_nce)
+            loss, z = train.plain_step(a_run(model, computed_in), encode, 4, main.losses.attentionce)
         ends.append([loss, z, *(p.grad for p in model.parameters()), *model.buffers()])
         kept.append(sum(sizes))
     assert all(map(torch.equal, *ends))
@@ -181,7 +181,7 @@ def test_cached_step_is_plain_step(scale):
         model = copy.deepcopy(start)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
         for _ in range(2):
-            loss, z = step(a_run(model, scale=scale), lambda v: model(images[v])[1], 4, main.losses.attention_nce)  # noqa: B023
+            loss, z = step(a_run(model, scale=scale), lambda v: model(images[v])[1], 4, main.losses.attentionce)  # noqa: B023
             gradients = [p.grad.clone() for p in model.parameters()]
             optimizer.step()
             optimizer.zero_grad()
@@ -228,7 +228,7 @@ def test_a_step_in_bf16_casts_every_weight_once():
         torch.manual_seed(0)
         model = Model(16, "resnet10")
         with Casts(model) as casts:
-            train.plain_step(a_run(model, dtype), lambda v: model(images[v])[1], 4, main.losses.attention_nce)  # noqa: B023
+            train.plain_step(a_run(model, dtype), lambda v: model(images[v])[1], 4, main.losses.attentionce)  # noqa: B023
         gradients[dtype] = torch.cat([p.grad.flatten() for p in model.parameters()])
         multiplied = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
         assert casts.count == (0 if dtype == torch.float32 else len(multiplied) + 1)  # one of them has a bias

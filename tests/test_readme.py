@@ -62,7 +62,7 @@ class SimCLR(Solo):
 
 @pytest.fixture
 def packages(monkeypatch, tmp_path):
-    """The packages that the examples are for, the repository as ./AttentionNCE, and weights of the example's name."""
+    """The packages that the examples are for, the repository as ./AttentioNCE, and weights of the example's name."""
     views = types.SimpleNamespace(count=0)
 
     def many(transforms):
@@ -76,7 +76,7 @@ def packages(monkeypatch, tmp_path):
     pretend(monkeypatch, "lightly.transforms.simclr_transform", SimCLRViewTransform=noisy.view)
     pretend(monkeypatch, "solo.methods.simclr", SimCLR=SimCLR)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "AttentionNCE").symlink_to(ROOT)
+    (tmp_path / "AttentioNCE").symlink_to(ROOT)
     state = {f"module.{key}": value for key, value in Model(128, "resnet10").state_dict().items()}
     weights.save(tmp_path / "cifar10_SimCLR_4model_256_400_1.0_10.0.pth", state)
     torch.manual_seed(0)
@@ -88,7 +88,7 @@ def check_lightning(names, packages):
     views = torch.randn(6, 4, 3, 8, 8)
     value = module.training_step(views, 0)
     module.train()
-    expected = loss.attention_nce(torch.stack([module.model(v)[1] for v in views]), 0.5, 2.0, 0.5)
+    expected = loss.attentionce(torch.stack([module.model(v)[1] for v in views]), 0.5, 2.0, 0.5)
     torch.testing.assert_close(value, expected)
     value.backward()
     module.configure_optimizers().step()
@@ -100,10 +100,10 @@ def check_lightly(names, packages):
 
 
 def check_solo(names, packages):
-    method, views = names["AttentionNCE"](), torch.randn(6, 3, 4)
+    method, views = names["AttentioNCE"](), torch.randn(6, 3, 4)
     value = method.training_step((None, views, None), 0)
     z = normalize(torch.stack([method.projector(v) for v in views]), dim=-1)
-    torch.testing.assert_close(value, 1 + loss.attention_nce(z, 0.2, 2.0, 0.5))
+    torch.testing.assert_close(value, 1 + loss.attentionce(z, 0.2, 2.0, 0.5))
 
 
 def check_hub(names, packages):

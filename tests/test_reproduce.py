@@ -45,10 +45,10 @@ def test_rows_of_the_paper():
     """The figures of the paper's tables, typed here a second time."""
     figures = [(row.dataset, row.method, row.epochs, row.paper) for row in tables.paper_rows() if row.link]
     assert figures == [
-        ("stl10", "SimCLR", 400, 80.15), ("stl10", "AttentionNCE", 200, 87.12), ("stl10", "AttentionNCE", 400, 89.45),
-        ("cifar10", "SimCLR", 400, 91.12), ("cifar10", "AttentionNCE", 200, 92.42), ("cifar10", "AttentionNCE", 400, 93.08),
-        ("cifar100", "AttentionNCE", 200, 69.78), ("cifar100", "AttentionNCE", 400, 70.23),
-        ("tinyImageNet", "AttentionNCE", 200, 56.58), ("tinyImageNet", "AttentionNCE", 400, 58.61),
+        ("stl10", "SimCLR", 400, 80.15), ("stl10", "AttentioNCE", 200, 87.12), ("stl10", "AttentioNCE", 400, 89.45),
+        ("cifar10", "SimCLR", 400, 91.12), ("cifar10", "AttentioNCE", 200, 92.42), ("cifar10", "AttentioNCE", 400, 93.08),
+        ("cifar100", "AttentioNCE", 200, 69.78), ("cifar100", "AttentioNCE", 400, 70.23),
+        ("tinyImageNet", "AttentioNCE", 200, 56.58), ("tinyImageNet", "AttentioNCE", 400, 58.61),
     ]  # fmt: skip
 
 
@@ -103,7 +103,7 @@ def test_table_of_ones_own_images_names_them(tmp_path):
     (place / f"{reproduce.name(row, setting, row.epochs)}_linear.json").write_text(json.dumps(found))
     text = reproduce.table("folder", tables.all_rows(), options)
     assert text.startswith("### Your own images (cats)\n")
-    assert "| AttentionNCE | 1 | 10 | resnet10 | 2 | 6 | 12 | 12.50 | 12.50 | 25.00 | 1 | abacus, 1.00 h |" in text
+    assert "| AttentioNCE | 1 | 10 | resnet10 | 2 | 6 | 12 | 12.50 | 12.50 | 25.00 | 1 | abacus, 1.00 h |" in text
     options.root = "other/dogs"  # of which nothing was measured
     assert reproduce.table("folder", tables.all_rows(), options).startswith("### Your own images\n")
 

@@ -53,7 +53,7 @@ def small_encoder(monkeypatch):
 # ---- the same bits ----
 
 
-KINDS = {"attention_nce": (), "knn": ("--knn_every", 1), "bcl": ("--loss", "bcl"), "grad_cache": ("--grad_cache",),
+KINDS = {"attentionce": (), "knn": ("--knn_every", 1), "bcl": ("--loss", "bcl"), "grad_cache": ("--grad_cache",),
          "moco": ("--estimator", "MoCo", "--queue", 11, "--momentum", 0.9)}  # fmt: skip
 
 
@@ -222,6 +222,17 @@ def test_flags_that_change_no_result_go_through(call, stopped, flags, tmp_path, 
     other = [word for name, value in FREE.items() for word in (f"--{name}", value)]
     assert call(main, *flags, *other, "--root", tmp_path / "moved", "--deterministic", "--resume", stopped) == 0
     runtime.reproducible(False)
+
+
+def test_the_old_name_of_the_loss_is_the_new_one(call, stopped, flags, results, capsys):
+    """States and result files from before the project was called AttentioNCE have `attention_nce`."""
+    state = resume.read_state(stopped)
+    state["flags"]["loss"] = "attention_nce"
+    resume.save_state(stopped, state)
+    made = last(results, ".json")
+    made.write_text(made.read_text().replace('"attentionce"', '"attention_nce"'))
+    assert call(main, *flags) == 0 and "going on from epoch 2, step 1" in capsys.readouterr().out
+    assert resume.read_state(stopped)["flags"]["loss"] == "attentionce"
 
 
 def test_other_versions_are_said(call, stopped, flags, capsys):

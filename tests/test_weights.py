@@ -418,8 +418,8 @@ def test_a_failed_load_makes_no_file(path, state):
 
 
 @pytest.mark.parametrize("name, words", [
-    ("stl10_SimCLR_4model_256_400_2.0_0.5.pth", "AttentionNCE (d_pos 2, d_neg 0.5), 400 epochs"),
-    ("results/photos/photos_SimCLR_8model_64_10_1.0_10.0.csv", "AttentionNCE (d_pos 1, d_neg 10, 8 positives), 10 epochs"),
+    ("stl10_SimCLR_4model_256_400_2.0_0.5.pth", "AttentioNCE (d_pos 2, d_neg 0.5), 400 epochs"),
+    ("results/photos/photos_SimCLR_8model_64_10_1.0_10.0.csv", "AttentioNCE (d_pos 1, d_neg 10, 8 positives), 10 epochs"),
     ("photos_SimCLR_simclr_64_30_linear.csv", "SimCLR, 30 epochs"),
     ("cifar10_SimCLR_bcl_256_400_0.1_0.9_0.9.json", "BCL (tau_plus 0.1, alpha 0.9, beta 0.9), 400 epochs"),
     ("cifar10_SimCLR_bcl_256_400_0.1_0.9.pth", "cifar10_SimCLR_bcl_256_400_0.1_0.9"),
