@@ -26,6 +26,7 @@ demo: .venv/installed  ## pretrain on the embedded photographs, then compare wit
 
 test: .venv/installed-tests  ## ruff and pytest
 	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
 	$(PY) -m pytest
 
 soak: .venv/installed-tests  ## the long tests in full

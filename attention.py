@@ -9,7 +9,9 @@ def positive_weights(z: Tensor, d_pos: float) -> Tensor:
     return (torch.einsum("abd,mbd->abm", z[:2], z[2:]) / d_pos).softmax(-1)
 
 
-def negative_weights(z: Tensor, d_neg: float, queue: Tensor | None = None, rows: slice = slice(None)) -> Tensor:
+def negative_weights(
+    z: Tensor, d_neg: float, queue: Tensor | None = None, rows: slice = slice(None)
+) -> Tensor:
     """β without its constant and the factor N: 2B × 2B with zeros for an anchor's own image, or 2B × K for a queue K × dim.
 
     Each row sums to 1; `rows` are those wanted.

@@ -36,7 +36,9 @@ def simclr(z: Tensor, temperature: float = 0.5, gather: Gather | None = None) ->
     return _of_two_views(_simclr, z, gather, temperature)
 
 
-def dcl(z: Tensor, temperature: float = 0.5, tau_plus: float = 0.1, gather: Gather | None = None) -> Tensor:
+def dcl(
+    z: Tensor, temperature: float = 0.5, tau_plus: float = 0.1, gather: Gather | None = None
+) -> Tensor:
     """Debiased contrastive loss: a share tau_plus of the negatives is taken to be of the anchor's own class.
 
         g = max( (Σ_k e_k − τ⁺ N e^pos) / (1 − τ⁺), N e^(−1/T) )
@@ -56,7 +58,11 @@ def dcl(z: Tensor, temperature: float = 0.5, tau_plus: float = 0.1, gather: Gath
 
 
 def hcl(
-    z: Tensor, temperature: float = 0.5, tau_plus: float = 0.1, beta: float = 1.0, gather: Gather | None = None
+    z: Tensor,
+    temperature: float = 0.5,
+    tau_plus: float = 0.1,
+    beta: float = 1.0,
+    gather: Gather | None = None,
 ) -> Tensor:
     """Hard-negative contrastive loss: `dcl` with every negative weighted by w_k = e_k^beta.
 
@@ -128,7 +134,9 @@ def _dcl(pos: Tensor, sim: Tensor, n: int, temperature: float, tau_plus: float) 
     return _debias(torch.logsumexp(sim, dim=1), pos, n, temperature, tau_plus)
 
 
-def _hcl(pos: Tensor, sim: Tensor, n: int, temperature: float, tau_plus: float, beta: float) -> Tensor:
+def _hcl(
+    pos: Tensor, sim: Tensor, n: int, temperature: float, tau_plus: float, beta: float
+) -> Tensor:
     log_w = torch.where(sim > -math.inf, beta * sim, sim)  # 0 · −inf would be NaN
     log_mean_w = torch.logsumexp(log_w, dim=1) - math.log(n)
     log_r = torch.logsumexp(sim + log_w, dim=1) - log_mean_w
@@ -140,20 +148,28 @@ def _debias(log_r: Tensor, pos: Tensor, n: int, temperature: float, tau_plus: fl
     log_false = math.log(tau_plus * n) + pos if tau_plus else torch.full_like(pos, -math.inf)
     gap = log_r - log_false
     # log(R − false) = log R + log(1 − e^−gap) where that exists; the inner where keeps NaN out of the gradient
-    left = torch.where(gap > 0, log_r + torch.log(-torch.expm1(-torch.where(gap > 0, gap, 1.0))), -math.inf)
+    left = torch.where(
+        gap > 0, log_r + torch.log(-torch.expm1(-torch.where(gap > 0, gap, 1.0))), -math.inf
+    )
     return (left - math.log1p(-tau_plus)).clamp(min=math.log(n) - 1 / temperature)
 
 
 def _bcl(
     pos: Tensor, sim: Tensor, n: int, temperature: float, tau_plus: float, alpha: float, beta: float
 ) -> Tensor:
-    sim = sim.sort(dim=1).values[:, -n:]  # the order of a sum is free; −inf sorts to the front and drops out
+    sim = sim.sort(dim=1).values[
+        :, -n:
+    ]  # the order of a sum is free; −inf sorts to the front and drops out
     ranked = sim.detach().contiguous()
-    f = torch.searchsorted(ranked, ranked, right=True).to(sim.dtype) / n  # ties share the larger rank
+    f = (
+        torch.searchsorted(ranked, ranked, right=True).to(sim.dtype) / n
+    )  # ties share the larger rank
     tau_minus = 1 - tau_plus
     a = (1 - 2 * alpha) * (tau_minus - tau_plus) + 1e-3
     b = 2 * (alpha * tau_minus + (1 - alpha) * tau_plus)
-    c = 2 * f / (b + torch.sqrt(b * b + 4 * a * f))  # the root as usually written cancels, and divides by a
+    c = (
+        2 * f / (b + torch.sqrt(b * b + 4 * a * f))
+    )  # the root as usually written cancels, and divides by a
     phi1, phi2 = 2 * (1 - c), 2 * c
     true_negative = alpha * phi1 + (1 - alpha) * phi2
     false_negative = (1 - alpha) * phi1 + alpha * phi2
@@ -164,14 +180,19 @@ def _bcl(
     return torch.logsumexp(sim + omega.clamp(min=torch.finfo(sim.dtype).tiny).log(), dim=1)
 
 
-def _of_two_views(log_g: LogG, z: Tensor, gather: Gather | None, temperature: float, **options: float) -> Tensor:
+def _of_two_views(
+    log_g: LogG, z: Tensor, gather: Gather | None, temperature: float, **options: float
+) -> Tensor:
     """The mean loss where the other anchor is the only positive; checks what these losses share."""
     check_positive(temperature=temperature)
     if not 0 <= options.get("tau_plus", 0) < 1:
         raise ValueError(f"tau_plus must lie in [0, 1), got {options['tau_plus']}")
     if z.ndim != 3 or len(z) != 2:
         raise ValueError(f"z must be 2 views × batch × dim, got {tuple(z.shape)}")
-    positives, log_g = partial(_other, temperature=temperature), partial(log_g, temperature=temperature, **options)
+    positives, log_g = (
+        partial(_other, temperature=temperature),
+        partial(log_g, temperature=temperature, **options),
+    )
     return mean_loss(full_precision(z), 1 / temperature, positives, log_g, gather=gather)
 
 

@@ -33,7 +33,18 @@ import scaling
 import train
 import views
 import weights
-from measure import HEADER, Row, free_bytes, fresh, interleaved, line, markdown, matmul_rate, peak_bytes, record
+from measure import (
+    HEADER,
+    Row,
+    free_bytes,
+    fresh,
+    interleaved,
+    line,
+    markdown,
+    matmul_rate,
+    peak_bytes,
+    record,
+)
 from model import ARCHS, Model, cost
 from ours import DIM, VIEWS
 from utils import Images, UserError, load
@@ -41,38 +52,90 @@ from utils import Images, UserError, load
 # `view_images`, `linear_images`: passed over once a repetition; `epoch_steps`: length of the epoch; `matmul`: side of the
 # matrices. On a CPU a step of resnet50 takes seconds, so its epoch is one of 48 images.
 SIZES = {
-    "quick": {"arch": "resnet10", "batch_size": 16, "repetitions": 3, "view_images": 256, "epoch_steps": 4,
-              "loss_batches": [256, 1024], "linear_images": 128, "matmul": 2048},
-    "cpu": {"arch": "resnet50", "batch_size": 16, "repetitions": 5, "view_images": 1024, "epoch_steps": 3,
-            "loss_batches": [256, 1024, 4096, 16384], "linear_images": 128, "matmul": 4096},
-    "cuda": {"arch": "resnet50", "batch_size": 256, "repetitions": 5, "view_images": 2048, "epoch_steps": 40,
-             "loss_batches": [256, 1024, 4096, 16384], "linear_images": 8192, "matmul": 8192},
-}  # fmt: skip
+    "quick": {
+        "arch": "resnet10",
+        "batch_size": 16,
+        "repetitions": 3,
+        "view_images": 256,
+        "epoch_steps": 4,
+        "loss_batches": [256, 1024],
+        "linear_images": 128,
+        "matmul": 2048,
+    },
+    "cpu": {
+        "arch": "resnet50",
+        "batch_size": 16,
+        "repetitions": 5,
+        "view_images": 1024,
+        "epoch_steps": 3,
+        "loss_batches": [256, 1024, 4096, 16384],
+        "linear_images": 128,
+        "matmul": 4096,
+    },
+    "cuda": {
+        "arch": "resnet50",
+        "batch_size": 256,
+        "repetitions": 5,
+        "view_images": 2048,
+        "epoch_steps": 40,
+        "loss_batches": [256, 1024, 4096, 16384],
+        "linear_images": 8192,
+        "matmul": 8192,
+    },
+}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags, with what they leave open filled in from SIZES."""
-    parser = runtime.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = runtime.Parser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--device", help="cuda, mps or cpu (default: the first that is there)")
     add("--arch", choices=ARCHS, help="encoder (default: resnet50; --quick: resnet10)")
-    add("--batch_size", type=int, help="images a step; --scaling: of each process (default: 16; CUDA: 256)")
+    add(
+        "--batch_size",
+        type=int,
+        help="images a step; --scaling: of each process (default: 16; CUDA: 256)",
+    )
     add("--image_size", type=int, default=32, help="side of a view, in pixels (default: 32)")
-    add("--precision", default="auto", choices=runtime.PRECISIONS, help="auto: fp32, and bf16 where the device has it")
-    add("--compile", default="auto", choices=["auto", "on", "off"],
-        help="the encoder, as in main.py; views are measured both ways except with off")  # fmt: skip
+    add(
+        "--precision",
+        default="auto",
+        choices=runtime.PRECISIONS,
+        help="auto: fp32, and bf16 where the device has it",
+    )
+    add(
+        "--compile",
+        default="auto",
+        choices=["auto", "on", "off"],
+        help="the encoder, as in main.py; views are measured both ways except with off",
+    )
     add("--quick", action="store_true", help="small sizes, under 2 minutes")
-    add("--rows", nargs="+", default=list(ROWS), choices=ROWS, help="what to measure (default: all)")
-    add("--scaling", action="store_true", help="instead of the table: 1, 2, … processes, up to the cores or GPUs")
+    add(
+        "--rows", nargs="+", default=list(ROWS), choices=ROWS, help="what to measure (default: all)"
+    )
+    add(
+        "--scaling",
+        action="store_true",
+        help="instead of the table: 1, 2, … processes, up to the cores or GPUs",
+    )
     add("--table", action="store_true", help="instead of measuring: print the results in Markdown")
-    add("--link_gb_s", type=float, default=50, help="--scaling: each process's link, assumed, in GB/s (default: 50)")
+    add(
+        "--link_gb_s",
+        type=float,
+        default=50,
+        help="--scaling: each process's link, assumed, in GB/s (default: 50)",
+    )
     add("--results", default="results", help="folder for the JSON file")
     args = parser.parse_args(argv)
     device = runtime.choose_device(args.device)
     if device.index is not None:
         raise UserError(f"--device {device}: name no number; CUDA_VISIBLE_DEVICES chooses the GPU")
     args.device = device.type
-    for name, value in SIZES["quick" if args.quick else "cuda" if args.device == "cuda" else "cpu"].items():
+    for name, value in SIZES[
+        "quick" if args.quick else "cuda" if args.device == "cuda" else "cpu"
+    ].items():
         if getattr(args, name, None) is None:
             setattr(args, name, value)
     for name, least in {"batch_size": 2, "image_size": 4}.items():
@@ -89,7 +152,9 @@ def precisions(asked: str, device: torch.device) -> list[str]:
     bf16 = runtime.choose_precision("auto", device) == torch.bfloat16
     if device.type == "cpu":
         with contextlib.suppress(OSError):
-            bf16 = bool({"avx512_bf16", "amx_bf16", "bf16"} & set(Path("/proc/cpuinfo").read_text().split()))
+            bf16 = bool(
+                {"avx512_bf16", "amx_bf16", "bf16"} & set(Path("/proc/cpuinfo").read_text().split())
+            )
     return ["fp32", "bf16"] if bf16 else ["fp32"]
 
 
@@ -109,7 +174,9 @@ class Bench:
 
     def loader(self, images: Images, count: int, batch_size: int) -> recipe.DataLoader:
         """The reference's way to `count` views of every image."""
-        dataset = recipe.Views(images.pixels, images.labels, recipe.augmentation(self.args.image_size), count)
+        dataset = recipe.Views(
+            images.pixels, images.labels, recipe.augmentation(self.args.image_size), count
+        )
         return recipe.loader(dataset, batch_size, self.device)
 
     @functools.cached_property
@@ -120,18 +187,25 @@ class Bench:
     def runs(self) -> dict[str, train.Run]:
         """Ours, by precision."""
         pixels = self.images(self.args.epoch_steps * self.args.batch_size).pixels
-        return {precision: ours.assemble(self.args, precision, pixels) for precision in self.precisions}
+        return {
+            precision: ours.assemble(self.args, precision, pixels) for precision in self.precisions
+        }
 
     @functools.cached_property
     def limits(self) -> dict[str, float]:
         """Images/s, by precision, that products of large matrices allow: a step's multiply-adds × 6, forward and backward."""
         flops = 6 * VIEWS * cost(Model(DIM, self.args.arch), self.args.image_size)[1]
-        return {p: matmul_rate(run.dtype, self.args.matmul, self.device) / flops for p, run in self.runs.items()}
+        return {
+            p: matmul_rate(run.dtype, self.args.matmul, self.device) / flops
+            for p, run in self.runs.items()
+        }
 
 
 def some_views(args: argparse.Namespace) -> Tensor:
     """What a step is timed on: V×B×3×S×S on the device."""
-    return torch.randn(VIEWS, args.batch_size, 3, args.image_size, args.image_size, device=args.device)
+    return torch.randn(
+        VIEWS, args.batch_size, 3, args.image_size, args.image_size, device=args.device
+    )
 
 
 # ---------------------------------------------------------------------------------------------- rows
@@ -149,7 +223,9 @@ def view_rows(bench: Bench) -> Iterator[Row]:
             ops["compiled"] = views.compiled()
         for how in ops:
             make_view = functools.partial(views.make_view, size=args.image_size, ops=ops[how])
-            sides[f"{device} {how}"] = functools.partial(ours.make_views, images.pixels.to(device), batch, make_view)
+            sides[f"{device} {how}"] = functools.partial(
+                ours.make_views, images.pixels.to(device), batch, make_view
+            )
     seconds = interleaved(sides, args.repetitions, bench.device)
     rates = {name: [VIEWS * len(images.pixels) / s for s in seconds[name]] for name in sides}
     for name in list(sides)[1:]:
@@ -163,12 +239,18 @@ def step_rows(bench: Bench) -> Iterator[Row]:
     sides |= {precision: ours.fixed_step(run, made) for precision, run in bench.runs.items()}
     sides[f"{last} grad_cache"] = ours.fixed_step(bench.runs[last], made, grad_cache=True)
     pixels = bench.images(args.batch_size).pixels.to(bench.device)
-    sides["views"] = functools.partial(ours.make_views, pixels, args.batch_size, bench.runs[last].make_view)
+    sides["views"] = functools.partial(
+        ours.make_views, pixels, args.batch_size, bench.runs[last].make_view
+    )
     seconds = interleaved(sides, args.repetitions, bench.device)
     rates = {name: [args.batch_size / s for s in seconds[name]] for name in sides}
     for name in list(sides)[1:-1]:
-        yield Row("step", name, "images/s", rates["reference"], rates[name], bench.limits[name.split()[0]])
-    share = [100 * making / step for making, step in zip(seconds["views"], seconds[last], strict=True)]
+        yield Row(
+            "step", name, "images/s", rates["reference"], rates[name], bench.limits[name.split()[0]]
+        )
+    share = [
+        100 * making / step for making, step in zip(seconds["views"], seconds[last], strict=True)
+    ]
     yield Row("view making", last, "% of a step", [], share)
     for precision, limit in bench.limits.items():
         yield Row("limit", precision, "images/s", [], [limit])
@@ -179,7 +261,9 @@ def epoch_rows(bench: Bench) -> Iterator[Row]:
     args, images = bench.args, bench.images(bench.args.epoch_steps * bench.args.batch_size)
     loader = bench.loader(images, VIEWS, args.batch_size)
     sides: dict[str, Callable] = {"reference": lambda: bench.reference.epoch(loader)}
-    sides |= {precision: functools.partial(ours.epoch, run) for precision, run in bench.runs.items()}
+    sides |= {
+        precision: functools.partial(ours.epoch, run) for precision, run in bench.runs.items()
+    }
     seconds = interleaved(sides, max(2, args.repetitions - 2), bench.device)
     rates = {name: [len(images.pixels) / s for s in seconds[name]] for name in sides}
     for name in bench.precisions:
@@ -200,9 +284,16 @@ def step_memory(settings: dict, name: str) -> int | None:
     args = argparse.Namespace(**settings)
     device, made = torch.device(args.device), some_views(args)
     if name == "reference":
-        return peak_bytes(lambda: functools.partial(recipe.Recipe(args.arch, device).step, made), device)
+        return peak_bytes(
+            lambda: functools.partial(recipe.Recipe(args.arch, device).step, made), device
+        )
     pixels = torch.zeros(args.batch_size, 3, 32, 32, dtype=torch.uint8)
-    return peak_bytes(lambda: ours.fixed_step(ours.assemble(args, name.split()[0], pixels), made, "grad_cache" in name), device)
+    return peak_bytes(
+        lambda: ours.fixed_step(
+            ours.assemble(args, name.split()[0], pixels), made, "grad_cache" in name
+        ),
+        device,
+    )
 
 
 def megabytes(count: int | None) -> list[float]:
@@ -214,14 +305,21 @@ def loss_rows(bench: Bench) -> Iterator[Row]:
     """AttentioNCE forward and backward: time and peak memory; the reference's where its matrices fit."""
     args, on_cpu = bench.args, bench.device.type == "cpu"
     for batch in args.loss_batches:
-        fits = 12 * 4 * (2 * batch) ** 2 < free_bytes(bench.device)  # about a dozen float32 matrices at its peak
+        fits = 12 * 4 * (2 * batch) ** 2 < free_bytes(
+            bench.device
+        )  # about a dozen float32 matrices at its peak
         names = ["reference", "ours"] if fits else ["ours"]
         sides = {name: loss_side(name, batch, bench.device) for name in names}
         slow = on_cpu and batch > 2048  # seconds, beside which no first call is slower than others
-        rounds = 6 * args.repetitions if batch <= 1024 else args.repetitions  # of milliseconds a few say little
+        rounds = (
+            6 * args.repetitions if batch <= 1024 else args.repetitions
+        )  # of milliseconds a few say little
         seconds = interleaved(sides, 2 if slow else rounds, bench.device, warm=not slow)
         times = {name: [1000 * s for s in seconds[name]] for name in names}
-        peaks = {name: megabytes(fresh("benchmark.loss_memory", name, batch, args.device)) for name in names}
+        peaks = {
+            name: megabytes(fresh("benchmark.loss_memory", name, batch, args.device))
+            for name in names
+        }
         for name, unit, values in (("loss", "ms", times), ("loss memory", "MB", peaks)):
             yield Row(name, f"batch {batch:,}", unit, values.get("reference", []), values["ours"])
 
@@ -245,10 +343,14 @@ def linear_rows(bench: Bench) -> Iterator[Row]:
     data, test, batch = bench.images(count), bench.images(count // 2), min(512, count // 2)
     model = Model(DIM, args.arch)
     theirs = recipe.Linear(model.f, model.feature_size, len(data.classes), device)
-    tests = recipe.loader(recipe.Views(test.pixels, test.labels, recipe.evaluation()), batch, device, shuffle=False)
+    tests = recipe.loader(
+        recipe.Views(test.pixels, test.labels, recipe.evaluation()), batch, device, shuffle=False
+    )
     loader = bench.loader(data, 1, batch)
     this = ours.Linear(args.arch, data, test, batch, args.image_size, device)
-    once = interleaved({p: functools.partial(this.encode, p) for p in bench.precisions}, args.repetitions, device)
+    once = interleaved(
+        {p: functools.partial(this.encode, p) for p in bench.precisions}, args.repetitions, device
+    )
     sides: dict[str, Callable] = {"reference": lambda: theirs.epoch(loader, tests)}
     sides |= {p: functools.partial(this.epoch, p) for p in bench.precisions}
     seconds = interleaved(sides, args.repetitions, device)
@@ -260,8 +362,17 @@ def linear_rows(bench: Bench) -> Iterator[Row]:
 def startup_rows(bench: Bench) -> Iterator[Row]:
     """From the command line to the end of the first step, on the embedded photographs."""
     args = bench.args
-    calls = {"reference": ("recipe.first_step", args.arch, args.batch_size, args.image_size, VIEWS, args.device),
-             "ours": ("ours.first_step", vars(args))}  # fmt: skip
+    calls = {
+        "reference": (
+            "recipe.first_step",
+            args.arch,
+            args.batch_size,
+            args.image_size,
+            VIEWS,
+            args.device,
+        ),
+        "ours": ("ours.first_step", vars(args)),
+    }
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(max(1, args.repetitions // 2)):
         for name, call in calls.items():
@@ -271,8 +382,15 @@ def startup_rows(bench: Bench) -> Iterator[Row]:
     yield Row("start-up", "", "s", **taken)
 
 
-ROWS = {"views": view_rows, "step": step_rows, "epoch": epoch_rows, "memory": memory_rows, "loss": loss_rows,
-        "linear": linear_rows, "startup": startup_rows}  # fmt: skip
+ROWS = {
+    "views": view_rows,
+    "step": step_rows,
+    "epoch": epoch_rows,
+    "memory": memory_rows,
+    "loss": loss_rows,
+    "linear": linear_rows,
+    "startup": startup_rows,
+}
 
 
 def main() -> None:
@@ -288,7 +406,9 @@ def main() -> None:
     weights.writable_folder(Path(args.results))
     bench, began, records = Bench(args), time.monotonic(), []
     machine = runtime.machine(bench.device)
-    print(f"{machine['device_name']}: {args.arch}, batches of {args.batch_size} × {VIEWS} views of {args.image_size} px")
+    print(
+        f"{machine['device_name']}: {args.arch}, batches of {args.batch_size} × {VIEWS} views of {args.image_size} px"
+    )
     print(HEADER)
     for name in args.rows:
         for row in ROWS[name](bench):

@@ -41,7 +41,9 @@ def mean_loss(
     everyone, offset = (z, 0) if gather is None else gather(z[:2])
     batch = everyone.shape[1]
     if batch < 2:
-        raise ValueError(f"z must hold a batch of at least 2 images, got {batch}: one image has no negatives")
+        raise ValueError(
+            f"z must hold a batch of at least 2 images, got {batch}: one image has no negatives"
+        )
     images = torch.arange(offset, offset + z.shape[1], device=z.device).repeat(2)
     columns = None if gather is None else everyone.flatten(0, 1)
     return mean_over_rows(z, columns, images, sharpness, positives, log_g, step)
@@ -73,11 +75,17 @@ def mean_over_rows(
     """
     # autocast would compute the cosines in half precision
     with torch.autocast(z.device.type, enabled=False):
-        if torch.is_grad_enabled() and (z.requires_grad or (columns is not None and columns.requires_grad)):
-            return _MeanLoss.apply(z, columns, images, sharpness, positives, step or partial(autograd_step, log_g))
+        if torch.is_grad_enabled() and (
+            z.requires_grad or (columns is not None and columns.requires_grad)
+        ):
+            return _MeanLoss.apply(
+                z, columns, images, sharpness, positives, step or partial(autograd_step, log_g)
+            )
         (pos, _), rows = positives(z), z[:2].flatten(0, 1)
         blocks = _blocks(sharpness * rows, rows if columns is None else columns, images)
-        return torch.cat([losses(pos[part], log_g(pos[part], sim, n)) for part, sim, n in blocks]).mean()
+        return torch.cat(
+            [losses(pos[part], log_g(pos[part], sim, n)) for part, sim, n in blocks]
+        ).mean()
 
 
 def losses(pos: Tensor, log_g: Tensor) -> Tensor:
@@ -85,7 +93,9 @@ def losses(pos: Tensor, log_g: Tensor) -> Tensor:
     return -F.logsigmoid(pos - log_g)
 
 
-def autograd_step(log_g: LogG, pos: Tensor, sim: Tensor, spare: Tensor, n: int) -> tuple[Tensor | None, ...]:
+def autograd_step(
+    log_g: LogG, pos: Tensor, sim: Tensor, spare: Tensor, n: int
+) -> tuple[Tensor | None, ...]:
     """log g of a block of rows, and its gradients by pos and by sim."""
     with torch.enable_grad():
         pos, sim = pos.detach().requires_grad_(), sim.detach().requires_grad_()
@@ -99,11 +109,15 @@ def block_rows(device: str, columns: int) -> int:
     return min(max(256, 2**20 // columns), most) if device == "cpu" else most
 
 
-def _blocks(rows: Tensor, columns: Tensor, images: Tensor | None) -> Iterator[tuple[slice, Tensor, int]]:
+def _blocks(
+    rows: Tensor, columns: Tensor, images: Tensor | None
+) -> Iterator[tuple[slice, Tensor, int]]:
     """(which rows, their products with all columns, number of negatives); the next block's products take their place."""
     n = len(columns) - (0 if images is None else 2)
     size = min(len(rows), block_rows(rows.device.type, len(columns)))
-    space = rows.new_empty(size, len(columns))  # on a CPU fresh memory takes as long as half a product
+    space = rows.new_empty(
+        size, len(columns)
+    )  # on a CPU fresh memory takes as long as half a product
     for start in range(0, len(rows), size):
         part = slice(start, start + size)
         sim = space[: len(rows[part])]
@@ -129,7 +143,11 @@ class _MeanLoss(torch.autograd.Function):
     ) -> Tensor:
         (pos, back), anchors, grad = positives(z), z[:2].flatten(0, 1), z.new_empty(z.shape)
         rows, others = sharpness * anchors, anchors if columns is None else columns
-        values, grad_pos, grad_rows = torch.empty_like(pos), torch.empty_like(pos), grad[:2].view(rows.shape).zero_()
+        values, grad_pos, grad_rows = (
+            torch.empty_like(pos),
+            torch.empty_like(pos),
+            grad[:2].view(rows.shape).zero_(),
+        )
         grad_columns = torch.zeros_like(columns) if ctx.needs_input_grad[1] else None
         grad_others = grad_rows if columns is None else grad_columns
         for part, sim, n in _blocks(rows, others, images):
@@ -137,7 +155,10 @@ class _MeanLoss(torch.autograd.Function):
                 spare = torch.empty_like(sim)  # no block is larger than the first
             log_g, by_pos, by_sim = step(pos[part], sim, spare[: len(sim)], n)
             push = torch.sigmoid(log_g - pos[part])  # dloss / dlog g = −dloss / dpos
-            values[part], grad_pos[part] = losses(pos[part], log_g), -push if by_pos is None else push * (by_pos - 1)
+            values[part], grad_pos[part] = (
+                losses(pos[part], log_g),
+                -push if by_pos is None else push * (by_pos - 1),
+            )
             push = push[:, None]
             if columns is None and len(sim) == len(rows):  # D · rows + Dᵀ · rows in one product
                 by_sim.mul_(push)
@@ -152,8 +173,12 @@ class _MeanLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # create_graph: the second derivatives would lack the part that is constant here
-            raise RuntimeError("the loss can be differentiated only once: its gradient comes without a graph")
+        if (
+            torch.is_grad_enabled()
+        ):  # create_graph: the second derivatives would lack the part that is constant here
+            raise RuntimeError(
+                "the loss can be differentiated only once: its gradient comes without a graph"
+            )
         grad_z, grad_columns = ctx.saved_tensors
         grad = grad / (2 * grad_z.shape[1])  # the steps' gradients are of sums
         return grad * grad_z, None if grad_columns is None else grad * grad_columns, *[None] * 4

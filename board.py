@@ -23,7 +23,9 @@ def open_board(path: Path, epoch: int) -> Any:
         import matplotlib  # noqa: F401
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise UserError(f"--tensorboard needs two more packages: pip install tensorboard matplotlib ({error})") from None
+        raise UserError(
+            f"--tensorboard needs two more packages: pip install tensorboard matplotlib ({error})"
+        ) from None
     threading.excepthook = _passed_on
     return SummaryWriter(str(path.with_name(path.name + ".tensorboard")), purge_step=epoch)
 
@@ -43,7 +45,9 @@ def write_epoch(board: Any, run: Run, pixels: Tensor) -> None:
     try:
         _write_epoch(board, run, pixels)
     except OSError as error:
-        raise UserError(f"cannot write for TensorBoard: {error.strerror}; mend that or go on without --tensorboard") from error
+        raise UserError(
+            f"cannot write for TensorBoard: {error.strerror}; mend that or go on without --tensorboard"
+        ) from error
 
 
 def _write_epoch(board: Any, run: Run, pixels: Tensor) -> None:
@@ -66,11 +70,19 @@ def write_pictures(board: Any, run: Run, pixels: Tensor, epoch: int) -> None:
 
     count = min(64, len(pixels))
     made = pictures.some_views(pixels, count, run.views - 2, run.args.image_size, run.args.seed)
-    board.add_image("views", make_grid(torch.stack([pictures.displayed(v) for v in made[:, :8].flatten(0, 1)]), nrow=8), epoch)
+    board.add_image(
+        "views",
+        make_grid(torch.stack([pictures.displayed(v) for v in made[:, :8].flatten(0, 1)]), nrow=8),
+        epoch,
+    )
     if run.args.loss == "attentionce":
-        model = Model(run.args.feature_dim, run.args.arch).to(run.device)  # no SyncBatchNorm: only one process is here
+        model = Model(run.args.feature_dim, run.args.arch).to(
+            run.device
+        )  # no SyncBatchNorm: only one process is here
         model.load_state_dict(run.model.state_dict())
         z = pictures.embed(model.eval(), made)
         figure = Figure(figsize=(11, 3.4))
-        pictures.attention_panel(figure, z, made, run.args.d_pos, run.args.d_neg, min(3, count), f"epoch {epoch}")
+        pictures.attention_panel(
+            figure, z, made, run.args.d_pos, run.args.d_neg, min(3, count), f"epoch {epoch}"
+        )
         board.add_figure("attention", figure, epoch)

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from utils import UserError
 
-_store: dist.Store | None = None  # notes that outlive the process that left them: torchrun keeps them
+_store: dist.Store | None = (
+    None  # notes that outlive the process that left them: torchrun keeps them
+)
 _turns = 0  # calls of `in_turn`
 _parent = 0  # the process that started this one
 
@@ -32,13 +34,21 @@ class Lost(UserError):
 def start() -> None:
     """Join the group that torchrun describes in the environment, if it started this process; only rank 0 prints."""
     global _store, _parent
-    if dist.is_initialized() or not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+    if (
+        dist.is_initialized()
+        or not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+    ):
         return
     _parent = os.getppid()
     _store, number, processes = next(dist.rendezvous("env://"))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=dist.PrefixStore("group", _store), rank=number, world_size=processes,
-                            timeout=datetime.timedelta(minutes=30))  # fmt: skip
+    dist.init_process_group(
+        backend,
+        store=dist.PrefixStore("group", _store),
+        rank=number,
+        world_size=processes,
+        timeout=datetime.timedelta(minutes=30),
+    )
     if number > 0:
         sys.stdout = open(os.devnull, "w")
 
@@ -73,7 +83,9 @@ def _exchange() -> Iterator[None]:
         yield
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
-        raise Lost(f"process {rank()} lost another one, whose own message or torchrun's summary says why ({reason})") from error
+        raise Lost(
+            f"process {rank()} lost another one, whose own message or torchrun's summary says why ({reason})"
+        ) from error
 
 
 def _all_gather(x: Tensor) -> list[Tensor]:
@@ -97,7 +109,9 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
         gradient = gradient.clone(memory_format=torch.contiguous_format)
-        _all_reduce(gradient)  # every process's rows have this process's anchors among their negatives
+        _all_reduce(
+            gradient
+        )  # every process's rows have this process's anchors among their negatives
         return gradient.chunk(world(), dim=1)[rank()]
 
 
@@ -208,7 +222,9 @@ def first_to_fail() -> bool:
     """Whether this process is the first with an error, the one to tell the user: those of the others follow from it."""
     if _store is None:
         return True
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's to all when one has left, while this one is still to speak
+    signal.signal(
+        signal.SIGTERM, signal.SIG_IGN
+    )  # torchrun's to all when one has left, while this one is still to speak
     try:
         return _store.add("errors", 1) == 1
     except RuntimeError:  # torchrun itself is gone

@@ -27,24 +27,34 @@ def image_folder(root: str, split: str, store_size: int) -> Images:
     held_out = "test" if os.path.isdir(os.path.join(root, "test")) else "val"
     train, test = os.path.join(root, "train"), os.path.join(root, held_out)
     if not os.path.isdir(train) or not os.path.isdir(test):
-        raise UserError(f"--root {root!r} needs a folder train and a folder test or val, each with a folder a class")
+        raise UserError(
+            f"--root {root!r} needs a folder train and a folder test or val, each with a folder a class"
+        )
     with mending(f"cannot list the images in {root!r}: repair or remove what cannot be read"):
-        classes = sorted(entry.name for entry in os.scandir(train) if entry.is_dir() and entry.name[0] != ".")
+        classes = sorted(
+            entry.name for entry in os.scandir(train) if entry.is_dir() and entry.name[0] != "."
+        )
         found = {"train": find_images(train, classes), "test": find_images(test, classes)}
     files, everything = found[split], found["train"] + found["test"]
     if not files:
-        raise UserError(f"no images in {test if split == 'test' else train!r}: it needs a folder a class, with images")
+        raise UserError(
+            f"no images in {test if split == 'test' else train!r}: it needs a folder a class, with images"
+        )
     size = common_size([path for path, _, _ in everything], store_size)
     shape = (len(files), 3, *(size or (store_size, store_size)))
 
     def read(i: int) -> Image.Image:
         path = files[i][0]
-        return read_image(lambda: path, path, FORMATS, lambda image: upright(image, None if size else store_size))
+        return read_image(
+            lambda: path, path, FORMATS, lambda image: upright(image, None if size else store_size)
+        )
 
     if np.prod(shape, dtype=float) > memory_limit():
         marks = [(os.path.relpath(path, root), *mark) for path, _, mark in everything]
         name = hashlib.sha256(ascii([store_size, marks]).encode()).hexdigest()[:16]
-        pixels = cached(os.path.join(root, f".{split}-{name}.npy"), shape, lambda out: decode(read, out, split))
+        pixels = cached(
+            os.path.join(root, f".{split}-{name}.npy"), shape, lambda out: decode(read, out, split)
+        )
     else:
         pixels = np.empty(shape, np.uint8)
         decode(read, pixels, split)
@@ -78,8 +88,12 @@ def common_size(paths: list[str], store_size: int) -> tuple[int, int] | None:
     """(height, width) of all images if that is one size within store_size, else None, at the first that decides so."""
 
     def measure(image: Image.Image) -> tuple[int, int]:
-        if image.width != image.height and max(image.size) <= store_size:  # the rare case where EXIF's turn matters,
-            ImageOps.exif_transpose(image, in_place=True)  # which decodes the image; all others need but the header
+        if (
+            image.width != image.height and max(image.size) <= store_size
+        ):  # the rare case where EXIF's turn matters,
+            ImageOps.exif_transpose(
+                image, in_place=True
+            )  # which decodes the image; all others need but the header
         return image.height, image.width
 
     size = None
@@ -104,7 +118,9 @@ def upright(image: Image.Image, side: int | None) -> Image.Image:
     short = min(image.size)
     if max(image.size) > 16 * short:  # or a line of pixels would be enlarged beyond all memory
         image = ImageOps.fit(image, (min(image.width, 16 * short), min(image.height, 16 * short)))
-    image = image.resize((side * image.width // short, side * image.height // short), Image.Resampling.BILINEAR)
+    image = image.resize(
+        (side * image.width // short, side * image.height // short), Image.Resampling.BILINEAR
+    )
     left, top = round((image.width - side) / 2), round((image.height - side) / 2)
     return image.crop((left, top, left + side, top + side))
 
@@ -138,7 +154,9 @@ def cached(path: str, shape: tuple[int, ...], fill: Callable[[np.ndarray], None]
                     with suppress(OSError):  # some network file systems have no locks
                         fcntl.flock(file, fcntl.LOCK_EX)
                     out = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
-                    if hasattr(os, "posix_fallocate"):  # else a disk that fills up kills the program (SIGBUS)
+                    if hasattr(
+                        os, "posix_fallocate"
+                    ):  # else a disk that fills up kills the program (SIGBUS)
                         os.posix_fallocate(file.fileno(), 0, os.path.getsize(part))
                     fill(out)
                     out.flush()

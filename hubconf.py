@@ -1,6 +1,6 @@
 """For torch.hub: the encoder in torchvision's own ResNet naming, for detection, timm-like and other code.
 
-    encoder = torch.hub.load(PATH_OR_REPO, "encoder", weights="cifar10_SimCLR_4model_256_400_1.0_1.0.pth")
+encoder = torch.hub.load(PATH_OR_REPO, "encoder", weights="cifar10_SimCLR_4model_256_400_1.0_1.0.pth")
 """
 
 import sys

@@ -18,7 +18,9 @@ from tqdm import tqdm
 Image.init()
 FORMATS = [f for f in Image.ID if f not in ("EPS", "FITS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF")]
 EXTENSIONS = {extension for extension, f in Image.registered_extensions().items() if f in FORMATS}
-BIG_IMAGE = 16_000_000  # pixels. PIL allows 89 million; several of those at once would take gigabytes
+BIG_IMAGE = (
+    16_000_000  # pixels. PIL allows 89 million; several of those at once would take gigabytes
+)
 one_big_image = threading.Lock()
 
 
@@ -46,7 +48,9 @@ def mending(advice: str):
     except UserError:
         raise
     except Exception as error:
-        cause = repr(f"{type(error).__name__}: {error}")[1:-1][:300]  # repr: names in it may hold line breaks
+        cause = repr(f"{type(error).__name__}: {error}")[1:-1][
+            :300
+        ]  # repr: names in it may hold line breaks
         raise UserError(f"{advice} ({cause})") from error
 
 
@@ -54,19 +58,26 @@ def mending(advice: str):
 def fetching(archive: str, md5: str, url: str, root: str, folder: str):
     """For a download inside: errors say which file to put where, stdout stays the caller's, archives stay in their folder."""
     timeout, unfiltered = socket.getdefaulttimeout(), vars(tarfile.TarFile).get("extraction_filter")
-    socket.setdefaulttimeout(60)  # without one, a network that swallows packets would hang the program
+    socket.setdefaulttimeout(
+        60
+    )  # without one, a network that swallows packets would hang the program
     if hasattr(tarfile, "data_filter"):  # which older versions of torchvision do not ask for
         tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
     place = f"put {archive} (md5 {md5}, from {url}) into the folder {root!r}"
     try:
-        with redirect_stdout(sys.stderr), mending(f"no usable {archive}: {place} and remove any {folder} from it"):
+        with (
+            redirect_stdout(sys.stderr),
+            mending(f"no usable {archive}: {place} and remove any {folder} from it"),
+        ):
             yield
     finally:
         socket.setdefaulttimeout(timeout)
         tarfile.TarFile.extraction_filter = unfiltered
 
 
-def read_image(source: Callable[[], str | BinaryIO], name: str, formats: list[str], use: Callable) -> Any:
+def read_image(
+    source: Callable[[], str | BinaryIO], name: str, formats: list[str], use: Callable
+) -> Any:
     """use(image) of the image in source(), a path or an open file; a UserError with its name if it is broken."""
     with (
         mending(f"cannot read the image {name!r}: replace or remove it"),

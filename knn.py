@@ -13,7 +13,9 @@ BLOCK = 2**25  # cosines held at a time: 128 MiB of float32
 
 
 @torch.no_grad()
-def features(f: nn.Module, pixels: Tensor, device: torch.device, dtype: torch.dtype, batch_size: int = 512) -> Tensor:
+def features(
+    f: nn.Module, pixels: Tensor, device: torch.device, dtype: torch.dtype, batch_size: int = 512
+) -> Tensor:
     """Features of evaluation images: no crop, no resize, `f` in eval mode (and its mode restored).
 
     Of several processes each encodes its share; all get all features.
@@ -26,7 +28,9 @@ def features(f: nn.Module, pixels: Tensor, device: torch.device, dtype: torch.dt
     Returns:
         float32 N×D on `device`, not normalised.
     """
-    batch_size = max(1, batch_size * 32**2 // max(32**2, pixels.shape[2] * pixels.shape[3]))  # as much memory at any size
+    batch_size = max(
+        1, batch_size * 32**2 // max(32**2, pixels.shape[2] * pixels.shape[3])
+    )  # as much memory at any size
     training = f.training
     f.eval()
     out = []
@@ -39,8 +43,15 @@ def features(f: nn.Module, pixels: Tensor, device: torch.device, dtype: torch.dt
 
 
 @torch.no_grad()
-def knn(bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, classes: int,
-        k: int = 200, temperature: float = 0.5) -> tuple[float, float]:  # fmt: skip
+def knn(
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Tensor,
+    labels: Tensor,
+    classes: int,
+    k: int = 200,
+    temperature: float = 0.5,
+) -> tuple[float, float]:
     """Weighted kNN accuracy: the k nearest images of the bank vote with weight exp(cosine / temperature).
 
     Memory stays bounded: queries go in blocks, so that at most `BLOCK` cosines are held at a time. Of several processes,

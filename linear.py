@@ -24,26 +24,62 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The settings, with the reference's names and defaults where it has them."""
     parser = runtime.Parser(description=__doc__, formatter_class=runtime.Help)
     add = parser.add_argument
-    add("--model_path", required=True, nargs="+", metavar="PATH",
-        help="weights of main.py or of the reference; random: an untrained encoder; several are compared")  # fmt: skip
-    add("--export", metavar="FILE", help="write the encoder as safetensors in torchvision's ResNet naming, and end")
-    add("--root", default="data", help="folder of the data sets; with --dataset_name folder, of your images")
+    add(
+        "--model_path",
+        required=True,
+        nargs="+",
+        metavar="PATH",
+        help="weights of main.py or of the reference; random: an untrained encoder; several are compared",
+    )
+    add(
+        "--export",
+        metavar="FILE",
+        help="write the encoder as safetensors in torchvision's ResNet naming, and end",
+    )
+    add(
+        "--root",
+        default="data",
+        help="folder of the data sets; with --dataset_name folder, of your images",
+    )
     add("--dataset_name", default="cifar10", metavar="NAME", help=", ".join(DATASETS))
-    add("--store_size", type=int, default=64, help="side that the images of a folder are kept at, in pixels")
-    add("--image_size", type=int, default=32, help="side of a training view, in pixels; test images keep theirs")
+    add(
+        "--store_size",
+        type=int,
+        default=64,
+        help="side that the images of a folder are kept at, in pixels",
+    )
+    add(
+        "--image_size",
+        type=int,
+        default=32,
+        help="side of a training view, in pixels; test images keep theirs",
+    )
     add("--arch", choices=ARCHS, help="encoder (default: read off the weights; random: resnet50)")
     add("--batch_size", type=int, default=512, help="images a step")
     add("--epochs", type=int, default=100, help="passes over the training images")
     add("--lr", type=float, help="learning rate of Adam (default: 1e-3; stl10: 1e-2)")
     add("--weight_decay", type=float, default=1e-6, help="of Adam")
-    add("--encoder_mode", default="frozen", choices=["frozen", "reference"],
-        help="reference: the encoder stays in train mode while the classifier trains, so BatchNorm drifts")  # fmt: skip
+    add(
+        "--encoder_mode",
+        default="frozen",
+        choices=["frozen", "reference"],
+        help="reference: the encoder stays in train mode while the classifier trains, so BatchNorm drifts",
+    )
     add("--k", type=int, default=200, help="neighbours of the kNN accuracy")
     add("--temperature", type=float, default=0.5, help="of the kNN vote")
     add("--seed", type=int, default=0, help="of the classifier, the views and an untrained encoder")
     add("--device", help="cuda, mps or cpu (default: the first that is there)")
-    add("--precision", default="auto", choices=runtime.PRECISIONS, help="auto: bf16 on CUDA that has it, else fp32")
-    add("--results", default="results", help="folder for results that cannot lie beside their weights (random, read-only)")
+    add(
+        "--precision",
+        default="auto",
+        choices=runtime.PRECISIONS,
+        help="auto: bf16 on CUDA that has it, else fp32",
+    )
+    add(
+        "--results",
+        default="results",
+        help="folder for results that cannot lie beside their weights (random, read-only)",
+    )
     args = parser.parse_args(argv)
     if args.lr is None:
         args.lr = 1e-2 if args.dataset_name == "stl10" else 1e-3
@@ -57,13 +93,22 @@ def check_args(args: argparse.Namespace) -> None:
         UserError: names the flag, its value and what would do.
     """
     if args.export and len(args.model_path) > 1:
-        raise UserError(f"--export writes one encoder: name one --model_path, not {len(args.model_path)}")
+        raise UserError(
+            f"--export writes one encoder: name one --model_path, not {len(args.model_path)}"
+        )
     if args.dataset_name not in DATASETS:
         raise UserError(f"--dataset_name {args.dataset_name} is not one of {', '.join(DATASETS)}")
     for name in ("temperature", "lr"):
         if not (getattr(args, name) > 0 and math.isfinite(getattr(args, name))):
             raise UserError(f"--{name} must be a positive number, not {getattr(args, name)}")
-    for name, least in {"epochs": 1, "batch_size": 2, "k": 1, "seed": 0, "image_size": 4, "weight_decay": 0}.items():
+    for name, least in {
+        "epochs": 1,
+        "batch_size": 2,
+        "k": 1,
+        "seed": 0,
+        "image_size": 4,
+        "weight_decay": 0,
+    }.items():
         if not getattr(args, name) >= least:
             raise UserError(f"--{name} must be at least {least}, not {getattr(args, name)}")
 
@@ -82,14 +127,27 @@ def main() -> None:
     test = distributed.in_turn(load, args.dataset_name, args.root, "test", args.store_size)
     results = []
     for path, model, arch, out in encoders:
-        result = evaluate(model.f.to(device, memory_format=torch.channels_last), train, test, args, device, dtype, out)
+        result = evaluate(
+            model.f.to(device, memory_format=torch.channels_last),
+            train,
+            test,
+            args,
+            device,
+            dtype,
+            out,
+        )
         print(f"{path} ({arch}): kNN top-1 {result['knn_top1']:.2f} %")
         for which in ("last", "best"):
             row = result[f"{which}_epoch"]
-            print(f"  {which} epoch ({row['epoch']}): top-1 {row['top1']:.2f} %, top-5 {row['top5']:.2f} %", flush=True)
+            print(
+                f"  {which} epoch ({row['epoch']}): top-1 {row['top1']:.2f} %, top-5 {row['top5']:.2f} %",
+                flush=True,
+            )
         results.append((path, result))
     if len(results) > 1:
-        print(f"\n{'kNN':>8} {'linear, last':>13} {'linear, best':>13}   top-1 on {args.dataset_name}, percent")
+        print(
+            f"\n{'kNN':>8} {'linear, last':>13} {'linear, best':>13}   top-1 on {args.dataset_name}, percent"
+        )
         for path, result in results:
             numbers = result["knn_top1"], result["last_epoch"]["top1"], result["best_epoch"]["top1"]
             print("{:8.2f} {:13.2f} {:13.2f}   {}".format(*numbers, Path(path).name))
@@ -112,8 +170,16 @@ def open_encoders(args: argparse.Namespace) -> list[tuple[str, Model, str, Path]
     opened = []
     for path in args.model_path:
         model, arch = open_encoder(path, args)
-        name = f"random_{arch}_{args.seed}" if path == "random" else Path(path).name.removesuffix(".pth")
-        name += f"_{args.dataset_name}" if path != "random" and name.split("_")[0] != args.dataset_name else ""
+        name = (
+            f"random_{arch}_{args.seed}"
+            if path == "random"
+            else Path(path).name.removesuffix(".pth")
+        )
+        name += (
+            f"_{args.dataset_name}"
+            if path != "random" and name.split("_")[0] != args.dataset_name
+            else ""
+        )
         name += "" if args.encoder_mode == "frozen" else f"_{args.encoder_mode}"
         folder = Path(args.results) / args.dataset_name
         if path != "random" and os.access(Path(path).parent, os.W_OK):
@@ -139,8 +205,15 @@ def export(args: argparse.Namespace) -> None:
     print(f"{args.export}: {arch}, 3×3 stride-1 conv1, no max-pool, no fc")
 
 
-def evaluate(f: nn.Module, train: Images, test: Images, args: argparse.Namespace, device: torch.device,
-             dtype: torch.dtype, out: Path) -> dict:  # fmt: skip
+def evaluate(
+    f: nn.Module,
+    train: Images,
+    test: Images,
+    args: argparse.Namespace,
+    device: torch.device,
+    dtype: torch.dtype,
+    out: Path,
+) -> dict:
     """kNN accuracy of `f`, then a linear classifier on its features, tested after every epoch; rank 0 writes CSV and JSON.
 
     `f` is frozen: nothing of it changes, BatchNorm's statistics included, except with `--encoder_mode reference`.
@@ -153,10 +226,14 @@ def evaluate(f: nn.Module, train: Images, test: Images, args: argparse.Namespace
     train = on_device(train, device)
     known, asked = (features(f, split.pixels, device, dtype) for split in (train, test))
     k = clamp_k(args.k, len(train.pixels))
-    knn_top1, knn_top5 = knn(known, train.labels, asked, test.labels, len(train.classes), k, args.temperature)
+    knn_top1, knn_top5 = knn(
+        known, train.labels, asked, test.labels, len(train.classes), k, args.temperature
+    )
     torch.manual_seed(args.seed)
     classifier = nn.Linear(known.shape[1], len(train.classes)).to(device)
-    optimizer = torch.optim.Adam(classifier.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
+    optimizer = torch.optim.Adam(
+        classifier.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True
+    )
     labels = test.labels.to(device)
     rows = []
     for epoch in range(1, args.epochs + 1):
@@ -187,8 +264,16 @@ def on_device(images: Images, device: torch.device) -> Images:
     return Images(runtime.keep(images.pixels, device), images.labels.to(device), images.classes)
 
 
-def train_epoch(f: nn.Module, classifier: nn.Linear, optimizer: torch.optim.Optimizer, train: Images,
-                args: argparse.Namespace, device: torch.device, dtype: torch.dtype, epoch: int) -> float:  # fmt: skip
+def train_epoch(
+    f: nn.Module,
+    classifier: nn.Linear,
+    optimizer: torch.optim.Optimizer,
+    train: Images,
+    args: argparse.Namespace,
+    device: torch.device,
+    dtype: torch.dtype,
+    epoch: int,
+) -> float:
     """One pass over the training images, one random view each; returns the mean loss.
 
     Of several processes each encodes its share of a batch, then all take the same step on the features of the whole.
@@ -196,14 +281,23 @@ def train_epoch(f: nn.Module, classifier: nn.Linear, optimizer: torch.optim.Opti
     f.train(args.encoder_mode == "reference")
     total = torch.zeros((), device=device)
     order = torch.randperm(len(train.pixels), generator=views.generator(args.seed, epoch))
-    bar = tqdm(order.split(args.batch_size), f"linear {epoch}/{args.epochs}", leave=False, disable=distributed.rank() > 0)
+    bar = tqdm(
+        order.split(args.batch_size),
+        f"linear {epoch}/{args.epochs}",
+        leave=False,
+        disable=distributed.rank() > 0,
+    )
     for step, index in enumerate(bar):
-        draw = views.draw(1, len(index), *train.pixels.shape[2:], views.generator(args.seed, epoch, step))
+        draw = views.draw(
+            1, len(index), *train.pixels.shape[2:], views.generator(args.seed, epoch, step)
+        )
         own = distributed.share(len(index))
         first, last = own[0].item(), own[-1].item() + 1
         batch = train.pixels[index[first:last].to(train.pixels.device)].to(device)
         with torch.no_grad(), runtime.autocast(device, dtype):
-            view = views.make_view(batch, views.to(views.part(draw, first, last), device), 0, args.image_size)
+            view = views.make_view(
+                batch, views.to(views.part(draw, first, last), device), 0, args.image_size
+            )
             feature = f(view).flatten(1).float()
         if distributed.world() > 1:
             feature = distributed.gather_rows(feature[own.to(device) - first])[: len(index)]

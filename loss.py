@@ -14,13 +14,26 @@ import torch
 from torch import Tensor, nn
 
 from baselines import bcl, dcl, hcl, simclr
-from blockwise import Gather, LogG, Positives, Step, check_positive, full_precision, mean_loss, mean_over_rows
+from blockwise import (
+    Gather,
+    LogG,
+    Positives,
+    Step,
+    check_positive,
+    full_precision,
+    mean_loss,
+    mean_over_rows,
+)
 
 __all__ = ["AttentioNCE", "attentionce", "attentionce_queue", "bcl", "dcl", "hcl", "simclr"]
 
 
 def attentionce(
-    z: Tensor, temperature: float = 0.5, d_pos: float = 1.0, d_neg: float = 1.0, gather: Gather | None = None
+    z: Tensor,
+    temperature: float = 0.5,
+    d_pos: float = 1.0,
+    d_neg: float = 1.0,
+    gather: Gather | None = None,
 ) -> Tensor:
     """AttentioNCE: positives averaged, and negatives weighted, by attention.
 
@@ -50,12 +63,19 @@ def attentionce(
     """
     check_positive(temperature=temperature, d_pos=d_pos, d_neg=d_neg)
     if z.ndim != 3 or len(z) < 3:
-        raise ValueError(f"z must be views × batch × dim with 2 anchors and at least 1 positive, got {tuple(z.shape)}")
+        raise ValueError(
+            f"z must be views × batch × dim with 2 anchors and at least 1 positive, got {tuple(z.shape)}"
+        )
     return mean_loss(full_precision(z), *_parts(temperature, d_pos, d_neg), gather)
 
 
 def attentionce_queue(
-    queries: Tensor, keys: Tensor, queue: Tensor, temperature: float = 0.5, d_pos: float = 1.0, d_neg: float = 1.0
+    queries: Tensor,
+    keys: Tensor,
+    queue: Tensor,
+    temperature: float = 0.5,
+    d_pos: float = 1.0,
+    d_neg: float = 1.0,
 ) -> Tensor:
     """AttentioNCE on MoCo: `attentionce` whose negatives are a queue of earlier keys, so N is the queue's length.
 
@@ -80,11 +100,17 @@ def attentionce_queue(
     if queries.ndim != 3 or len(queries) != 2 or not queries.numel():
         raise ValueError(f"queries must be 2 × batch × dim, got {tuple(queries.shape)}")
     if keys.ndim != 3 or len(keys) < 1 or keys.shape[1:] != queries.shape[1:]:
-        raise ValueError(f"keys must be M × batch × dim as queries {tuple(queries.shape)}, got {tuple(keys.shape)}")
+        raise ValueError(
+            f"keys must be M × batch × dim as queries {tuple(queries.shape)}, got {tuple(keys.shape)}"
+        )
     if queue.ndim != 2 or len(queue) < 1 or queue.shape[1] != queries.shape[2]:
-        raise ValueError(f"queue must be N × dim as queries {tuple(queries.shape)}, got {tuple(queue.shape)}")
+        raise ValueError(
+            f"queue must be N × dim as queries {tuple(queries.shape)}, got {tuple(queue.shape)}"
+        )
     z = full_precision(torch.cat([queries, keys.detach()]))
-    return mean_over_rows(z, full_precision(queue.detach()), None, *_parts(temperature, d_pos, d_neg))
+    return mean_over_rows(
+        z, full_precision(queue.detach()), None, *_parts(temperature, d_pos, d_neg)
+    )
 
 
 class AttentioNCE(nn.Module):
@@ -96,7 +122,11 @@ class AttentioNCE(nn.Module):
     """
 
     def __init__(
-        self, temperature: float = 0.5, d_pos: float = 1.0, d_neg: float = 1.0, gather: Gather | None = None
+        self,
+        temperature: float = 0.5,
+        d_pos: float = 1.0,
+        d_neg: float = 1.0,
+        gather: Gather | None = None,
     ) -> None:
         super().__init__()
         check_positive(temperature=temperature, d_pos=d_pos, d_neg=d_neg)
@@ -119,7 +149,9 @@ def _parts(temperature: float, d_pos: float, d_neg: float) -> tuple[float, Posit
     return 1 / d_neg, positives, log_g, step
 
 
-def _attended(z: Tensor, temperature: float, d_pos: float) -> tuple[Tensor, Callable[[Tensor, Tensor], object]]:
+def _attended(
+    z: Tensor, temperature: float, d_pos: float
+) -> tuple[Tensor, Callable[[Tensor, Tensor], object]]:
     """pos_j = a_j · (Σ_m α_jm p_m) / T with constant α: the anchor's gradient is its prototype, a positive's α_jm a_j."""
     anchors, positives = z[:2], z[2:]
     sim = (anchors[:, None] * positives).sum(-1)  # 2 × M × B
@@ -140,7 +172,9 @@ def _attention(pos: Tensor, sim: Tensor, n: int, strength: float) -> Tensor:
     return torch.logsumexp(strength * beta * sim, dim=1)
 
 
-def _attention_step(pos: Tensor, sim: Tensor, spare: Tensor, n: int, strength: float) -> tuple[Tensor | None, ...]:
+def _attention_step(
+    pos: Tensor, sim: Tensor, spare: Tensor, n: int, strength: float
+) -> tuple[Tensor | None, ...]:
     """`autograd_step` for `_attention`, differentiated by hand and written over `sim`."""
     weight = torch.softmax(sim, dim=1, out=spare)
     # strength · β in one pass

@@ -29,20 +29,64 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The settings, all of them, with the reference's names and defaults where it has them."""
     parser = runtime.Parser(description=__doc__, formatter_class=runtime.Help)
     add = parser.add_argument
-    add("--root", default="data", help="folder of the data sets; with --dataset_name folder, of your images")
+    add(
+        "--root",
+        default="data",
+        help="folder of the data sets; with --dataset_name folder, of your images",
+    )
     add("--dataset_name", default="cifar10", metavar="NAME", help=", ".join(DATASETS))
-    add("--store_size", type=int, default=64, help="side that the images of a folder are kept at, in pixels")
+    add(
+        "--store_size",
+        type=int,
+        default=64,
+        help="side that the images of a folder are kept at, in pixels",
+    )
     add("--image_size", type=int, default=32, help="side of a view, in pixels")
-    add("--loss", default="attentionce", choices=weights.PARAMETERS, help="what the encoder minimises")
-    add("--temperature", type=float, default=0.5, help="temperature of the loss and of the kNN vote")
-    add("--d_pos", type=float, default=1.0, help="scaling factor of the attention on positives: large, all count alike")
-    add("--d_neg", type=float, default=1.0, help="scaling factor of the attention on negatives: small, the hardest alone")
+    add(
+        "--loss",
+        default="attentionce",
+        choices=weights.PARAMETERS,
+        help="what the encoder minimises",
+    )
+    add(
+        "--temperature", type=float, default=0.5, help="temperature of the loss and of the kNN vote"
+    )
+    add(
+        "--d_pos",
+        type=float,
+        default=1.0,
+        help="scaling factor of the attention on positives: large, all count alike",
+    )
+    add(
+        "--d_neg",
+        type=float,
+        default=1.0,
+        help="scaling factor of the attention on negatives: small, the hardest alone",
+    )
     add("--num_pos", type=int, default=4, help="attentionce: positives an image, M")
     add("--tau_plus", type=float, default=0.1, help="dcl, hcl, bcl: share of false negatives")
-    add("--alpha", type=float, help="bcl: how well the encoder ranks, 0.5 is chance (default: its authors', see README)")
-    add("--beta", type=float, help="hcl, bcl: weight of hard negatives (default: its authors', see README)")
-    add("--estimator", default="SimCLR", choices=["SimCLR", "MoCo"], help="the framework; part of the file name")
-    add("--momentum", type=float, default=0.99, help="MoCo: what the momentum encoder keeps of itself at a step")
+    add(
+        "--alpha",
+        type=float,
+        help="bcl: how well the encoder ranks, 0.5 is chance (default: its authors', see README)",
+    )
+    add(
+        "--beta",
+        type=float,
+        help="hcl, bcl: weight of hard negatives (default: its authors', see README)",
+    )
+    add(
+        "--estimator",
+        default="SimCLR",
+        choices=["SimCLR", "MoCo"],
+        help="the framework; part of the file name",
+    )
+    add(
+        "--momentum",
+        type=float,
+        default=0.99,
+        help="MoCo: what the momentum encoder keeps of itself at a step",
+    )
     add("--queue", type=int, default=4096, help="MoCo: negatives in the queue")
     add("--arch", default="resnet50", choices=ARCHS, help="encoder")
     add("--feature_dim", type=int, default=128, help="size of the projection")
@@ -51,23 +95,52 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--lr", type=float, default=1e-3, help="learning rate of Adam")
     add("--weight_decay", type=float, default=1e-6, help="of Adam")
     add("--seed", type=int, default=0, help="all randomness is a function of (seed, epoch, step)")
-    add("--deterministic", action="store_true", help="CUDA runs with one seed give the same bits; slower")
-    add("--bn", default="local", choices=["local", "sync"], help="BatchNorm's batch: a process's (as DataParallel) or all")
+    add(
+        "--deterministic",
+        action="store_true",
+        help="CUDA runs with one seed give the same bits; slower",
+    )
+    add(
+        "--bn",
+        default="local",
+        choices=["local", "sync"],
+        help="BatchNorm's batch: a process's (as DataParallel) or all",
+    )
     add("--device", help="cuda, mps or cpu (default: the first that is there)")
-    add("--precision", default="auto", choices=runtime.PRECISIONS, help="auto: bf16 on CUDA that has it, else fp32")
-    add("--grad_cache", action="store_true", help="the memory of one view instead of all, for one more forward pass")
-    add("--compile", default="auto", choices=["auto", "on", "off"], help="torch.compile; auto: on CUDA")
+    add(
+        "--precision",
+        default="auto",
+        choices=runtime.PRECISIONS,
+        help="auto: bf16 on CUDA that has it, else fp32",
+    )
+    add(
+        "--grad_cache",
+        action="store_true",
+        help="the memory of one view instead of all, for one more forward pass",
+    )
+    add(
+        "--compile",
+        default="auto",
+        choices=["auto", "on", "off"],
+        help="torch.compile; auto: on CUDA",
+    )
     add("--k", type=int, default=200, help="neighbours of the kNN accuracy")
     add("--knn_every", type=int, default=10, help="epochs between kNN accuracies; 0: never")
     add("--save_every", type=int, help="epochs between weights (default: 200; tinyImageNet: 100)")
     add("--results", default="results", help="folder that weights, metrics and states go to")
-    add("--tensorboard", action="store_true", help="also write scalars, views and the attention for TensorBoard")
+    add(
+        "--tensorboard",
+        action="store_true",
+        help="also write scalars, views and the attention for TensorBoard",
+    )
     add("--resume", default="auto", help="auto: this command's own state; a state's path; never")
     add("--state_minutes", type=float, default=10, help="minutes between states in mid-epoch")
     args = parser.parse_args(argv)
     if args.save_every is None:
         args.save_every = 100 if args.dataset_name == "tinyImageNet" else 200
-    alpha, beta = {"stl10": (0.7, 1.0), "cifar100": (0.7, 1.0), "tinyImageNet": (0.8, 1.0)}.get(args.dataset_name, (0.9, 0.9))
+    alpha, beta = {"stl10": (0.7, 1.0), "cifar100": (0.7, 1.0), "tinyImageNet": (0.8, 1.0)}.get(
+        args.dataset_name, (0.9, 0.9)
+    )
     args.alpha = alpha if args.alpha is None else args.alpha
     args.beta = args.beta if args.beta is not None else 1.0 if args.loss == "hcl" else beta
     return args
@@ -89,8 +162,21 @@ def check_args(args: argparse.Namespace) -> None:
     if not 0 <= args.momentum <= 1:
         raise UserError(f"--momentum must be between 0 and 1, not {args.momentum}")
     queue = args.batch_size if args.estimator == "MoCo" else 0
-    least = {"epochs": 1, "batch_size": 2, "num_pos": 1, "feature_dim": 1, "image_size": 4, "store_size": 4, "k": 1,
-             "save_every": 1, "knn_every": 0, "queue": queue, "seed": 0, "weight_decay": 0, "state_minutes": 0}
+    least = {
+        "epochs": 1,
+        "batch_size": 2,
+        "num_pos": 1,
+        "feature_dim": 1,
+        "image_size": 4,
+        "store_size": 4,
+        "k": 1,
+        "save_every": 1,
+        "knn_every": 0,
+        "queue": queue,
+        "seed": 0,
+        "weight_decay": 0,
+        "state_minutes": 0,
+    }
     for name, smallest in least.items():
         if not getattr(args, name) >= smallest:
             raise UserError(f"--{name} must be at least {smallest}, not {getattr(args, name)}")
@@ -104,10 +190,17 @@ def check_args(args: argparse.Namespace) -> None:
 def loss_function(args: argparse.Namespace) -> functools.partial:
     """The loss that `--loss` names, as a function of the embeddings; MoCo's of keys and queue too."""
     if args.estimator == "MoCo":
-        return functools.partial(losses.attentionce_queue, temperature=args.temperature, d_pos=args.d_pos, d_neg=args.d_neg)
+        return functools.partial(
+            losses.attentionce_queue,
+            temperature=args.temperature,
+            d_pos=args.d_pos,
+            d_neg=args.d_neg,
+        )
     gather = distributed.gather if distributed.world() > 1 else None
     parameters = {name: getattr(args, name) for name in weights.PARAMETERS[args.loss]}
-    return functools.partial(getattr(losses, args.loss), temperature=args.temperature, gather=gather, **parameters)
+    return functools.partial(
+        getattr(losses, args.loss), temperature=args.temperature, gather=gather, **parameters
+    )
 
 
 def number_of_views(args: argparse.Namespace) -> int:
@@ -121,7 +214,9 @@ def main() -> int:
     check_args(args)
     if args.batch_size % distributed.world() or args.batch_size < 2 * distributed.world():
         needed = f"{distributed.world()} processes need a multiple of their number, at least two images each"
-        raise UserError(f"--batch_size {args.batch_size} is that of all processes together: {needed}")
+        raise UserError(
+            f"--batch_size {args.batch_size} is that of all processes together: {needed}"
+        )
     device = runtime.choose_device(args.device)
     dtype = runtime.choose_precision(args.precision, device)
     if args.bn == "sync" and device.type != "cuda":
@@ -131,7 +226,9 @@ def main() -> int:
         return pretrain(args, folder, device, dtype)
     resume.leave_on_signals()
     weights.writable_folder(folder)
-    path = folder / f"{weights.stem(args, 'all')}.lock"  # runs that differ in --epochs alone write the same weights
+    path = (
+        folder / f"{weights.stem(args, 'all')}.lock"
+    )  # runs that differ in --epochs alone write the same weights
     held = resume.lock(path)
     try:
         resume.remove_temporary(args, folder)
@@ -140,14 +237,18 @@ def main() -> int:
         resume.unlock(path, held)
 
 
-def pretrain(args: argparse.Namespace, folder: Path, device: torch.device, dtype: torch.dtype) -> int:
+def pretrain(
+    args: argparse.Namespace, folder: Path, device: torch.device, dtype: torch.dtype
+) -> int:
     """Assemble the run, restore its state, and train, evaluate and save epoch after epoch."""
     state = distributed.from_first(lambda: resume.find_state(args, folder))
     images = distributed.in_turn(load, args.dataset_name, args.root, "pretrain", args.store_size)
     if not distributed.alike(len(images.pixels)):
         raise UserError(f"--root {args.root}: not every machine has the same images there")
     if len(images.pixels) < args.batch_size:
-        raise UserError(f"{len(images.pixels)} images are fewer than a batch: --batch_size {args.batch_size} is too large")
+        raise UserError(
+            f"{len(images.pixels)} images are fewer than a batch: --batch_size {args.batch_size} is too large"
+        )
     evaluate = knn_evaluation(args, images, device, dtype) if args.knn_every else None
     run = assemble(args, images.pixels, device, dtype)
     if state is not None:
@@ -155,7 +256,11 @@ def pretrain(args: argparse.Namespace, folder: Path, device: torch.device, dtype
     path = folder / weights.stem(args, args.epochs)
     if run.progress["epoch"] > args.epochs:
         return already_trained(run, path)
-    board = open_board(path, run.progress["epoch"]) if args.tensorboard and distributed.rank() == 0 else None
+    board = (
+        open_board(path, run.progress["epoch"])
+        if args.tensorboard and distributed.rank() == 0
+        else None
+    )
     write = functools.partial(resume.write_state, run, path.with_name(path.name + ".state"))
     received = resume.catch_signals()
     while run.progress["epoch"] <= args.epochs:
@@ -177,7 +282,9 @@ def pretrain(args: argparse.Namespace, folder: Path, device: torch.device, dtype
     return 0
 
 
-def assemble(args: argparse.Namespace, pixels: Tensor, device: torch.device, dtype: torch.dtype) -> Run:
+def assemble(
+    args: argparse.Namespace, pixels: Tensor, device: torch.device, dtype: torch.dtype
+) -> Run:
     """Model, optimiser and everything else that a fresh run needs, on the device."""
     runtime.reproducible(args.deterministic)
     torch.manual_seed(args.seed)
@@ -188,8 +295,14 @@ def assemble(args: argparse.Namespace, pixels: Tensor, device: torch.device, dty
     model = model.to(device, memory_format=torch.channels_last)
     if args.bn == "sync" and distributed.world() > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    compiled = args.compile == "on" or (args.compile == "auto" and device.type == "cuda" and runtime.compiles(device))
-    moco = MoCo(model, args.queue, args.momentum, args.feature_dim).to(device) if args.estimator == "MoCo" else None
+    compiled = args.compile == "on" or (
+        args.compile == "auto" and device.type == "cuda" and runtime.compiles(device)
+    )
+    moco = (
+        MoCo(model, args.queue, args.momentum, args.feature_dim).to(device)
+        if args.estimator == "MoCo"
+        else None
+    )
     ops = views.compiled() if compiled else views.Ops()
     return Run(
         args=args,
@@ -198,7 +311,9 @@ def assemble(args: argparse.Namespace, pixels: Tensor, device: torch.device, dty
         pixels=runtime.keep(pixels, device),
         model=model,
         encoder=torch.compile(model) if compiled else model,
-        optimizer=torch.optim.Adam(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True),
+        optimizer=torch.optim.Adam(
+            model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True
+        ),
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         loss=loss_function(args),
         views=number_of_views(args),
@@ -209,9 +324,15 @@ def assemble(args: argparse.Namespace, pixels: Tensor, device: torch.device, dty
     )
 
 
-def knn_evaluation(args: argparse.Namespace, images: Images, device: torch.device, dtype: torch.dtype) -> Callable:
+def knn_evaluation(
+    args: argparse.Namespace, images: Images, device: torch.device, dtype: torch.dtype
+) -> Callable:
     """A function of the model: its kNN accuracy, top-1 and top-5 in percent, of test images in a bank of training images."""
-    bank = images if args.dataset_name != "stl10" else distributed.in_turn(load, "stl10", args.root, "train")
+    bank = (
+        images
+        if args.dataset_name != "stl10"
+        else distributed.in_turn(load, "stl10", args.root, "train")
+    )
     test = distributed.in_turn(load, args.dataset_name, args.root, "test", args.store_size)
     k = clamp_k(args.k, len(bank.pixels))
 
@@ -249,7 +370,10 @@ def finish_epoch(run: Run, path: Path, evaluate: Callable | None) -> None:
     if evaluation_due(run, evaluate):
         row["knn_top1"], row["knn_top5"] = evaluate(run.model)
         progress["best_knn"] = max(progress["best_knn"], row["knn_top1"])
-        print(f"epoch {epoch}: kNN top-1 {row['knn_top1']:.2f} %, top-5 {row['knn_top5']:.2f} %", flush=True)
+        print(
+            f"epoch {epoch}: kNN top-1 {row['knn_top1']:.2f} %, top-5 {row['knn_top5']:.2f} %",
+            flush=True,
+        )
     progress["rows"].append(row)
     progress.update(epoch=epoch + 1, step=0, losses=torch.zeros_like(progress["losses"]))
     write_results(run, path)
@@ -264,7 +388,10 @@ def write_results(run: Run, path: Path) -> None:
     weights.save_csv(path.with_name(path.name + ".csv"), progress["rows"])
     weights.save_json(path.with_name(path.name + ".json"), describe(run))
     if epoch % args.save_every == 0 or epoch == args.epochs:
-        state_dict = {f"module.{key}": value.cpu().contiguous() for key, value in run.model.state_dict().items()}
+        state_dict = {
+            f"module.{key}": value.cpu().contiguous()
+            for key, value in run.model.state_dict().items()
+        }
         weights.save(path.parent / f"{weights.stem(args, epoch)}.pth", state_dict)
 
 
@@ -276,8 +403,12 @@ def already_trained(run: Run, path: Path) -> int:
     """
     done, epochs = run.progress["epoch"] - 1, run.args.epochs
     if done > epochs:
-        raise UserError(f"--resume {run.args.resume} has {done} epochs already: give an --epochs above that")
-    if not path.with_name(path.name + ".pth").exists():  # --results names another folder than before, perhaps
+        raise UserError(
+            f"--resume {run.args.resume} has {done} epochs already: give an --epochs above that"
+        )
+    if not path.with_name(
+        path.name + ".pth"
+    ).exists():  # --results names another folder than before, perhaps
         write_results(run, path)
     print(f"already trained for {epochs} epochs: {path}.pth")
     return 0

@@ -33,7 +33,9 @@ def interleaved(
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for repetition in range(-int(warm), repetitions):
         for name, side in sides.items():
-            torch.backends.cudnn.benchmark = name != "reference"  # PyTorch's default there, main.py's choice here
+            torch.backends.cudnn.benchmark = (
+                name != "reference"
+            )  # PyTorch's default there, main.py's choice here
             synchronize(device)
             start = time.perf_counter()
             side()
@@ -110,7 +112,9 @@ def matmul_rate(dtype: torch.dtype, side: int, device: torch.device) -> float:
     if device.type == "cpu":
         products["convolution"] = lambda: conv2d(image, b[:, :, None, None])
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")  # TF32 on CUDA, in which PyTorch computes float32's convolutions there
+    torch.set_float32_matmul_precision(
+        "high"
+    )  # TF32 on CUDA, in which PyTorch computes float32's convolutions there
     seconds = interleaved(products, 5, device)
     torch.set_float32_matmul_precision(before)
     return 2 * side**3 / min(map(min, seconds.values()))
@@ -119,10 +123,20 @@ def matmul_rate(dtype: torch.dtype, side: int, device: torch.device) -> float:
 def record(row: Row) -> dict[str, Any]:
     """A row as the JSON file has it: medians with smallest and largest, and ours / reference, whose spread is the rounds'."""
     reference, ours = summary(row.reference), summary(row.ours)
-    result = {**row._asdict(), "reference": reference, "ours": ours, "ratio": None, "share_of_limit": None}
+    result = {
+        **row._asdict(),
+        "reference": reference,
+        "ours": ours,
+        "ratio": None,
+        "share_of_limit": None,
+    }
     if reference and ours:
         rounds = [o / r for o, r in zip(row.ours, row.reference, strict=True)]
-        result["ratio"] = {"of_medians": ours["median"] / reference["median"], "min": min(rounds), "max": max(rounds)}
+        result["ratio"] = {
+            "of_medians": ours["median"] / reference["median"],
+            "min": min(rounds),
+            "max": max(rounds),
+        }
     if row.limit and ours:
         result["share_of_limit"] = ours["median"] / row.limit
     return result
@@ -132,7 +146,12 @@ def summary(values: list[float]) -> dict[str, float] | None:
     """Median and spread; None of nothing."""
     if not values:
         return None
-    return {"median": statistics.median(values), "min": min(values), "max": max(values), "repetitions": len(values)}
+    return {
+        "median": statistics.median(values),
+        "min": min(values),
+        "max": max(values),
+        "repetitions": len(values),
+    }
 
 
 HEADER = f"{'':16}{'':17}{'':14}{'reference':>28}{'this code':>28}{'ratio':>20}{'of limit':>10}"
@@ -162,13 +181,23 @@ def markdown(found: dict[str, Any]) -> str:
     """What a JSON file of the benchmark says, as the table of the README: medians of both sides and their ratio."""
     flags, machine = found["flags"], found["machine"]
     size = f"batches of {flags['batch_size']} × 6 views of {flags['image_size']} px"
-    lines = [f"{machine['device_name']}, torch {machine['torch'].split('+')[0]}, {flags['arch']}, {size}:", "",
-             "| | | unit | reference recipe | this code | ratio | of limit |",
-             "| --- | --- | --- | :---: | :---: | :---: | :---: |"]  # fmt: skip
+    lines = [
+        f"{machine['device_name']}, torch {machine['torch'].split('+')[0]}, {flags['arch']}, {size}:",
+        "",
+        "| | | unit | reference recipe | this code | ratio | of limit |",
+        "| --- | --- | --- | :---: | :---: | :---: | :---: |",
+    ]
     for row in found["rows"]:
         if row["ratio"]:
             medians = [short(row[side]["median"]) for side in ("reference", "ours")]
             share = f"{row['share_of_limit']:.0%}" if row["share_of_limit"] else ""
-            cells = [row["name"], row["variant"], row["unit"], *medians, f"{row['ratio']['of_medians']:.2f}", share]
+            cells = [
+                row["name"],
+                row["variant"],
+                row["unit"],
+                *medians,
+                f"{row['ratio']['of_medians']:.2f}",
+                share,
+            ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

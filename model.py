@@ -18,7 +18,16 @@ ARCHS = {
     "resnet34": (BasicBlock, [3, 4, 6, 3]),
     "resnet50": (Bottleneck, [3, 4, 6, 3]),
 }
-STAGES = ("conv1", "bn1", "relu", "layer1", "layer2", "layer3", "layer4", "avgpool")  # torchvision's names of f.0 … f.7
+STAGES = (
+    "conv1",
+    "bn1",
+    "relu",
+    "layer1",
+    "layer2",
+    "layer3",
+    "layer4",
+    "avgpool",
+)  # torchvision's names of f.0 … f.7
 HIDDEN_DIM = 512  # of the projection head
 
 
@@ -73,7 +82,9 @@ class Model(nn.Module):
         encoded = _recomputing(self.f, x) if recompute and torch.is_grad_enabled() else self.f(x)
         feature = torch.flatten(encoded, start_dim=1)
         vectors = (feature, self.g(feature))
-        feature, projection = (normalize(v.to(torch.promote_types(v.dtype, torch.float32)), dim=-1) for v in vectors)
+        feature, projection = (
+            normalize(v.to(torch.promote_types(v.dtype, torch.float32)), dim=-1) for v in vectors
+        )
         return feature, projection
 
 
@@ -82,7 +93,13 @@ def _recomputing(f: nn.Sequential, x: Tensor) -> Tensor:
     for name, stage in zip(STAGES, f, strict=True):
         if name == "layer1":
             contexts = nullcontext(), constant_statistics(stage)
-            x = checkpoint(stage, x, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: contexts)  # noqa: B023
+            x = checkpoint(
+                stage,
+                x,
+                use_reentrant=False,
+                preserve_rng_state=False,
+                context_fn=lambda: contexts,  # noqa: B023
+            )
         else:
             x = stage(x)
     return x
@@ -119,7 +136,10 @@ def arch_of(keys: dict) -> str:
     Raises:
         ValueError: no arch has them.
     """
-    blocks = [len({k.split(".")[2] for k in keys if k.startswith(f"f.{stage}.")}) for stage in (3, 4, 5, 6)]
+    blocks = [
+        len({k.split(".")[2] for k in keys if k.startswith(f"f.{stage}.")})
+        for stage in (3, 4, 5, 6)
+    ]
     block = Bottleneck if "f.3.0.conv3.weight" in keys else BasicBlock
     for arch, known in ARCHS.items():
         if known == (block, blocks):
@@ -137,5 +157,7 @@ def cost(model: nn.Module, image_size: int = 32) -> tuple[int, int]:
     device = next(model.parameters()).device
     copied = copy.deepcopy(model).eval()
     with torch.no_grad():
-        macs, parameters = profile(copied, (torch.zeros(1, 3, image_size, image_size, device=device),), verbose=False)
+        macs, parameters = profile(
+            copied, (torch.zeros(1, 3, image_size, image_size, device=device),), verbose=False
+        )
     return int(parameters), int(macs)

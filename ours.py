@@ -27,8 +27,17 @@ VIEWS, DIM = 6, 128  # views an image, size of an embedding
 
 def flags_of(args: argparse.Namespace, **more: object) -> list[str]:
     """The command line of main.py for the benchmark's flags."""
-    flags = {"dataset_name": "photos", "arch": args.arch, "batch_size": args.batch_size, "image_size": args.image_size,
-             "feature_dim": DIM, "num_pos": VIEWS - 2, "device": args.device, "compile": args.compile, **more}  # fmt: skip
+    flags = {
+        "dataset_name": "photos",
+        "arch": args.arch,
+        "batch_size": args.batch_size,
+        "image_size": args.image_size,
+        "feature_dim": DIM,
+        "num_pos": VIEWS - 2,
+        "device": args.device,
+        "compile": args.compile,
+        **more,
+    }
     return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
 
 
@@ -37,7 +46,9 @@ def assemble(args: argparse.Namespace, precision: str, pixels: Tensor) -> train.
     settings = pretraining.parse_args(flags_of(args, precision=precision, state_minutes=1e9))
     device = runtime.choose_device(args.device)
     with contextlib.redirect_stdout(io.StringIO()):
-        return pretraining.assemble(settings, pixels, device, runtime.choose_precision(precision, device))
+        return pretraining.assemble(
+            settings, pixels, device, runtime.choose_precision(precision, device)
+        )
 
 
 def make_views(pixels: Tensor, batch_size: int, make_view: Callable[..., Tensor]) -> None:
@@ -67,25 +78,53 @@ def epoch(run: train.Run) -> None:
 class Linear:
     """Linear evaluation as linear.py does it."""
 
-    def __init__(self, arch: str, train_: Images, test: Images, batch_size: int, image_size: int, device: torch.device):
+    def __init__(
+        self,
+        arch: str,
+        train_: Images,
+        test: Images,
+        batch_size: int,
+        image_size: int,
+        device: torch.device,
+    ):
         self.train, self.test, self.device = linear.on_device(train_, device), test, device
-        words = ["--model_path", "random", "--batch_size", str(batch_size), "--image_size", str(image_size)]
+        words = [
+            "--model_path",
+            "random",
+            "--batch_size",
+            str(batch_size),
+            "--image_size",
+            str(image_size),
+        ]
         self.args = linear.parse_args(words)
         model = Model(DIM, arch)
         self.f = model.f.to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
         self.classifier = nn.Linear(model.feature_size, len(train_.classes)).to(device)
-        self.optimizer = torch.optim.Adam(self.classifier.parameters(), lr=1e-3, weight_decay=1e-6, fused=True)
+        self.optimizer = torch.optim.Adam(
+            self.classifier.parameters(), lr=1e-3, weight_decay=1e-6, fused=True
+        )
         self.labels = test.labels.to(device)
 
     def encode(self, precision: str) -> None:
         """Features of the test images, once for all epochs."""
-        self.asked = features(self.f, self.test.pixels, self.device, runtime.choose_precision(precision, self.device))
+        self.asked = features(
+            self.f, self.test.pixels, self.device, runtime.choose_precision(precision, self.device)
+        )
 
     def epoch(self, precision: str) -> None:
         """One pass over the training images, then the accuracy."""
         dtype = runtime.choose_precision(precision, self.device)
         with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
-            linear.train_epoch(self.f, self.classifier, self.optimizer, self.train, self.args, self.device, dtype, 1)
+            linear.train_epoch(
+                self.f,
+                self.classifier,
+                self.optimizer,
+                self.train,
+                self.args,
+                self.device,
+                dtype,
+                1,
+            )
         linear.accuracy(self.classifier, self.asked, self.labels)
 
 

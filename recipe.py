@@ -25,15 +25,17 @@ WORKERS = 2
 
 def augmentation(size: int) -> transforms.Compose:
     """A random view of a PIL image, 3×`size`×`size`, as SimCLR draws it for small images."""
-    return transforms.Compose([
-        transforms.RandomResizedCrop(size),
-        transforms.RandomHorizontalFlip(),
-        transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
-        transforms.RandomGrayscale(p=0.2),
-        transforms.RandomApply([transforms.GaussianBlur(3, sigma=(0.1, 2.0))], p=0.5),
-        transforms.ToTensor(),
-        transforms.Normalize(MEAN, STD),
-    ])  # fmt: skip
+    return transforms.Compose(
+        [
+            transforms.RandomResizedCrop(size),
+            transforms.RandomHorizontalFlip(),
+            transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+            transforms.RandomGrayscale(p=0.2),
+            transforms.RandomApply([transforms.GaussianBlur(3, sigma=(0.1, 2.0))], p=0.5),
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
+        ]
+    )
 
 
 def evaluation() -> transforms.Compose:
@@ -44,7 +46,9 @@ def evaluation() -> transforms.Compose:
 class Views(Dataset):
     """Images (uint8 N×3×H×W), each as a list of `count` results of the transform, with its label."""
 
-    def __init__(self, pixels: Tensor, labels: Tensor, transform: transforms.Compose, count: int = 1):
+    def __init__(
+        self, pixels: Tensor, labels: Tensor, transform: transforms.Compose, count: int = 1
+    ):
         self.images, self.labels = pixels.permute(0, 2, 3, 1).contiguous().numpy(), labels.tolist()
         self.transform, self.count = transform, count
 
@@ -61,7 +65,11 @@ def loader(views: Views, batch_size: int, device: torch.device, shuffle: bool = 
 
     The workers stay from one pass to the next, so that what is timed is their work, not their start.
     """
-    options = {"num_workers": WORKERS, "persistent_workers": True, "pin_memory": device.type == "cuda"}
+    options = {
+        "num_workers": WORKERS,
+        "persistent_workers": True,
+        "pin_memory": device.type == "cuda",
+    }
     return DataLoader(views, batch_size, shuffle=shuffle, drop_last=shuffle, **options)
 
 
@@ -74,7 +82,9 @@ def mask_of_negatives(batch: int) -> Tensor:
     return mask
 
 
-def attentionce(z: Tensor, temperature: float = 0.5, d_pos: float = 1.0, d_neg: float = 1.0) -> Tensor:
+def attentionce(
+    z: Tensor, temperature: float = 0.5, d_pos: float = 1.0, d_neg: float = 1.0
+) -> Tensor:
     """AttentioNCE by its formula, of embeddings views × batch × dim; infinite where an exponential is."""
     anchors, batch = torch.cat([z[0], z[1]]), z.shape[1]
     mask = mask_of_negatives(batch).to(z.device)
@@ -107,7 +117,10 @@ class Recipe:
 
     def epoch(self, batches: DataLoader) -> float:
         """One pass over the images; returns the mean loss."""
-        losses = [self.step([view.to(self.device, non_blocking=True) for view in views]) for views, _ in batches]
+        losses = [
+            self.step([view.to(self.device, non_blocking=True) for view in views])
+            for views, _ in batches
+        ]
         return sum(losses) / len(losses)
 
 
@@ -134,14 +147,21 @@ class Linear:
             loss.item()
         self.f.eval()
         with torch.no_grad():
-            hits = [(self.scores(views).argmax(1).cpu() == labels).sum().item() for views, labels in test]
+            hits = [
+                (self.scores(views).argmax(1).cpu() == labels).sum().item()
+                for views, labels in test
+            ]
         return 100 * sum(hits) / len(test.dataset)
 
 
 def first_step(arch: str, batch_size: int, image_size: int, views: int, device: str) -> float:
     """From nothing to the end of the first step on the embedded photographs; returns the clock's time then."""
     images = load("photos", "", "pretrain")
-    batches = loader(Views(images.pixels, images.labels, augmentation(image_size), views), batch_size, torch.device(device))
+    batches = loader(
+        Views(images.pixels, images.labels, augmentation(image_size), views),
+        batch_size,
+        torch.device(device),
+    )
     run = Recipe(arch, torch.device(device))
     first, _ = next(iter(batches))
     run.step([view.to(run.device) for view in first])  # its .item() waits for the device

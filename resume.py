@@ -27,12 +27,34 @@ from weights import read, save, stem
 
 # Flags that say where a run runs, where it writes and how often it reports: a run may be resumed with others.
 FREE_FLAGS = {
-    "root", "results", "device", "compile", "grad_cache", "deterministic", "resume", "state_minutes", "epochs",
-    "save_every", "knn_every", "k", "tensorboard",
-}  # fmt: skip
-RECOVERY = {"lr", "weight_decay", "precision"}  # may differ too from a state that `--resume` names: a run that diverged, say
+    "root",
+    "results",
+    "device",
+    "compile",
+    "grad_cache",
+    "deterministic",
+    "resume",
+    "state_minutes",
+    "epochs",
+    "save_every",
+    "knn_every",
+    "k",
+    "tensorboard",
+}
+RECOVERY = {
+    "lr",
+    "weight_decay",
+    "precision",
+}  # may differ too from a state that `--resume` names: a run that diverged, say
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-WHERE = ("torch", "torchvision", "numpy", "device", "threads", "precision")  # what decides about a number's last digits
+WHERE = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "device",
+    "threads",
+    "precision",
+)  # what decides about a number's last digits
 
 
 # ---------------------------------------------------------------------------------------------- states
@@ -62,7 +84,9 @@ def read_state(path: Path) -> dict[str, Any]:
         state = _read_one(previous(path))
     except UserError as error:
         raise UserError(f"{problem}; {error}; start anew with --resume never") from None
-    with suppress(OSError):  # else the next save would put it in the place of the previous one, which is whole
+    with suppress(
+        OSError
+    ):  # else the next save would put it in the place of the previous one, which is whole
         os.replace(path, path.with_name(path.name + ".damaged"))
     print(f"{problem}: going on from {previous(path)}", flush=True)
     return state
@@ -114,7 +138,9 @@ def restore(run: Run, state: dict) -> None:
         UserError: it was saved with other images, or is not what `state_of` makes.
     """
     if state.get("images") != len(run.pixels):
-        raise UserError(f"the state was made with {state.get('images')} images, here are {len(run.pixels)}")
+        raise UserError(
+            f"the state was made with {state.get('images')} images, here are {len(run.pixels)}"
+        )
     with mending("the state does not fit this run; start anew with --resume never"):
         run.model.load_state_dict(state["model"])
         run.optimizer.load_state_dict(state["optimizer"])
@@ -129,9 +155,16 @@ def restore(run: Run, state: dict) -> None:
     for group in run.optimizer.param_groups:  # not the state's: see RECOVERY
         group.update(lr=run.args.lr, weight_decay=run.args.weight_decay)
     there, here = state["machine"], where(run)
-    changed = [f"{name} {there.get(name)} (here: {here[name]})" for name in WHERE if there.get(name) != here[name]]
+    changed = [
+        f"{name} {there.get(name)} (here: {here[name]})"
+        for name in WHERE
+        if there.get(name) != here[name]
+    ]
     if changed:
-        print(f"saved with {', '.join(changed)}: the numbers may differ in their last digits", flush=True)
+        print(
+            f"saved with {', '.join(changed)}: the numbers may differ in their last digits",
+            flush=True,
+        )
     print(f"going on from epoch {run.progress['epoch']}, step {run.progress['step']}", flush=True)
 
 
@@ -140,19 +173,25 @@ def _like(fresh: dict[str, Any], progress: dict[str, Any], steps: int) -> dict[s
     result = {}
     for name, value in fresh.items():
         saved = progress[name]
-        if type(saved) is not type(value) or (isinstance(value, Tensor) and saved.shape != value.shape):
+        if type(saved) is not type(value) or (
+            isinstance(value, Tensor) and saved.shape != value.shape
+        ):
             raise ValueError(f"its {name} is of another kind")
         result[name] = saved.to(value) if isinstance(value, Tensor) else saved
     if not (result["epoch"] >= 1 and 0 <= result["step"] <= steps):
         raise ValueError(f"there is no epoch {result['epoch']}, step {result['step']}")
-    if not all(isinstance(row, dict) and row.keys() == result["rows"][0].keys() for row in result["rows"]):
+    if not all(
+        isinstance(row, dict) and row.keys() == result["rows"][0].keys() for row in result["rows"]
+    ):
         raise ValueError("its table of metrics is none")
     return result
 
 
 def announce_stop(run: Run, path: Path) -> None:
     """Say where the run stands and how it goes on."""
-    print(f"stopped at epoch {run.progress['epoch']}, step {run.progress['step']}, state saved; to go on:")
+    print(
+        f"stopped at epoch {run.progress['epoch']}, step {run.progress['step']}, state saved; to go on:"
+    )
     print(resume_command(path.with_name(path.name + ".state")), flush=True)
 
 
@@ -172,15 +211,22 @@ def find_state(args: Namespace, folder: Path) -> dict[str, Any] | None:
         _check_flags(args, state, args.resume, RECOVERY)
         return state
     for path in of_all_epochs(args, folder, ".json").values():
-        with suppress(OSError, json.JSONDecodeError, KeyError, TypeError):  # damaged, it protects nothing
+        with suppress(
+            OSError, json.JSONDecodeError, KeyError, TypeError
+        ):  # damaged, it protects nothing
             flags = current_names(json.loads(path.read_text())["flags"])
-            _check_flags(args, {"flags": {**vars(args), **flags}}, path)  # an older version's may lack some
+            _check_flags(
+                args, {"flags": {**vars(args), **flags}}, path
+            )  # an older version's may lack some
     path = folder / f"{stem(args, args.epochs)}.state"
     if path.exists() or previous(path).exists():
         state = read_state(path)
         _check_flags(args, state, path)
         return state
-    known = {*of_all_epochs(args, folder, ".state"), *of_all_epochs(args, folder, ".state.previous")}
+    known = {
+        *of_all_epochs(args, folder, ".state"),
+        *of_all_epochs(args, folder, ".state.previous"),
+    }
     for epochs in sorted((number for number in known if number < args.epochs), reverse=True):
         shorter = folder / f"{stem(args, epochs)}.state"
         state = read_state(shorter)
@@ -195,7 +241,11 @@ def of_all_epochs(args: Namespace, folder: Path, ending: str) -> dict[int, Path]
     before, after = f"{stem(args, '|')}{ending}".split("|")
     found = folder.glob(f"{glob.escape(before)}*{glob.escape(after)}")
     numbers = {path.name[len(before) : len(path.name) - len(after)]: path for path in found}
-    return {int(number): path for number, path in numbers.items() if number.isascii() and number.isdigit()}
+    return {
+        int(number): path
+        for number, path in numbers.items()
+        if number.isascii() and number.isdigit()
+    }
 
 
 def remove_temporary(args: Namespace, folder: Path) -> None:
@@ -205,7 +255,9 @@ def remove_temporary(args: Namespace, folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def differing_flags(args: Namespace, state: dict[str, Any], free: Collection[str] = ()) -> list[str]:
+def differing_flags(
+    args: Namespace, state: dict[str, Any], free: Collection[str] = ()
+) -> list[str]:
     """The flags that change the result and differ, but for the free ones: `--seed 1 (there: 0)`."""
     flags = state["flags"]
     return [
@@ -215,7 +267,9 @@ def differing_flags(args: Namespace, state: dict[str, Any], free: Collection[str
     ]
 
 
-def _check_flags(args: Namespace, state: dict[str, Any], path: str | Path, free: Collection[str] = ()) -> None:
+def _check_flags(
+    args: Namespace, state: dict[str, Any], path: str | Path, free: Collection[str] = ()
+) -> None:
     different = differing_flags(args, state, free)
     if different:
         raise UserError(
@@ -235,7 +289,9 @@ def resume_command(state: Path) -> str:
     python = "python" if shutil.which("python") == sys.executable else sys.executable
     each = int(os.environ.get("LOCAL_WORLD_SIZE", distributed.world()))
     nodes = [f"--nnodes={distributed.world() // each}"] if each < distributed.world() else []
-    launcher = [python] if distributed.world() == 1 else ["torchrun", *nodes, f"--nproc_per_node={each}"]
+    launcher = (
+        [python] if distributed.world() == 1 else ["torchrun", *nodes, f"--nproc_per_node={each}"]
+    )
     return shlex.join([*launcher, sys.argv[0], *words, "--resume", str(state)])
 
 
@@ -249,7 +305,9 @@ def leave_on_signals() -> None:
         print("stopped before the first step; the same command goes on", flush=True)
         raise SystemExit(exit_status(number))
 
-    for number in SIGNALS if distributed.world() == 1 else ():  # of several, one that waits for others would not notice
+    for number in (
+        SIGNALS if distributed.world() == 1 else ()
+    ):  # of several, one that waits for others would not notice
         signal.signal(number, leave)
 
 
@@ -261,8 +319,12 @@ def catch_signals() -> list[int]:
     def note(number: int, frame: Any) -> None:
         since = time.monotonic() - first.setdefault(number, time.monotonic())
         if number == signal.SIGINT and distributed.world() == 1:
-            signal.signal(number, signal.SIG_DFL)  # the kernel's own, which does not wait for a step to end
-        elif number == signal.SIGINT and since > 1:  # torchrun passes on at once what the terminal has sent to all already
+            signal.signal(
+                number, signal.SIG_DFL
+            )  # the kernel's own, which does not wait for a step to end
+        elif (
+            number == signal.SIGINT and since > 1
+        ):  # torchrun passes on at once what the terminal has sent to all already
             os._exit(exit_status(number))
         received.append(number)
 
@@ -292,9 +354,13 @@ def lock(path: Path) -> TextIO:
         except BlockingIOError:
             file.seek(0)
             owner = file.read(200).strip() or "another process"
-            raise UserError(f"{owner} is at work on this run ({path}): wait for it, or name another --results") from None
+            raise UserError(
+                f"{owner} is at work on this run ({path}): wait for it, or name another --results"
+            ) from None
         except OSError as error:
-            raise UserError(f"cannot lock {path}: {error.strerror}; name another --results") from None
+            raise UserError(
+                f"cannot lock {path}: {error.strerror}; name another --results"
+            ) from None
         try:
             held = os.stat(path).st_ino == os.fstat(file.fileno()).st_ino
         except FileNotFoundError:

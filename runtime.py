@@ -48,10 +48,16 @@ def run(main: Callable[[], int | None]) -> None:
         status = main()
     except UserError as error:
         line = " ".join(str(error).split())
-        status, why = 2, f"error: {''.join(c if c.isprintable() else '?' for c in line)}\n"  # names in it may be anyone's
+        status, why = (
+            2,
+            f"error: {''.join(c if c.isprintable() else '?' for c in line)}\n",
+        )  # names in it may be anyone's
     except torch.OutOfMemoryError as error:
         reason = str(error).split(". ")[0]
-        status, why = 2, f"error: {reason}: take main.py's --grad_cache, a smaller --batch_size, or --precision bf16\n"
+        status, why = (
+            2,
+            f"error: {reason}: take main.py's --grad_cache, a smaller --batch_size, or --precision bf16\n",
+        )
     except KeyboardInterrupt:
         status, why = 130, "interrupted\n"
     except Exception:
@@ -81,10 +87,14 @@ def choose_device(name: str | None) -> torch.device:
         mps = torch.backends.mps.is_available() and not several  # gloo has no MPS
         name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     if several and name not in ("cuda", "cpu"):
-        raise UserError(f"--device {name}: under torchrun it is cuda, of which each process takes its own, or cpu")
+        raise UserError(
+            f"--device {name}: under torchrun it is cuda, of which each process takes its own, or cpu"
+        )
     if several and name == "cuda" and distributed.local_rank() >= torch.cuda.device_count():
         found = f"process {distributed.local_rank() + 1} of this machine finds {torch.cuda.device_count()} GPUs"
-        raise UserError(f"--device cuda: {found}; start as many processes as GPUs, or take --device cpu")
+        raise UserError(
+            f"--device cuda: {found}; start as many processes as GPUs, or take --device cpu"
+        )
     try:
         device = torch.device(name)
         if several and device.type == "cuda":
@@ -92,7 +102,9 @@ def choose_device(name: str | None) -> torch.device:
         torch.zeros(1, device=device).item()  # `meta` has no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0].split(". ")[0]
-        raise UserError(f"--device {name}: this machine has no such device ({reason}); try --device cpu") from None
+        raise UserError(
+            f"--device {name}: this machine has no such device ({reason}); try --device cpu"
+        ) from None
     return device
 
 
@@ -108,14 +120,18 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "bf16" and device.type == "cuda" and not bf16_cuda:
         raise UserError("--precision bf16: this GPU does not have it; try --precision fp16")
     if name == "fp16" and device.type != "cuda":
-        raise UserError(f"--precision fp16 needs a CUDA device, not {device.type}; try --precision fp32")
+        raise UserError(
+            f"--precision fp16 needs a CUDA device, not {device.type}; try --precision fp32"
+        )
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
 def reproducible(strict: bool) -> None:
     """With `strict`, CUDA computes the same bits every time, by slower kernels; without, cuDNN picks the fastest ones."""
     if strict:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when CUDA starts
+        os.environ.setdefault(
+            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+        )  # cuBLAS reads it when CUDA starts
     torch.use_deterministic_algorithms(strict)
     torch.backends.cudnn.benchmark = not strict
 
@@ -132,7 +148,10 @@ def compiles(device: torch.device) -> bool:
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
     except Exception as error:  # of whatever the toolchain lacks
-        print(f"torch.compile does not work here ({type(error).__name__}): going on without", flush=True)
+        print(
+            f"torch.compile does not work here ({type(error).__name__}): going on without",
+            flush=True,
+        )
         return False
     return True
 
@@ -154,14 +173,26 @@ def cpu_name() -> str:
 @functools.cache
 def commit() -> str:
     """This code's, as it is when it is first asked for."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    git = [
+        "git",
+        "-C",
+        str(Path(__file__).parent),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=12",
+    ]
     answer = subprocess.run(git, capture_output=True, text=True) if shutil.which("git") else None
     return answer.stdout.strip() if answer and answer.returncode == 0 else "unknown"
 
 
 def machine(device: torch.device) -> dict[str, str]:
     """Versions, this code's commit and hardware, as they go into every result file."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cpu_name()}, {os.cpu_count()} cores"
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{cpu_name()}, {os.cpu_count()} cores"
+    )
     return {
         "commit": commit(),
         "python": platform.python_version(),

@@ -55,7 +55,9 @@ def exchanges(parameters: int, batch: int, dim: int, processes: int) -> dict[str
 
 def sent(collective: str, size: int, processes: int) -> float:
     """Bytes that a process sends, and as many that it receives, when tensors of `size` bytes go round a ring."""
-    return {"all_gather": processes - 1, "all_reduce": 2 * (processes - 1) / processes}[collective] * size
+    return {"all_gather": processes - 1, "all_reduce": 2 * (processes - 1) / processes}[
+        collective
+    ] * size
 
 
 def project(
@@ -73,8 +75,16 @@ def project(
         size = sum(sent(*exchange, n) for exchange in exchanges(parameters, batch, DIM, n).values())
         compute = step + max(0.0, grows[n] - grows[1])
         exchange = size / (link_gb_s * 1e9)
-        rows.append({"processes": n, "sent_bytes": size, "compute_seconds": compute, "exchange_seconds": exchange,
-                     "images_per_second": n * batch / (compute + exchange), "efficiency": step / (compute + exchange)})
+        rows.append(
+            {
+                "processes": n,
+                "sent_bytes": size,
+                "compute_seconds": compute,
+                "exchange_seconds": exchange,
+                "images_per_second": n * batch / (compute + exchange),
+                "efficiency": step / (compute + exchange),
+            }
+        )
     return rows
 
 
@@ -92,7 +102,11 @@ def time_loss(batch: int, processes: int, device: torch.device) -> float:
 
 def time_draw(batch: int, processes: int, image_size: int) -> float:
     """Seconds in which every process draws the random numbers of the whole step, its own and the others'."""
-    side = {"": lambda: views.draw(VIEWS, processes * batch, image_size, image_size, views.generator(0, 1, 0))}
+    side = {
+        "": lambda: views.draw(
+            VIEWS, processes * batch, image_size, image_size, views.generator(0, 1, 0)
+        )
+    }
     return statistics.median(interleaved(side, 3, torch.device("cpu"))[""])
 
 
@@ -102,7 +116,9 @@ def worker(args: argparse.Namespace, precision: str) -> dict[str, Any]:
     whole = argparse.Namespace(**{**vars(args), "batch_size": batch * distributed.world()})
     images = args.epoch_steps * whole.batch_size
     photos = load("photos", "", "pretrain").pixels
-    run = ours.assemble(whole, precision, photos.repeat(-(-images // len(photos)), 1, 1, 1)[:images])
+    run = ours.assemble(
+        whole, precision, photos.repeat(-(-images // len(photos)), 1, 1, 1)[:images]
+    )
     seconds = []
     for _ in range(1 + args.repetitions):
         distributed.largest([0])  # all begin together
@@ -126,12 +142,26 @@ def launch(args: argparse.Namespace, processes: int, most: int) -> dict[str, Any
     environment = dict(os.environ)
     if args.device == "cpu":
         environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // most))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={processes}",
+    ]
     script = Path(__file__).with_name("benchmark.py")
-    done = subprocess.run([*torchrun, str(script), *sys.argv[1:]], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [*torchrun, str(script), *sys.argv[1:]], env=environment, capture_output=True, text=True
+    )
     if done.returncode:
-        why = [line for line in done.stderr.splitlines() if line.startswith("error: ") or "Error" in line]
-        raise UserError(f"--scaling with {processes} processes failed: {why[0] if why else done.stderr[-300:]}")
+        why = [
+            line
+            for line in done.stderr.splitlines()
+            if line.startswith("error: ") or "Error" in line
+        ]
+        raise UserError(
+            f"--scaling with {processes} processes failed: {why[0] if why else done.stderr[-300:]}"
+        )
     result = json.loads(done.stdout.splitlines()[-1])
     result["images_per_second"] = processes * args.batch_size / statistics.median(result["seconds"])
     return {"processes": processes, **result}
@@ -140,7 +170,10 @@ def launch(args: argparse.Namespace, processes: int, most: int) -> dict[str, Any
 def print_exchanges(parameters: int, batch: int) -> None:
     """A line for everything that a step exchanges."""
     counts = (2, *PROJECTED)
-    print(f"\n{'MB that a process sends in a step':36}" + "".join(f"{n:>10} processes" for n in counts))
+    print(
+        f"\n{'MB that a process sends in a step':36}"
+        + "".join(f"{n:>10} processes" for n in counts)
+    )
     for name, (collective, _) in exchanges(parameters, batch, DIM, 2).items():
         sizes = [sent(*exchanges(parameters, batch, DIM, n)[name], n) / 1e6 for n in counts]
         print(f"  {name:22}{collective:12}" + "".join(f"{size:>20,.6f}" for size in sizes))
@@ -155,24 +188,46 @@ def main(args: argparse.Namespace, precision: str) -> None:
     most = torch.cuda.device_count() if args.device == "cuda" else os.cpu_count() or 1
     parameters = sum(p.numel() for p in Model(DIM, args.arch).parameters())
     machine = runtime.machine(torch.device(args.device))
-    print(f"{machine['device_name']}: {args.arch}, {precision}, {args.batch_size} × {VIEWS} views a process")
+    print(
+        f"{machine['device_name']}: {args.arch}, {precision}, {args.batch_size} × {VIEWS} views a process"
+    )
     measured = []
     for processes in sorted({2**i for i in range(most.bit_length())} | {most}):
         measured.append(launch(args, processes, most))
         rate = measured[-1]["images_per_second"]
         share = rate / processes / measured[0]["images_per_second"]
-        print(f"{processes:3} processes  {rate:10.1f} images/s  {share:6.1%} of {processes} × one", flush=True)
+        print(
+            f"{processes:3} processes  {rate:10.1f} images/s  {share:6.1%} of {processes} × one",
+            flush=True,
+        )
     print_exchanges(parameters, args.batch_size)
-    grows = {int(n): loss + measured[0]["draw_seconds"][n] for n, loss in measured[0]["loss_seconds"].items()}
+    grows = {
+        int(n): loss + measured[0]["draw_seconds"][n]
+        for n, loss in measured[0]["loss_seconds"].items()
+    }
     step = statistics.median(measured[0]["seconds"])
     projected = project(step, grows, parameters, args.batch_size, args.link_gb_s)
-    print(f"\nprojected from one process of this machine, assuming {args.link_gb_s:g} GB/s a process, no overlap, no latency:")
+    print(
+        f"\nprojected from one process of this machine, assuming {args.link_gb_s:g} GB/s a process, no overlap, no latency:"
+    )
     for row in projected[1:]:
-        print("{processes:4} processes  {compute_seconds:.4f} s computing + {exchange_seconds:.4f} s exchange a step  "
-              "{images_per_second:12,.0f} images/s  {efficiency:.1%} of ideal".format(**row))  # fmt: skip
+        print(
+            "{processes:4} processes  {compute_seconds:.4f} s computing + {exchange_seconds:.4f} s exchange a step  "
+            "{images_per_second:12,.0f} images/s  {efficiency:.1%} of ideal".format(**row)
+        )
     path = Path(args.results) / f"scaling-{args.device}.json"
-    facts = {"machine": machine, "flags": vars(args), "command": shlex.join(["python", *sys.argv]), "precision": precision}
+    facts = {
+        "machine": machine,
+        "flags": vars(args),
+        "command": shlex.join(["python", *sys.argv]),
+        "precision": precision,
+    }
     exchanged = {n: exchanges(parameters, args.batch_size, DIM, n) for n in (2, *PROJECTED)}
-    found = {"parameters": parameters, "measured": measured, "exchanges": exchanged, "projected": projected}
+    found = {
+        "parameters": parameters,
+        "measured": measured,
+        "exchanges": exchanged,
+        "projected": projected,
+    }
     weights.save_json(path, {**facts, **found})
     print(f"\n{path} has it all")

@@ -76,7 +76,10 @@ def tiny_zip(archive: zipfile.ZipFile) -> tuple[Callable[[str], list[str]], Call
         if info is None:
             raise damaged(f"no {TINY}/{path} in the zip")
         # Only these two methods, and only read(size), keep zipfile from unpacking more than the declared size.
-        if info.file_size > MAX_FILE or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        if info.file_size > MAX_FILE or info.compress_type not in (
+            zipfile.ZIP_STORED,
+            zipfile.ZIP_DEFLATED,
+        ):
             raise damaged(f"{info.filename!r} in the zip is too large or packed in an unknown way")
         with archive.open(info) as file:
             return file.read(info.file_size)
@@ -84,7 +87,9 @@ def tiny_zip(archive: zipfile.ZipFile) -> tuple[Callable[[str], list[str]], Call
     return lambda path: folders[f"{TINY}/{path}"], read
 
 
-def tiny_images(listing: Callable[[str], list[str]], read: Callable[[str], bytes], split: str) -> Images:
+def tiny_images(
+    listing: Callable[[str], list[str]], read: Callable[[str], bytes], split: str
+) -> Images:
     """Decode one split: train ordered by class and name, val (the test split) as its annotations are."""
 
     def jpegs(folder: str) -> list[str]:
@@ -99,16 +104,26 @@ def tiny_images(listing: Callable[[str], list[str]], read: Callable[[str], bytes
         return image.convert("RGB")
 
     classes = read("wnids.txt").decode("ascii", "replace").split()
-    if not classes or len(set(classes)) < len(classes) or not all(re.fullmatch(r"\w+", c, re.ASCII) for c in classes):
-        raise damaged("wnids.txt of TinyImageNet is empty, names a class twice or holds something else")
+    if (
+        not classes
+        or len(set(classes)) < len(classes)
+        or not all(re.fullmatch(r"\w+", c, re.ASCII) for c in classes)
+    ):
+        raise damaged(
+            "wnids.txt of TinyImageNet is empty, names a class twice or holds something else"
+        )
     if split == "test":
         annotations = read("val/val_annotations.txt").decode("ascii", "replace")
         label_of = tiny_annotations(annotations, classes, jpegs("val/images"))
     else:
-        label_of = {name: i for i, wnid in enumerate(classes) for name in jpegs(f"train/{wnid}/images")}
+        label_of = {
+            name: i for i, wnid in enumerate(classes) for name in jpegs(f"train/{wnid}/images")
+        }
     names = list(label_of)
     out = np.empty((len(names), 3, 64, 64), np.uint8)
-    decode(lambda i: read_image(lambda: BytesIO(read(names[i])), names[i], ["JPEG"], rgb), out, split)
+    decode(
+        lambda i: read_image(lambda: BytesIO(read(names[i])), names[i], ["JPEG"], rgb), out, split
+    )
     return Images(torch.from_numpy(out), torch.tensor(list(label_of.values())), classes)
 
 

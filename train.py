@@ -89,24 +89,35 @@ def train_epoch(run: Run, received: list[int], save_state: Callable[[], None]) -
     """
     args, progress = run.args, run.progress
     order = torch.randperm(len(run.pixels), generator=views.generator(args.seed, progress["epoch"]))
-    order = order[: run.steps * args.batch_size].view(run.steps, distributed.world(), -1)[:, distributed.rank()]
+    order = order[: run.steps * args.batch_size].view(run.steps, distributed.world(), -1)[
+        :, distributed.rank()
+    ]
     run.good_buffers = [buffer.clone() for buffer in statistics(run)]
     saved = looked = marked = time.monotonic()
-    bar = tqdm(total=run.steps * args.batch_size, initial=progress["step"] * args.batch_size, unit=" images",
-               desc=f"epoch {progress['epoch']}/{args.epochs}", disable=distributed.rank() > 0)  # fmt: skip
+    bar = tqdm(
+        total=run.steps * args.batch_size,
+        initial=progress["step"] * args.batch_size,
+        unit=" images",
+        desc=f"epoch {progress['epoch']}/{args.epochs}",
+        disable=distributed.rank() > 0,
+    )
     with bar:
         for batch in batches(run.pixels, order[progress["step"] :], run.device):
             take_step(run, batch)
             progress["step"] += 1
             now = time.monotonic()
-            want_look = run.device.type == "cpu" or now - looked > REFRESH or progress["step"] == run.steps
+            want_look = (
+                run.device.type == "cpu" or now - looked > REFRESH or progress["step"] == run.steps
+            )
             want_save = now - saved > 60 * args.state_minutes
             signalled = max(received, default=int(signal.SIGTERM) if distributed.orphaned() else 0)
             stop, save, look = distributed.largest([signalled, int(want_save), int(want_look)])
             if look or save or stop:
                 look_at_losses(run, bar)
                 looked = time.monotonic()
-            progress["seconds"] += time.monotonic() - marked  # with the wait for the GPU that a look is, without the saving
+            progress["seconds"] += (
+                time.monotonic() - marked
+            )  # with the wait for the GPU that a look is, without the saving
             if save or stop:
                 save_state()
                 saved = time.monotonic()
@@ -119,8 +130,12 @@ def train_epoch(run: Run, received: list[int], save_state: Callable[[], None]) -
 def take_step(run: Run, batch: Tensor) -> None:
     """One step of the optimiser on this process's part of the batch; nothing in it waits for the GPU."""
     args, progress = run.args, run.progress
-    draw = views.draw(run.views, args.batch_size, *batch.shape[2:],
-                      views.generator(args.seed, progress["epoch"], progress["step"]))  # fmt: skip
+    draw = views.draw(
+        run.views,
+        args.batch_size,
+        *batch.shape[2:],
+        views.generator(args.seed, progress["epoch"], progress["step"]),
+    )
     first = distributed.rank() * len(batch)
     draw = views.to(views.part(draw, first, first + len(batch)), run.device)
     batch = batch.float()  # once for all views
@@ -129,7 +144,9 @@ def take_step(run: Run, batch: Tensor) -> None:
     recompute = run.encoder is run.model and not args.grad_cache
 
     def encode(v: int, encoder: nn.Module = run.encoder) -> Tensor:
-        return encoder(run.make_view(batch, draw, v).contiguous(memory_format=torch.channels_last), recompute)[1]
+        return encoder(
+            run.make_view(batch, draw, v).contiguous(memory_format=torch.channels_last), recompute
+        )[1]
 
     step = cached_step if args.grad_cache else plain_step
     if run.moco is None:
@@ -153,8 +170,13 @@ def effective_numbers(run: Run, z: Tensor) -> list[float]:
     """How many positives and how many negatives of an anchor really count, on the mean over the batch with embeddings z."""
     (z, _), queue = distributed.gather(z), run.moco.queue if run.moco else None
     positives = attention.effective_number(attention.positive_weights(z, run.args.d_pos))
-    blocks = [slice(start, start + 256) for start in range(0, 2 * z.shape[1], 256)]  # never all 2B × 2B weights
-    negatives = [attention.effective_number(attention.negative_weights(z, run.args.d_neg, queue, rows)) for rows in blocks]
+    blocks = [
+        slice(start, start + 256) for start in range(0, 2 * z.shape[1], 256)
+    ]  # never all 2B × 2B weights
+    negatives = [
+        attention.effective_number(attention.negative_weights(z, run.args.d_neg, queue, rows))
+        for rows in blocks
+    ]
     return [positives.mean().item(), torch.cat(negatives).mean().item()]
 
 
@@ -164,7 +186,9 @@ def plain_step(run: Run, encode: Encode, views: int, loss_of: Loss) -> tuple[Ten
     Returns:
         (loss, embeddings views × batch × dim), both detached. Gradients are added to the parameters'.
     """
-    with runtime.autocast(run.device, run.dtype):  # around all views: uncompiled, they share one copy of the weights in bf16
+    with runtime.autocast(
+        run.device, run.dtype
+    ):  # around all views: uncompiled, they share one copy of the weights in bf16
         z = torch.stack([encode(v) for v in range(views)])
     loss = loss_of(z)
     run.scaler.scale(loss).backward()
@@ -207,8 +231,13 @@ def update(run: Run, loss: Tensor) -> Tensor:
     else:
         # From the first bad step on nothing moves any more, until the next look notices and stops the run.
         stuck = getattr(run.optimizer, "found_inf", torch.zeros((), device=run.device))
-        run.optimizer.grad_scale, run.optimizer.found_inf = None, torch.maximum(stuck, (~finite).float())
-        if run.device.type != "mps" or run.optimizer.found_inf == 0:  # whose fused optimiser does not look at it
+        run.optimizer.grad_scale, run.optimizer.found_inf = (
+            None,
+            torch.maximum(stuck, (~finite).float()),
+        )
+        if (
+            run.device.type != "mps" or run.optimizer.found_inf == 0
+        ):  # whose fused optimiser does not look at it
             run.optimizer.step()
         finite = run.optimizer.found_inf == 0
     run.optimizer.zero_grad(set_to_none=True)
@@ -236,13 +265,20 @@ def look_at_losses(run: Run, bar: tqdm) -> None:
         for buffer, good in zip(statistics(run), run.good_buffers, strict=True):
             buffer.copy_(good)
         flags = " ".join(f"--{name} {value}" for name, value in vars(run.args).items())
-        raise NonFinite(f"the loss or its gradient is not finite at epoch {progress['epoch']}, step {bad[0] + 1}: {flags}")
+        raise NonFinite(
+            f"the loss or its gradient is not finite at epoch {progress['epoch']}, step {bad[0] + 1}: {flags}"
+        )
     run.good_buffers = [buffer.clone() for buffer in statistics(run)]
 
 
 def statistics(run: Run) -> list[Tensor]:
     """BatchNorm's running statistics, which change before the loss is known."""
-    return [buffer for model in (run.model, run.moco and run.moco.model) if model is not None for buffer in model.buffers()]
+    return [
+        buffer
+        for model in (run.model, run.moco and run.moco.model)
+        if model is not None
+        for buffer in model.buffers()
+    ]
 
 
 def batches(pixels: Tensor, order: Tensor, device: torch.device) -> Iterator[Tensor]:

@@ -16,8 +16,29 @@ __all__ = ["DATASETS", "Images", "UserError", "load"]
 
 DATASETS = ("cifar10", "cifar100", "stl10", "tinyImageNet", "folder", "photos")
 # Not read from STL10's own class_names.txt, which is the one file there without a checksum.
-STL10_CLASSES = ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]
-PHOTOS = ["astronaut", "brick", "camera", "chelsea", "coffee", "coins", "grass", "gravel", "hubble_deep_field"]
+STL10_CLASSES = [
+    "airplane",
+    "bird",
+    "car",
+    "cat",
+    "deer",
+    "dog",
+    "horse",
+    "monkey",
+    "ship",
+    "truck",
+]
+PHOTOS = [
+    "astronaut",
+    "brick",
+    "camera",
+    "chelsea",
+    "coffee",
+    "coins",
+    "grass",
+    "gravel",
+    "hubble_deep_field",
+]
 PHOTOS += ["immunohistochemistry", "moon", "page", "retina", "rocket", "text", "clock"]
 
 
@@ -34,8 +55,12 @@ def load(name: str, root: str, split: str, store_size: int = 64) -> Images:
         raise UserError(f"--store_size must be at least 1, not {store_size}")
     root = os.path.expanduser(root)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")  # about metadata, which nothing here uses
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes: see Images
+        warnings.filterwarnings(
+            "ignore", module=r"PIL\."
+        )  # about metadata, which nothing here uses
+        warnings.filterwarnings(
+            "ignore", "The given NumPy array is not writable"
+        )  # nobody writes: see Images
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         if name in ("cifar10", "cifar100", "stl10"):
             return from_torchvision(name, root, split)
@@ -50,15 +75,21 @@ def load(name: str, root: str, split: str, store_size: int = 64) -> Images:
 
 def from_torchvision(name: str, root: str, split: str) -> Images:
     """CIFAR-10, CIFAR-100 or STL10. torchvision checks the md5 of every file before it unpickles anything."""
-    source = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "stl10": datasets.STL10}[name]
+    source = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "stl10": datasets.STL10}[
+        name
+    ]
     with fetching(source.filename, source.tgz_md5, source.url, root, source.base_folder):
         if name == "stl10":
-            data = source(root, split="train+unlabeled" if split == "pretrain" else split, download=True)
+            data = source(
+                root, split="train+unlabeled" if split == "pretrain" else split, download=True
+            )
             pixels, labels, classes = data.data, data.labels.astype(np.int64), STL10_CLASSES
         else:
             data = source(root, train=split != "test", download=True)
             pixels, labels, classes = data.data.transpose(0, 3, 1, 2), data.targets, data.classes
-    return Images(torch.from_numpy(np.ascontiguousarray(pixels)), torch.as_tensor(labels), list(classes))
+    return Images(
+        torch.from_numpy(np.ascontiguousarray(pixels)), torch.as_tensor(labels), list(classes)
+    )
 
 
 def photos(split: str) -> Images:
@@ -79,6 +110,8 @@ def photos(split: str) -> Images:
         picture = np.broadcast_to(picture.reshape(height, width, -1), (height, width, 3))
         for _ in range(count):
             y, x = draw.randint(height - 63), draw.randint(first, last - 63)
-            crops.append((picture[y : y + 64, x : x + 64].reshape(32, 2, 32, 2, 3).sum((1, 3)) + 2) // 4)
+            crops.append(
+                (picture[y : y + 64, x : x + 64].reshape(32, 2, 32, 2, 3).sum((1, 3)) + 2) // 4
+            )
     pixels = torch.from_numpy(np.stack(crops).astype(np.uint8)).permute(0, 3, 1, 2).contiguous()
     return Images(pixels, torch.arange(len(PHOTOS)).repeat_interleave(count), list(PHOTOS))

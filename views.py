@@ -20,7 +20,11 @@ from torch import Tensor
 
 MEAN = (0.4914, 0.4822, 0.4465)  # of CIFAR-10's channels, applied to every data set
 STD = (0.2023, 0.1994, 0.2010)
-LUMA = (0.2989, 0.587, 0.114)  # red, green and blue in gray (ITU-R BT.601, with torchvision's digits)
+LUMA = (
+    0.2989,
+    0.587,
+    0.114,
+)  # red, green and blue in gray (ITU-R BT.601, with torchvision's digits)
 
 TRIES = 10  # crops to draw before the central one is taken
 SCALE = (0.08, 1.0)  # a crop's share of the image's area
@@ -45,7 +49,9 @@ class Draw(NamedTuple):
     hue: Tensor  # turns of the colour circle [0]
     gray: Tensor  # a second saturation factor: 0 where the view is gray [1]
     blur: Tensor  # share of a pixel's value that comes from its neighbours, per direction, 0 to 2/3 [0]
-    order: list[list[int]]  # V×4: the order of brightness (0), contrast (1), saturation (2) and hue (3) in each view
+    order: list[
+        list[int]
+    ]  # V×4: the order of brightness (0), contrast (1), saturation (2) and hue (3) in each view
 
 
 def generator(seed: int, *where: int) -> torch.Generator:
@@ -78,7 +84,9 @@ def draw(views: int, batch: int, height: int, width: int, generator: torch.Gener
     return Draw(*torch.stack([p.float() for p in parameters]), order)
 
 
-def _crop_boxes(area: Tensor, ratio: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> list[Tensor]:
+def _crop_boxes(
+    area: Tensor, ratio: Tensor, top: Tensor, left: Tensor, height: int, width: int
+) -> list[Tensor]:
     """Top, left, height and width of the first of TRIES crops that fits into the image, from uniform numbers in [0, 1).
 
     The sampler of torchvision's RandomResizedCrop: area uniform, ratio log-uniform, position uniform; where no crop
@@ -91,7 +99,10 @@ def _crop_boxes(area: Tensor, ratio: Tensor, top: Tensor, left: Tensor, height: 
     fitting, first = fits.byte().max(0)  # the first of equals
     h, w = h.gather(0, first[None])[0], w.gather(0, first[None])[0]
 
-    central_h, central_w = min(height, round(width / RATIO[0])), min(width, round(height * RATIO[1]))
+    central_h, central_w = (
+        min(height, round(width / RATIO[0])),
+        min(width, round(height * RATIO[1])),
+    )
     central = fitting == 0
     h, w = h.masked_fill(central, central_h), w.masked_fill(central, central_w)
     top, left = (top * (height - h + 1)).floor(), (left * (width - w + 1)).floor()
@@ -121,7 +132,15 @@ def to(draw: Draw, device: torch.device | str) -> Draw:
 # The operations: `x` is B×3×H×W in [0, 1], other tensors have one value an image (B), and what is returned is new.
 
 
-def crop(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, flip: Tensor, size: int) -> Tensor:
+def crop(
+    images: Tensor,
+    top: Tensor,
+    left: Tensor,
+    height: Tensor,
+    width: Tensor,
+    flip: Tensor,
+    size: int,
+) -> Tensor:
     """Boxes of images (B×3×H×W, 0 to 255), resized with antialiasing and flipped: B×3×`size`×`size` in [0, 1].
 
     Bilinear resampling is linear in the rows and in the columns: rows · image · columnsᵀ.
@@ -144,7 +163,9 @@ def _resampling(start: Tensor, length: Tensor, flip: Tensor, source: int, target
     j = torch.arange(source, device=start.device) - start[:, None]
     inside = (j >= 0) & (j < length[:, None])
     distance = ((j + 0.5)[:, None] - (scale * (i + 0.5))[:, :, None]).abs_()
-    weights = distance.neg_().add_(scale.clamp_min(1)[:, :, None]).clamp_min_(0).mul_(inside[:, None])
+    weights = (
+        distance.neg_().add_(scale.clamp_min(1)[:, :, None]).clamp_min_(0).mul_(inside[:, None])
+    )
     return weights.div_(weights.sum(2, keepdim=True))
 
 
@@ -204,7 +225,9 @@ def finish(x: Tensor, gray: Tensor, share: Tensor) -> Tensor:
 
 
 def _standardize(x: Tensor) -> Tensor:
-    for channel, mean, std in zip(x.unbind(1), MEAN, STD, strict=True):  # plain numbers: no copy to a GPU to wait for
+    for channel, mean, std in zip(
+        x.unbind(1), MEAN, STD, strict=True
+    ):  # plain numbers: no copy to a GPU to wait for
         channel.sub_(mean).div_(std)
     return x
 
@@ -233,7 +256,9 @@ def make_view(images: Tensor, draw: Draw, view: int, size: int = 32, ops: Ops = 
     `draw` is on that device too (`to`). Returns float32 B×3×size×size, normalised with MEAN and STD.
     """
     top, left, height, width, flip, *jitter, gray, share = (p[view] for p in draw[:-1])
-    with torch.autocast(images.device.type, enabled=False):  # it would round the crop's products to 8 bits
+    with torch.autocast(
+        images.device.type, enabled=False
+    ):  # it would round the crop's products to 8 bits
         x = ops.crop(images, top, left, height, width, flip, size)
         for i in draw.order[view]:
             x = ops.jitter[i](x, jitter[i])
@@ -243,7 +268,9 @@ def make_view(images: Tensor, draw: Draw, view: int, size: int = 32, ops: Ops = 
 def make(images: Tensor, draw: Draw, size: int = 32, ops: Ops = Ops()) -> Tensor:
     """All V views that `draw` describes: V×B×3×size×size (`make_view`)."""
     images = images.float()
-    return torch.stack([make_view(images, draw, view, size, ops) for view in range(len(draw.order))])
+    return torch.stack(
+        [make_view(images, draw, view, size, ops) for view in range(len(draw.order))]
+    )
 
 
 def normalize(images: Tensor) -> Tensor:

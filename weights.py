@@ -23,7 +23,13 @@ from images import mending
 from model import Model, arch_of
 from utils import UserError
 
-METHODS = {"attentionce": "AttentioNCE", "simclr": "SimCLR", "dcl": "DCL", "hcl": "HCL", "bcl": "BCL"}
+METHODS = {
+    "attentionce": "AttentioNCE",
+    "simclr": "SimCLR",
+    "dcl": "DCL",
+    "hcl": "HCL",
+    "bcl": "BCL",
+}
 # What each loss is computed with besides the temperature: the last part of a file's name.
 PARAMETERS = {
     "attentionce": ("d_pos", "d_neg"),
@@ -33,17 +39,25 @@ PARAMETERS = {
     "bcl": ("tau_plus", "alpha", "beta"),
 }
 LARGEST_FILE = 8 * 2**30  # bytes; a state of resnet50 is 0.3 GB
-LARGEST_PICKLE = 4 * 2**20  # bytes of structure, without the tensors' own; a state of resnet50 after 400 epochs has 0.1 MB
+LARGEST_PICKLE = (
+    4 * 2**20
+)  # bytes of structure, without the tensors' own; a state of resnet50 after 400 epochs has 0.1 MB
 LARGEST_DIRECTORY = 4 * 2**20  # bytes of the list of records; a state of resnet50 has 0.04 MB
 # The only names that a state_dict's pickle needs. weights_only allows a few more, bytearray(10**12) among them.
-KNOWN_GLOBALS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"}
+KNOWN_GLOBALS = {
+    "collections OrderedDict",
+    "torch._utils _rebuild_tensor_v2",
+    "torch._utils _rebuild_parameter",
+}
 
 
 def stem(args: Namespace, epoch: int | str) -> str:
     """A file's name without ending: `stl10_SimCLR_4model_256_400_2.0_0.5`, or `cifar10_SimCLR_bcl_256_400_0.1_0.9_0.9`."""
     method = f"{args.num_pos}model" if args.loss == "attentionce" else args.loss
     numbers = [str(float(getattr(args, name))) for name in PARAMETERS[args.loss]]
-    return "_".join([args.dataset_name, args.estimator, method, str(args.batch_size), str(epoch), *numbers])
+    return "_".join(
+        [args.dataset_name, args.estimator, method, str(args.batch_size), str(epoch), *numbers]
+    )
 
 
 def title(path: str | Path) -> str:
@@ -54,9 +68,16 @@ def title(path: str | Path) -> str:
         method = rf"{positives[1]}model" if positives and loss == "attentionce" else loss
         found = re.fullmatch(rf"[^_]+_[^_]+_{method}_\d+_(\d+)" + r"_([\d.]+)" * len(names), name)
         if found:
-            numbers = [f"{name} {float(value):g}" for name, value in zip(names, found.groups()[1:], strict=True)]
+            numbers = [
+                f"{name} {float(value):g}"
+                for name, value in zip(names, found.groups()[1:], strict=True)
+            ]
             numbers += [f"{positives[1]} positives"] if positives and positives[1] != "4" else []
-            return METHODS[loss] + (f" ({', '.join(numbers)})" if numbers else "") + f", {found[1]} epochs"
+            return (
+                METHODS[loss]
+                + (f" ({', '.join(numbers)})" if numbers else "")
+                + f", {found[1]} epochs"
+            )
     return name
 
 
@@ -67,15 +88,22 @@ def writable_folder(path: Path) -> Path:
     """The folder, made where it is missing, after a trial file has shown that it takes files."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path) as trial:  # which has no name that a crash could leave behind
+        with tempfile.TemporaryFile(
+            dir=path
+        ) as trial:  # which has no name that a crash could leave behind
             trial.write(b"x")
     except OSError as error:
-        raise UserError(f"cannot write to the results folder {path}: {error.strerror}; name another with --results") from None
+        raise UserError(
+            f"cannot write to the results folder {path}: {error.strerror}; name another with --results"
+        ) from None
     return path
 
 
 def replace(
-    path: Path, write: Callable[[BinaryIO], Any], previous: Path | None = None, verify: Callable[[Path], None] | None = None
+    path: Path,
+    write: Callable[[BinaryIO], Any],
+    previous: Path | None = None,
+    verify: Callable[[Path], None] | None = None,
 ) -> None:
     """Replace a file in one step: `write(file)` to a temporary name beside it, flushed to disk, then renamed.
 
@@ -97,10 +125,16 @@ def replace(
             os.replace(path, previous)
         os.replace(temporary, path)
         _flush_folder(path.parent)
-    except (OSError, RuntimeError, UserError) as error:  # torch.save turns a full disk into a RuntimeError
+    except (
+        OSError,
+        RuntimeError,
+        UserError,
+    ) as error:  # torch.save turns a full disk into a RuntimeError
         with suppress(OSError):  # a folder that is gone or read-only
             temporary.unlink()
-        reasons = (getattr(e, "strerror", None) for e in (error, error.__context__))  # the second: what torch.save ran into
+        reasons = (
+            getattr(e, "strerror", None) for e in (error, error.__context__)
+        )  # the second: what torch.save ran into
         reason = next(filter(None, reasons), None) or str(error).splitlines()[0]
         advice = "what was there before is unharmed; mend that and give the same command again"
         raise UserError(f"cannot write {path}: {reason}; {advice}") from error
@@ -155,20 +189,39 @@ def check(path: Path) -> None:
         raise UserError(f"there is no file {path}")
     if not path.is_file():  # opening a pipe would wait for ever
         raise UserError(f"{path} is no file")
-    with mending(f"{path} is truncated, damaged or no weights file of PyTorch 1.6 or later"), open(path, "rb") as file:
+    with (
+        mending(f"{path} is truncated, damaged or no weights file of PyTorch 1.6 or later"),
+        open(path, "rb") as file,
+    ):
         _check_frame(path, file)
         with zipfile.ZipFile(file) as archive:
             records = archive.infolist()
             sizes = sum(record.file_size for record in records)
             if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-                raise UserError(f"{path} has compressed records, which torch.save never writes: not opened")
+                raise UserError(
+                    f"{path} has compressed records, which torch.save never writes: not opened"
+                )
             if sizes > min(path.stat().st_size, LARGEST_FILE):
-                raise UserError(f"{path} claims to hold {sizes:,} bytes: more than it can; not opened")
-            names = [record.filename.lower() for record in records]  # torch.load does not tell A from a
-            pickles = [record for record, name in zip(records, names, strict=True) if name.endswith("/data.pkl")]
-            if len(pickles) != 1 or pickles[0].file_size > LARGEST_PICKLE or len(set(names)) < len(names):
+                raise UserError(
+                    f"{path} claims to hold {sizes:,} bytes: more than it can; not opened"
+                )
+            names = [
+                record.filename.lower() for record in records
+            ]  # torch.load does not tell A from a
+            pickles = [
+                record
+                for record, name in zip(records, names, strict=True)
+                if name.endswith("/data.pkl")
+            ]
+            if (
+                len(pickles) != 1
+                or pickles[0].file_size > LARGEST_PICKLE
+                or len(set(names)) < len(names)
+            ):
                 raise UserError(f"{path} was not written by torch.save: not opened")
-            if any(record.is_dir() or record.external_attr & 0x10 for record in records):  # torch.load reads no numbers then
+            if any(
+                record.is_dir() or record.external_attr & 0x10 for record in records
+            ):  # torch.load reads no numbers then
                 raise UserError(f"{path} has a folder among its records: not opened")
             damaged = archive.testzip()
             if damaged is not None:
@@ -180,7 +233,9 @@ def _check_frame(path: Path, file: BinaryIO) -> None:
     """Begins as torch.load's zip files do (it reads others by other means), ends with a list of records of sensible size."""
     begins, length = file.read(4), file.seek(0, os.SEEK_END)
     file.seek(max(0, length - 98))
-    end = file.read().rjust(98, b"\0")  # 56 bytes and 20 for large files, which torch.save may write for small ones; 22
+    end = file.read().rjust(
+        98, b"\0"
+    )  # 56 bytes and 20 for large files, which torch.save may write for small ones; 22
     if begins != b"PK\3\4" or end[76:80] != b"PK\5\6" or end[96:] != b"\0\0":
         raise UserError(f"{path} is truncated, damaged or no weights file of PyTorch 1.6 or later")
     large = struct.unpack("<Q", end[40:48])[0] if end[56:60] == b"PK\6\7" else 0
@@ -192,7 +247,11 @@ def _check_names(path: Path, pickled: bytes) -> None:
     for opcode, argument, _ in pickletools.genops(pickled):
         if opcode.name in ("STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4"):
             raise UserError(f"{path} holds more than tensors ({opcode.name}): not opened")
-        storage = opcode.name == "GLOBAL" and argument.startswith("torch ") and argument.endswith("Storage")
+        storage = (
+            opcode.name == "GLOBAL"
+            and argument.startswith("torch ")
+            and argument.endswith("Storage")
+        )
         if opcode.name == "GLOBAL" and not storage and argument not in KNOWN_GLOBALS:
             raise UserError(f"{path} holds more than tensors ({argument!r}): not opened")
 
@@ -209,13 +268,19 @@ def read(path: str | Path) -> dict[str, Any]:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # whatever a hostile pickle provokes in the unpickler
-            cause = repr(str(error).split("WeightsUnpickler error:")[-1].strip())[1:-1]  # before it, advice to trust the file
-            raise UserError(f"{path} cannot be opened as weights ({type(error).__name__}: {cause[:200]})") from None
+            cause = repr(str(error).split("WeightsUnpickler error:")[-1].strip())[
+                1:-1
+            ]  # before it, advice to trust the file
+            raise UserError(
+                f"{path} cannot be opened as weights ({type(error).__name__}: {cause[:200]})"
+            ) from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a state_dict")
     for name, tensor in tensors(content):
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise UserError(f"{path} is not opened: {name} claims to be {tuple(tensor.shape)}, more than the file holds")
+            raise UserError(
+                f"{path} is not opened: {name} claims to be {tuple(tensor.shape)}, more than the file holds"
+            )
     return content
 
 
@@ -244,7 +309,9 @@ def load_model(path: str | Path, arch: str | None = None) -> tuple[Model, str]:
     state = {}
     for key, value in read(path).items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise UserError(f"{path} is not a state_dict: {str(key)[:80]!r} holds a {type(value).__name__}, not a tensor")
+            raise UserError(
+                f"{path} is not a state_dict: {str(key)[:80]!r} holds a {type(value).__name__}, not a tensor"
+            )
         name = key.replace("module.", "").replace("_orig_mod.", "")
         if name in state:
             raise UserError(f"{path} has {name} twice, with different prefixes")

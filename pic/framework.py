@@ -22,11 +22,28 @@ import attention
 import views
 from model import Model
 
-PHOTOS = ["chelsea", "astronaut", "coffee", "rocket", "retina"]  # the first is the one that is followed
+PHOTOS = [
+    "chelsea",
+    "astronaut",
+    "coffee",
+    "rocket",
+    "retina",
+]  # the first is the one that is followed
 VIEWS_SEED, MODEL_SEED, D_POS, D_NEG = 1, 41, 1.0, 1.0
-ANCHOR, POSITIVE, NEGATIVE, GREY, PALE = "#0072B2", "#009E73", "#D55E00", "#555555", "#F5F5F5"  # Okabe and Ito's, and greys
+ANCHOR, POSITIVE, NEGATIVE, GREY, PALE = (
+    "#0072B2",
+    "#009E73",
+    "#D55E00",
+    "#555555",
+    "#F5F5F5",
+)  # Okabe and Ito's, and greys
 WIDTH, HEIGHT = 10, 6.9  # inches, the unit of all positions and sizes below, except fonts and lines
-CENTRE, RADIUS, RING, SMALL = np.array([7.45, 4.08]), 1.27, 1.8, 0.42  # the circle; the views around it and their size
+CENTRE, RADIUS, RING, SMALL = (
+    np.array([7.45, 4.08]),
+    1.27,
+    1.8,
+    0.42,
+)  # the circle; the views around it and their size
 figure = Figure(figsize=(WIDTH, HEIGHT), dpi=180)
 axes = figure.add_axes((0, 0, 1, 1))
 
@@ -34,18 +51,46 @@ axes = figure.add_axes((0, 0, 1, 1))
 def show(pixels: torch.Tensor, x: float, y: float, size: float, colour: str) -> None:
     """An image, 3×H×W in [0, 1], with its middle at (x, y), in a frame."""
     box = (x - size / 2, x + size / 2, y - size / 2, y + size / 2)
-    axes.imshow(pixels.permute(1, 2, 0).clamp(0, 1).numpy(), extent=box, interpolation="lanczos", zorder=5)
-    axes.add_patch(Rectangle((box[0], box[2]), size, size, fill=False, edgecolor=colour, linewidth=2, zorder=6))
+    axes.imshow(
+        pixels.permute(1, 2, 0).clamp(0, 1).numpy(), extent=box, interpolation="lanczos", zorder=5
+    )
+    axes.add_patch(
+        Rectangle((box[0], box[2]), size, size, fill=False, edgecolor=colour, linewidth=2, zorder=6)
+    )
 
 
-def write(x: float, y: float, text: str, colour: str = "black", size: float = 9.5, ha: str = "center", turn: float = 0) -> None:
+def write(
+    x: float,
+    y: float,
+    text: str,
+    colour: str = "black",
+    size: float = 9.5,
+    ha: str = "center",
+    turn: float = 0,
+) -> None:
     math = "cm" if size >= 12 else "dejavusans"  # as tall as the words beside it
-    style = {"color": colour, "fontsize": size, "ha": ha, "va": "center", "rotation": turn, "math_fontfamily": math}
+    style = {
+        "color": colour,
+        "fontsize": size,
+        "ha": ha,
+        "va": "center",
+        "rotation": turn,
+        "math_fontfamily": math,
+    }
     axes.text(x, y, text, **style, zorder=7)
 
 
-def arrow(start: tuple, end: tuple, colour: str = GREY, width: float = 1.5, head: float = 12) -> None:
-    style = {"arrowstyle": "-|>", "color": colour, "linewidth": width, "mutation_scale": head, "shrinkA": 0, "shrinkB": 0}
+def arrow(
+    start: tuple, end: tuple, colour: str = GREY, width: float = 1.5, head: float = 12
+) -> None:
+    style = {
+        "arrowstyle": "-|>",
+        "color": colour,
+        "linewidth": width,
+        "mutation_scale": head,
+        "shrinkA": 0,
+        "shrinkB": 0,
+    }
     axes.annotate("", end, start, arrowprops=style, zorder=7)
 
 
@@ -69,7 +114,9 @@ def spread(angles: np.ndarray, gap: float = 0.35) -> np.ndarray:
 
 # The numbers: embeddings z (V×B×2); the first image's first anchor, its α (M), its β (N) and its prototype.
 photos = [Image.fromarray(getattr(data, name)()) for name in PHOTOS]
-images = np.stack([np.asarray(ImageOps.fit(photo, (256, 256), Image.Resampling.BILINEAR)) for photo in photos])
+images = np.stack(
+    [np.asarray(ImageOps.fit(photo, (256, 256), Image.Resampling.BILINEAR)) for photo in photos]
+)
 images = torch.from_numpy(images).permute(0, 3, 1, 2)
 draw = views.draw(6, len(PHOTOS), 256, 256, views.generator(VIEWS_SEED))
 std, mean = torch.tensor([views.STD, views.MEAN])[:, :, None, None]
@@ -85,7 +132,12 @@ beta = torch.stack([len(negatives) * (softmax[place] + 1e-6) for place in negati
 prototype = CENTRE + RADIUS * (alpha @ z[2:, 0]).numpy()
 
 # Left: a batch, the views of one of its images, the network, the legend.
-for x, text in (0.9, "a batch"), (2.45, "2 + M views each"), (4.03, "one network"), (7.45, "embeddings on the unit sphere"):
+for x, text in (
+    (0.9, "a batch"),
+    (2.45, "2 + M views each"),
+    (4.03, "one network"),
+    (7.45, "embeddings on the unit sphere"),
+):
     write(x, 6.63, text, size=12)
 show(images[0] / 255, 0.9, 5.6, 1.3, "black")
 for image, (x, y) in enumerate(((0.57, 4.15), (1.23, 4.15), (0.57, 3.49), (1.23, 3.49)), 1):
@@ -98,8 +150,16 @@ for view, y in enumerate((5.95, 5.27, 4.37, 3.69, 3.01, 2.33)):
     write(2.05, y, names[view], colours[view], 14)
 write(2.98, 5.61, "2 anchors", ANCHOR, turn=90)
 write(2.98, 3.35, "$M=4$ positives", POSITIVE, turn=90)
-for x, name, what, half, left, right in (3.68, "$f$", "encoder", 0.3, 0.7, 0.4), (4.43, "$g$", "head", 0.2, 0.4, 0.25):
-    corners = [(x - half, 4.2 - left), (x - half, 4.2 + left), (x + half, 4.2 + right), (x + half, 4.2 - right)]
+for x, name, what, half, left, right in (
+    (3.68, "$f$", "encoder", 0.3, 0.7, 0.4),
+    (4.43, "$g$", "head", 0.2, 0.4, 0.25),
+):
+    corners = [
+        (x - half, 4.2 - left),
+        (x - half, 4.2 + left),
+        (x + half, 4.2 + right),
+        (x + half, 4.2 - right),
+    ]
     axes.add_patch(Polygon(corners, facecolor=PALE, edgecolor=GREY))
     write(x, 4.2, name, size=16)
     write(x, 4.35 + left, what)
@@ -118,7 +178,9 @@ places = [(view, 0) for view in range(6)] + negatives
 angles = np.array([np.arctan2(*z[place].tolist()[::-1]) for place in places])
 anchor = on_circle(angles[0])
 values = [None, None, *alpha.tolist(), *beta.tolist()]
-for i, (place, colour, value, around) in enumerate(zip(places, colours, values, spread(angles), strict=True)):
+for i, (place, colour, value, around) in enumerate(
+    zip(places, colours, values, spread(angles), strict=True)
+):
     point, outside = on_circle(angles[i]), on_circle(around, RING)
     if colour == POSITIVE:
         line(point, prototype, colour, 14 * value, 0.5)
@@ -144,16 +206,29 @@ for x, y, formula, colour, size in (
     (4.1, 1.41, r"\mathrm{pos}_j=a_j\cdot\sum_m\alpha_{jm}\,p_m\,/\,T", POSITIVE, 12.5),
     (6.4, 1.41, r"\alpha_{jm}=\mathrm{softmax}_m(a_j\cdot p_m\,/\,d_\mathrm{pos})", POSITIVE, 12.5),
     (4.1, 0.94, r"\mathrm{neg}_{jk}=\beta_{jk}\,a_j\cdot a_k\,/\,T", NEGATIVE, 12.5),
-    (6.4, 0.94, r"\beta_{jk}=N\,(\mathrm{softmax}_k(a_j\cdot a_k\,/\,d_\mathrm{neg})+10^{-6})", NEGATIVE, 12.5),
+    (
+        6.4,
+        0.94,
+        r"\beta_{jk}=N\,(\mathrm{softmax}_k(a_j\cdot a_k\,/\,d_\mathrm{neg})+10^{-6})",
+        NEGATIVE,
+        12.5,
+    ),
 ):
     write(x, y, f"${formula}$", colour, size, ha="left")
 setting = rf"$B={len(PHOTOS)}$ photographs, so $N={len(negatives)}$, $d_\mathrm{{pos}}={D_POS:g}$, $d_\mathrm{{neg}}={D_NEG:g}$"
 own = r"$a_2$ has a prototype, $\alpha$ and $\beta$ of its own. No gradient flows through $\alpha$ and $\beta$"
-write(WIDTH / 2, 0.36, f"Computed by an untrained encoder with two outputs: {setting}.\nDrawn for $a_1$; {own}.", GREY)
+write(
+    WIDTH / 2,
+    0.36,
+    f"Computed by an untrained encoder with two outputs: {setting}.\nDrawn for $a_1$; {own}.",
+    GREY,
+)
 
 axes.set(xlim=(0, WIDTH), ylim=(0, HEIGHT), aspect="equal")
 axes.axis("off")
 path = Path(__file__).with_suffix(".png")
 figure.savefig(path)
 pixels = np.asarray(Image.open(path).convert("RGB"))
-Image.fromarray((np.round(pixels / 5) * 5).astype(np.uint8)).save(path, optimize=True)  # 52 levels a channel: smaller
+Image.fromarray((np.round(pixels / 5) * 5).astype(np.uint8)).save(
+    path, optimize=True
+)  # 52 levels a channel: smaller

@@ -44,14 +44,33 @@ def results(tmp_path):
 @pytest.fixture
 def tiny(pictures, results):
     """Flags of main.py for a run of a second: 3 steps an epoch."""
-    return ["--dataset_name", "folder", "--root", pictures, "--results", results, "--arch", "resnet10", "--image_size", 8,
-            "--batch_size", 8, "--epochs", 1, "--knn_every", 0]  # fmt: skip
+    return [
+        "--dataset_name",
+        "folder",
+        "--root",
+        pictures,
+        "--results",
+        results,
+        "--arch",
+        "resnet10",
+        "--image_size",
+        8,
+        "--batch_size",
+        8,
+        "--epochs",
+        1,
+        "--knn_every",
+        0,
+    ]
 
 
 @pytest.fixture
 def call(monkeypatch):
     """call(main, "--epochs", 1, …): the module's main() with these flags, in this process."""
-    signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    signals = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    }
 
     def function(module, *words):
         monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, words)])
@@ -83,7 +102,9 @@ def script():
     def function(*words):
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, *map(str, words)]
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+        return subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+        )
 
     return function
 
@@ -91,7 +112,9 @@ def script():
 @pytest.fixture
 def files():
     """files(folder): the contents of every file below it, by its path inside."""
-    return lambda folder: {str(p.relative_to(folder)): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
+    return lambda folder: {
+        str(p.relative_to(folder)): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()
+    }
 
 
 @pytest.fixture
@@ -99,7 +122,9 @@ def under_1_gb():
     """The test fails if this process takes 1 GB more than it had at any moment of it."""
 
     def memory(name):
-        return int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+        return (
+            int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+        )
 
     if not Path("/proc/self/clear_refs").exists():  # not on macOS
         yield

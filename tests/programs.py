@@ -23,7 +23,9 @@ import weights
 
 SOAK = bool(os.environ.get("SOAK"))  # set by `make soak`
 CONTEXT = get_context("forkserver")
-CONTEXT.set_forkserver_preload(["main", "linear", "test_distributed", "programs"])  # one server for all files of tests
+CONTEXT.set_forkserver_preload(
+    ["main", "linear", "test_distributed", "programs"]
+)  # one server for all files of tests
 
 
 class Small(nn.Module):
@@ -31,7 +33,12 @@ class Small(nn.Module):
 
     def __init__(self, feature_dim=128, arch="resnet50"):
         super().__init__()
-        self.f = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(2))
+        self.f = nn.Sequential(
+            nn.Conv2d(3, 4, 3, stride=2, bias=False),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2),
+        )
         self.g = nn.Linear(16, feature_dim)
 
     def forward(self, x, recompute=False):
@@ -44,7 +51,9 @@ class Program:
 
     def __init__(self, folder, flags, *faults):
         self.path = folder / f"output{len(list(folder.glob('output*')))}"
-        self.process = CONTEXT.Process(target=_run, args=(self.path, [*map(str, flags)], faults), daemon=True)
+        self.process = CONTEXT.Process(
+            target=_run, args=(self.path, [*map(str, flags)], faults), daemon=True
+        )
         self.process.start()
 
     def kill(self, number=signal.SIGKILL):
@@ -66,7 +75,9 @@ class Program:
         assert self.wait() == 2, self.output()
         lines = [line for line in re.split(r"[\r\n]+", self.output()) if line]
         assert "Traceback" not in self.output() and "Exception" not in self.output(), self.output()
-        assert [line.startswith("error: ") for line in lines].count(True) == 1 and lines[-1].startswith("error: "), lines
+        assert [line.startswith("error: ") for line in lines].count(True) == 1 and lines[
+            -1
+        ].startswith("error: "), lines
         return lines[-1]
 
 
@@ -158,7 +169,9 @@ class KillInSave:
                     happens()
                 return super().write(data)
 
-        weights.open = lambda path, mode: Watched(io.FileIO(path, "w")) if mode == "wb" else open(path, mode)
+        weights.open = lambda path, mode: (
+            Watched(io.FileIO(path, "w")) if mode == "wb" else open(path, mode)
+        )
 
 
 def obey_permissions():
@@ -188,7 +201,9 @@ def rows(folder):
 def same_bits(one, other):
     """Whether two state_dicts, or what contains them, are equal to the last bit."""
     if isinstance(one, torch.Tensor):
-        return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+        return (
+            isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+        )
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(same_bits(one[key], other[key]) for key in one)
     if isinstance(one, (list, tuple)):
@@ -201,11 +216,16 @@ def check_end(results, whole):
     for ending in (".pth", ".state"):
         a, b = (weights.read(last(folder, ending)) for folder in (results, whole))
         if ending == ".state":
-            a, b = ({part: state[part] for part in ("model", "optimizer", "moco")} for state in (a, b))
+            a, b = (
+                {part: state[part] for part in ("model", "optimizer", "moco")} for state in (a, b)
+            )
         assert same_bits(a, b)
     for one, other in zip(rows(results), rows(whole), strict=True):
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
-    left = {path.name.removeprefix(last(results, ".csv").stem) for path in last(results, ".csv").parent.iterdir()}
+    left = {
+        path.name.removeprefix(last(results, ".csv").stem)
+        for path in last(results, ".csv").parent.iterdir()
+    }
     assert left - {".state.damaged"} == {".csv", ".json", ".pth", ".state", ".state.previous"}
 
 

@@ -26,27 +26,41 @@ from model import Model
 from utils import UserError
 
 CPU = torch.device("cpu")
-TINY = {"arch": "resnet10", "batch_size": 4, "repetitions": 2, "view_images": 8, "epoch_steps": 2, "loss_batches": [16],
-        "linear_images": 8, "matmul": 64}  # fmt: skip
+TINY = {
+    "arch": "resnet10",
+    "batch_size": 4,
+    "repetitions": 2,
+    "view_images": 8,
+    "epoch_steps": 2,
+    "loss_batches": [16],
+    "linear_images": 8,
+    "matmul": 64,
+}
 ARGS = Namespace(**TINY, device="cpu", image_size=8, compile="off", precision="fp32")
 
 
 def embeddings(batch=9, dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
-    return normalize(torch.randn(6, batch, 16, dtype=dtype, generator=generator), dim=-1).requires_grad_()
+    return normalize(
+        torch.randn(6, batch, 16, dtype=dtype, generator=generator), dim=-1
+    ).requires_grad_()
 
 
 # ------------------------------------------------------------------------------------------------- the two sides
 
 
-@pytest.mark.parametrize(("temperature", "d_pos", "d_neg"), [(0.5, 1, 1), (0.5, 0.1, 10), (0.2, 2, 0.5)])
+@pytest.mark.parametrize(
+    ("temperature", "d_pos", "d_neg"), [(0.5, 1, 1), (0.5, 0.1, 10), (0.2, 2, 0.5)]
+)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
 def test_recipes_loss_is_ours(dtype, tolerance, temperature, d_pos, d_neg):
     z = embeddings(dtype=dtype)
     results = [f(z, temperature, d_pos, d_neg) for f in (recipe.attentionce, loss.attentionce)]
     gradients = [torch.autograd.grad(result, z)[0] for result in results]
     torch.testing.assert_close(results[0], results[1], rtol=tolerance, atol=0)
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=tolerance * gradients[1].abs().max().item())
+    torch.testing.assert_close(
+        gradients[0], gradients[1], rtol=0, atol=tolerance * gradients[1].abs().max().item()
+    )
 
 
 def test_recipes_mask_leaves_out_both_anchors_of_the_image():
@@ -62,7 +76,9 @@ def test_both_steps_are_the_same_work(grad_cache, monkeypatch):
     run.model.load_state_dict(theirs.model.state_dict())
     shapes = []
     forward = Model.forward
-    monkeypatch.setattr(Model, "forward", lambda self, x, *a: shapes.append(tuple(x.shape)) or forward(self, x, *a))
+    monkeypatch.setattr(
+        Model, "forward", lambda self, x, *a: shapes.append(tuple(x.shape)) or forward(self, x, *a)
+    )
     expected = theirs.step(made)
     theirs_shapes, shapes[:] = list(shapes), []
     ours.fixed_step(run, made, grad_cache)()
@@ -81,7 +97,9 @@ def test_both_sides_make_as_many_views(monkeypatch):
     assert [[tuple(view.shape) for view in views] for views in batches] == [[(4, 3, 8, 8)] * 6] * 3
     assert not batches[0][0].equal(batches[0][1])
     asked = []
-    ours.make_views(images.pixels, 4, lambda images, draw, view: asked.append((tuple(images.shape), view)))
+    ours.make_views(
+        images.pixels, 4, lambda images, draw, view: asked.append((tuple(images.shape), view))
+    )
     assert asked == [((4, 3, 32, 32), view) for view in range(6)] * 3
 
 
@@ -91,25 +109,55 @@ def test_both_sides_make_as_many_views(monkeypatch):
 def in_this_process(function, *arguments):
     """measure.fresh without a process, which would take seconds."""
     module, name = function.split(".")
-    return json.loads(json.dumps(getattr(importlib.import_module(module), name)(*json.loads(json.dumps(arguments)))))
+    return json.loads(
+        json.dumps(
+            getattr(importlib.import_module(module), name)(*json.loads(json.dumps(arguments)))
+        )
+    )
 
 
 def test_every_row_is_measured(call, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(benchmark.SIZES, "quick", TINY)
     monkeypatch.setattr(benchmark, "fresh", in_this_process)
-    monkeypatch.setattr(train, "take_step", train.take_step)  # so that what ours.first_step does to it is undone
+    monkeypatch.setattr(
+        train, "take_step", train.take_step
+    )  # so that what ours.first_step does to it is undone
     monkeypatch.setattr(benchmark, "precisions", lambda asked, device: ["fp32", "bf16"])
-    flags = ("--device", "cpu", "--quick", "--image_size", 8, "--compile", "off", "--results", tmp_path)
+    flags = (
+        "--device",
+        "cpu",
+        "--quick",
+        "--image_size",
+        8,
+        "--compile",
+        "off",
+        "--results",
+        tmp_path,
+    )
     call(benchmark, *flags)
     written = json.loads((tmp_path / "benchmark-cpu.json").read_text())
-    assert written["flags"]["batch_size"] == 4 and "--image_size 8" in written["command"] and written["machine"]["torch"]
+    assert (
+        written["flags"]["batch_size"] == 4
+        and "--image_size 8" in written["command"]
+        and written["machine"]["torch"]
+    )
     both, steps = ["fp32", "bf16"], ["fp32", "bf16", "bf16 grad_cache"]
     expected = {
-        "views": ["cpu eager"], "step": steps, "view making": ["bf16"], "limit": both, "epoch": both,
-        "memory": ["fp32", "fp32 grad_cache", "bf16", "bf16 grad_cache"], "loss": ["batch 16"], "loss memory": ["batch 16"],
-        "linear": both, "linear, once": both, "start-up": [""],
-    }  # fmt: skip
-    assert sorted((r["name"], r["variant"]) for r in written["rows"]) == sorted((n, v) for n in expected for v in expected[n])
+        "views": ["cpu eager"],
+        "step": steps,
+        "view making": ["bf16"],
+        "limit": both,
+        "epoch": both,
+        "memory": ["fp32", "fp32 grad_cache", "bf16", "bf16 grad_cache"],
+        "loss": ["batch 16"],
+        "loss memory": ["batch 16"],
+        "linear": both,
+        "linear, once": both,
+        "start-up": [""],
+    }
+    assert sorted((r["name"], r["variant"]) for r in written["rows"]) == sorted(
+        (n, v) for n in expected for v in expected[n]
+    )
     printed = capsys.readouterr().out
     for row in written["rows"]:
         alone = row["name"] in ("view making", "limit", "linear, once")
@@ -119,7 +167,9 @@ def test_every_row_is_measured(call, tmp_path, monkeypatch, capsys):
         once, often = memory or row["name"] in ("limit", "start-up"), row["name"] == "loss"
         assert row["ours"]["repetitions"] == (1 if once else 12 if often else 2), row
         if not alone and row["reference"]["median"]:
-            assert row["ratio"]["of_medians"] == pytest.approx(row["ours"]["median"] / row["reference"]["median"])
+            assert row["ratio"]["of_medians"] == pytest.approx(
+                row["ours"]["median"] / row["reference"]["median"]
+            )
         assert (row["share_of_limit"] is None) == (row["name"] not in ("step", "epoch")), row
         assert measure.line(row) in printed
 
@@ -131,9 +181,16 @@ def test_rates_count_what_was_done(monkeypatch):
     monkeypatch.setattr(benchmark, "interleaved", of_a_second)
     bench = benchmark.Bench(ARGS)
     bench.limits = {"fp32": 8.0}
-    found = {row.name: row for rows in (benchmark.view_rows, benchmark.step_rows, benchmark.epoch_rows) for row in rows(bench)}
+    found = {
+        row.name: row
+        for rows in (benchmark.view_rows, benchmark.step_rows, benchmark.epoch_rows)
+        for row in rows(bench)
+    }
     assert found["views"].ours == found["views"].reference == [8 * 6]
-    assert found["step"].ours == found["step"].reference == [4] and measure.record(found["step"])["share_of_limit"] == 0.5
+    assert (
+        found["step"].ours == found["step"].reference == [4]
+        and measure.record(found["step"])["share_of_limit"] == 0.5
+    )
     assert found["epoch"].ours == found["epoch"].reference == [2 * 4]
     assert found["view making"].ours == [100]
 
@@ -146,7 +203,11 @@ def test_limit_is_six_times_the_multiply_adds(monkeypatch):
     model = Model(128, "resnet10").eval()
     for module in model.modules():
         if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
-            hooks.append(module.register_forward_hook(lambda m, x, y: macs.append(y[0].numel() * m.weight[0].numel())))
+            hooks.append(
+                module.register_forward_hook(
+                    lambda m, x, y: macs.append(y[0].numel() * m.weight[0].numel())
+                )
+            )
     model(torch.zeros(1, 3, 8, 8))
     # thop counts normalisation too, a hundredth of the products
     assert bench.limits["fp32"] == pytest.approx(1e12 / (6 * 6 * sum(macs)), rel=0.03)
@@ -173,7 +234,9 @@ def test_repetitions_alternate_and_the_first_round_does_not_count():
 
 
 def test_record_of_a_row():
-    result = measure.record(Row("step", "bf16", "images/s", [2.0, 4.0, 3.0], [6.0, 8.0, 12.0], limit=16.0))
+    result = measure.record(
+        Row("step", "bf16", "images/s", [2.0, 4.0, 3.0], [6.0, 8.0, 12.0], limit=16.0)
+    )
     assert result["reference"] == {"median": 3, "min": 2, "max": 4, "repetitions": 3}
     assert result["ours"] == {"median": 8, "min": 6, "max": 12, "repetitions": 3}
     assert result["ratio"] == {"of_medians": pytest.approx(8 / 3), "min": 2, "max": 4}
@@ -190,9 +253,16 @@ def test_readme_has_the_table(capsys, call, tmp_path, refused):
     assert text in (ROOT / "README.md").read_text()
     found = json.loads((ROOT / "results" / "benchmark-cpu.json").read_text())
     measured = [row for row in found["rows"] if row["reference"]]
-    assert len(text.splitlines()) == 4 + len(measured) and set(found["flags"]["rows"]) == set(benchmark.ROWS)
+    assert len(text.splitlines()) == 4 + len(measured) and set(found["flags"]["rows"]) == set(
+        benchmark.ROWS
+    )
     assert "there is no" in refused(benchmark, "--device", "cpu", "--table", "--results", tmp_path)
-    second = (ROOT / "README.md").read_text().split("On a second CPU")[1].split("Measured and left out")[0]
+    second = (
+        (ROOT / "README.md")
+        .read_text()
+        .split("On a second CPU")[1]
+        .split("Measured and left out")[0]
+    )
     found = json.loads((ROOT / "results" / "without-bf16" / "benchmark-cpu.json").read_text())
     for row in found["rows"]:
         if row["ratio"] and row["name"] in ("views", "epoch", "memory", "loss", "linear"):
@@ -217,7 +287,9 @@ def test_flags_that_cannot_work(monkeypatch, refused):
     assert "CUDA_VISIBLE_DEVICES" in refused(benchmark, "--device", "cuda:1")
     monkeypatch.undo()
     assert "--batch_size" in refused(benchmark, "--device", "cpu", "--batch_size", 1)
-    assert "--precision fp16" in refused(benchmark, "--device", "cpu", "--precision", "fp16", "--rows", "step")
+    assert "--precision fp16" in refused(
+        benchmark, "--device", "cpu", "--precision", "fp16", "--rows", "step"
+    )
 
 
 # ------------------------------------------------------------------------------------------------- several processes
@@ -243,7 +315,10 @@ def test_exchanges_are_what_an_epoch_hands_over(monkeypatch):
     ours.epoch(run)  # 2 steps of 4 images, 2 of them here
     parameters = sum(p.numel() for p in run.model.parameters())
     steps = 2 * list(scaling.exchanges(parameters, 2, 128, 2).values())
-    epoch = ("all_gather", 6 * 2 * 128 * 4)  # once an epoch, all embeddings for the effective numbers
+    epoch = (
+        "all_gather",
+        6 * 2 * 128 * 4,
+    )  # once an epoch, all embeddings for the effective numbers
     assert sorted(seen) == sorted([*steps, epoch])
 
 
@@ -258,7 +333,9 @@ def test_bytes_on_a_ring():
 
 
 def test_projection():
-    one, eight = scaling.project(0.5, {1: 0.01, 8: 0.03}, parameters=10**9 - 1, batch=256, link_gb_s=10)
+    one, eight = scaling.project(
+        0.5, {1: 0.01, 8: 0.03}, parameters=10**9 - 1, batch=256, link_gb_s=10
+    )
     assert one["sent_bytes"] == 0 and one["images_per_second"] == 512 and one["efficiency"] == 1
     anchors = 2 * 256 * 128 * 4
     assert eight["sent_bytes"] == pytest.approx(7 * anchors + 1.75 * (8 * anchors + 4e9 + 24))
@@ -276,17 +353,39 @@ def test_scaling_reports_every_number_of_processes(call, tmp_path, monkeypatch, 
     def launch(args, processes, most):
         asked.append((processes, most))
         found.append(found[0] if found else json.loads(json.dumps(scaling.worker(args, "fp32"))))
-        return {"processes": processes, "images_per_second": 100.0 * math.sqrt(processes), **found[0]}
+        return {
+            "processes": processes,
+            "images_per_second": 100.0 * math.sqrt(processes),
+            **found[0],
+        }
 
     monkeypatch.setattr(scaling, "launch", launch)
-    call(benchmark, "--device", "cpu", "--scaling", "--quick", "--image_size", 8, "--link_gb_s", 25, "--results", tmp_path)
+    call(
+        benchmark,
+        "--device",
+        "cpu",
+        "--scaling",
+        "--quick",
+        "--image_size",
+        8,
+        "--link_gb_s",
+        25,
+        "--results",
+        tmp_path,
+    )
     assert asked == [(n, 6) for n in (1, 2, 4, 6)]
     written = json.loads((tmp_path / "scaling-cpu.json").read_text())
     assert [len(row["seconds"]) for row in written["measured"]] == [2] * 4
     assert [row["processes"] for row in written["projected"]] == [1, 8, 64, 512]
-    assert all(row["exchange_seconds"] == pytest.approx(row["sent_bytes"] / 25e9) for row in written["projected"])
+    assert all(
+        row["exchange_seconds"] == pytest.approx(row["sent_bytes"] / 25e9)
+        for row in written["projected"]
+    )
     printed = capsys.readouterr().out
-    assert "assuming 25 GB/s" in printed and "  4 processes       200.0 images/s   50.0% of 4 × one" in printed
+    assert (
+        "assuming 25 GB/s" in printed
+        and "  4 processes       200.0 images/s   50.0% of 4 × one" in printed
+    )
 
 
 def test_scaling_starts_torchrun(monkeypatch):
@@ -294,20 +393,29 @@ def test_scaling_starts_torchrun(monkeypatch):
 
     def run(command, env, **options):
         started.append((command, env))
-        return CompletedProcess(command, 0, stdout='a line before\n{"seconds": [0.5, 1.0, 4.0]}\n', stderr="")
+        return CompletedProcess(
+            command, 0, stdout='a line before\n{"seconds": [0.5, 1.0, 4.0]}\n', stderr=""
+        )
 
     monkeypatch.setattr(scaling.subprocess, "run", run)
     monkeypatch.setattr(scaling.os, "cpu_count", lambda: 8)
     monkeypatch.setattr(scaling.sys, "argv", ["benchmark.py", "--scaling", "--quick"])
     result = scaling.launch(ARGS, 3, 4)
-    (command, environment), = started
+    ((command, environment),) = started
     assert command[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3"]
-    assert command[5:] == [str(ROOT / "benchmark.py"), "--scaling", "--quick"] and environment["OMP_NUM_THREADS"] == "2"
+    assert (
+        command[5:] == [str(ROOT / "benchmark.py"), "--scaling", "--quick"]
+        and environment["OMP_NUM_THREADS"] == "2"
+    )
     assert result == {"processes": 3, "seconds": [0.5, 1.0, 4.0], "images_per_second": 12.0}
 
 
 def test_scaling_says_why_it_failed(monkeypatch):
-    failed = CompletedProcess([], 1, stdout="", stderr="W noise\nerror: --batch_size must be at least 2, not 1\nnoise\n")
+    failed = CompletedProcess(
+        [], 1, stdout="", stderr="W noise\nerror: --batch_size must be at least 2, not 1\nnoise\n"
+    )
     monkeypatch.setattr(scaling.subprocess, "run", lambda *command, **options: failed)
-    with pytest.raises(UserError, match="1 processes failed: error: --batch_size must be at least 2"):
+    with pytest.raises(
+        UserError, match="1 processes failed: error: --batch_size must be at least 2"
+    ):
         scaling.launch(ARGS, 1, 2)

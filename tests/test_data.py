@@ -34,12 +34,19 @@ def cifar(request, monkeypatch):
     for seed, entries in enumerate((source.train_list, source.test_list)):
         batches = []
         for i, (name, _) in enumerate(entries):
-            batch = {"data": noise(4, 3072, seed=10 * seed + i), key: [(i + j) % 3 for j in range(4)]}
+            batch = {
+                "data": noise(4, 3072, seed=10 * seed + i),
+                key: [(i + j) % 3 for j in range(4)],
+            }
             files[name] = pickle.dumps(batch, protocol=2)
             batches.append(batch)
         lists.append([[name, md5(files[name])] for name, _ in entries])
-        contents.append((np.concatenate([b["data"] for b in batches]), sum((b[key] for b in batches), [])))
-    files[source.meta["filename"]] = meta = pickle.dumps({source.meta["key"]: ["apple", "bear", "chair"]}, protocol=2)
+        contents.append(
+            (np.concatenate([b["data"] for b in batches]), sum((b[key] for b in batches), []))
+        )
+    files[source.meta["filename"]] = meta = pickle.dumps(
+        {source.meta["key"]: ["apple", "bear", "chair"]}, protocol=2
+    )
     monkeypatch.setattr(source, "train_list", lists[0])
     monkeypatch.setattr(source, "test_list", lists[1])
     monkeypatch.setattr(source, "meta", {**source.meta, "md5": md5(meta)})
@@ -86,7 +93,13 @@ def test_cifar_archive(cifar, tmp_path, no_network, monkeypatch):
 def test_cifar_without_network(cifar, tmp_path, capsys):
     name, source, _, _, _ = cifar
     message = refusal(name, str(tmp_path / "new"), "train")
-    for part in (source.filename, source.tgz_md5, source.url, repr(str(tmp_path / "new")), "no network"):
+    for part in (
+        source.filename,
+        source.tgz_md5,
+        source.url,
+        repr(str(tmp_path / "new")),
+        "no network",
+    ):
         assert part in message
     assert capsys.readouterr().out == ""
 
@@ -143,7 +156,9 @@ def stl10(monkeypatch):
 def test_stl10(stl10, tmp_path, no_network):
     files, parts = stl10
     put(tmp_path / "stl10_binary", files)
-    pretrain, train, test = (load("stl10", str(tmp_path), split) for split in ("pretrain", "train", "test"))
+    pretrain, train, test = (
+        load("stl10", str(tmp_path), split) for split in ("pretrain", "train", "test")
+    )
     assert torch.equal(pretrain.pixels, torch.cat([parts["train"], parts["unlabeled"]]))
     assert torch.equal(train.pixels, parts["train"])
     assert torch.equal(test.pixels, parts["test"])
@@ -158,7 +173,9 @@ def test_stl10(stl10, tmp_path, no_network):
     assert not no_network
 
 
-@pytest.mark.parametrize(("file", "data"), [("train_X.bin", b"short"), ("class_names.txt", b"\xff\xfe\xff")])
+@pytest.mark.parametrize(
+    ("file", "data"), [("train_X.bin", b"short"), ("class_names.txt", b"\xff\xfe\xff")]
+)
 def test_stl10_damaged(stl10, tmp_path, file, data):
     put(tmp_path / "stl10_binary", {**stl10[0], file: data})
     message = refusal("stl10", str(tmp_path), "train")
@@ -196,7 +213,9 @@ def test_photos_do_not_overlap(monkeypatch):
     monkeypatch.setattr(utils, "PHOTOS", ["ramp", "narrow"])
     ramp = np.tile((np.arange(512) // 4).astype(np.uint8), (70, 1))
     monkeypatch.setattr(data, "ramp", lambda: ramp, raising=False)
-    monkeypatch.setattr(data, "narrow", lambda: ramp[:64, :384], raising=False)  # no taller than a crop
+    monkeypatch.setattr(
+        data, "narrow", lambda: ramp[:64, :384], raising=False
+    )  # no taller than a crop
     train, test = load("photos", "", "train"), load("photos", "", "test")
     for label, width in enumerate((512, 384)):
         left, right = (4 * x.pixels[x.labels == label].int() for x in (train, test))
@@ -213,7 +232,9 @@ def test_photos_are_means_of_four(photos):
     from skimage import data
 
     for name, picture in (("camera", data.camera()), ("chelsea", data.chelsea())):
-        picture = np.broadcast_to(picture.reshape(*picture.shape[:2], -1), (*picture.shape[:2], 3)).astype(int)
+        picture = np.broadcast_to(
+            picture.reshape(*picture.shape[:2], -1), (*picture.shape[:2], 3)
+        ).astype(int)
         sums = picture[:-1, :-1] + picture[1:, :-1] + picture[:-1, 1:] + picture[1:, 1:]
         means = np.floor(sums / 4 + 0.5)
         crop = photos[0].pixels[64 * utils.PHOTOS.index(name)].permute(1, 2, 0).numpy()

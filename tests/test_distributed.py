@@ -30,7 +30,9 @@ import train
 from moco import MoCo
 from utils import Images, UserError
 
-CONTEXT = get_context("forkserver")  # whose processes begin with torch imported: a start takes 0.2 s instead of 4
+CONTEXT = get_context(
+    "forkserver"
+)  # whose processes begin with torch imported: a start takes 0.2 s instead of 4
 CONTEXT.set_forkserver_preload(["main", "linear", "test_distributed"])
 LOSSES = {
     "attentionce": {"d_pos": 0.5, "d_neg": 0.3},
@@ -48,13 +50,26 @@ class Group:
     def __init__(self, folder, count, function, *args, environment=None):
         self.folder = folder / f"group{len(list(folder.glob('group*')))}"
         self.folder.mkdir()
-        self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun's part
-        common = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": self.store.port,
-                  "TORCHELASTIC_USE_AGENT_STORE": "True", **(environment or {})}  # fmt: skip
+        self.store = dist.TCPStore(
+            "127.0.0.1", 0, is_master=True, wait_for_workers=False
+        )  # torchrun's part
+        common = {
+            "WORLD_SIZE": count,
+            "LOCAL_WORLD_SIZE": count,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": self.store.port,
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            **(environment or {}),
+        }
         self.processes = []
         for rank in range(count):
-            own = {name: str(value) for name, value in {**common, "RANK": rank, "LOCAL_RANK": rank}.items()}
-            process = CONTEXT.Process(target=_member, args=(self.folder, own, function, args), daemon=True)
+            own = {
+                name: str(value)
+                for name, value in {**common, "RANK": rank, "LOCAL_RANK": rank}.items()
+            }
+            process = CONTEXT.Process(
+                target=_member, args=(self.folder, own, function, args), daemon=True
+            )
             process.start()
             self.processes.append(process)
 
@@ -71,12 +86,19 @@ class Group:
     def results(self):
         """What the functions returned."""
         assert self.join() == [0] * len(self.processes), self.output()
-        return [pickle.loads((self.folder / f"{rank}.result").read_bytes()) for rank in range(len(self.processes))]
+        return [
+            pickle.loads((self.folder / f"{rank}.result").read_bytes())
+            for rank in range(len(self.processes))
+        ]
 
     def output(self, rank=None):
         """What one process, or all of them, have written to stdout and stderr."""
         ranks = range(len(self.processes)) if rank is None else [rank]
-        return "".join((self.folder / f"{r}.output").read_text() for r in ranks if (self.folder / f"{r}.output").exists())
+        return "".join(
+            (self.folder / f"{r}.output").read_text()
+            for r in ranks
+            if (self.folder / f"{r}.output").exists()
+        )
 
 
 def _member(folder, environment, function, args):
@@ -115,7 +137,9 @@ class Tiny(nn.Module):
 
     def __init__(self, feature_dim=128, arch="resnet50"):
         super().__init__()
-        self.f = nn.Sequential(Double(), nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(2)).double()
+        self.f = nn.Sequential(
+            Double(), nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(2)
+        ).double()
         self.g = nn.Linear(16, feature_dim).double()
 
     def forward(self, x, recompute=False):
@@ -137,7 +161,9 @@ def gradients():
     for name, parameters in LOSSES.items():
         w = weight.clone().requires_grad_()
         z = normalize(own @ w, dim=-1)
-        value = getattr(loss, name)(z if name == "attentionce" else z[:2], 0.2, gather=distributed.gather, **parameters)
+        value = getattr(loss, name)(
+            z if name == "attentionce" else z[:2], 0.2, gather=distributed.gather, **parameters
+        )
         value.backward()
         found[name] = distributed.average([w.grad], value.detach()), w.grad
     return found
@@ -167,25 +193,52 @@ def exact_view(images, draw, v):
 
 def steps(estimator, grad_cache, make_view):
     """Three steps of training: all that they leave, and the images and views that this process saw."""
-    flags = ["--estimator", estimator, "--batch_size", "12", "--num_pos", "2", "--queue", "30", "--d_neg", "0.5"]
+    flags = [
+        "--estimator",
+        estimator,
+        "--batch_size",
+        "12",
+        "--num_pos",
+        "2",
+        "--queue",
+        "30",
+        "--d_neg",
+        "0.5",
+    ]
     args = main.parse_args([*flags, "--grad_cache"] if grad_cache else flags)
     torch.manual_seed(0)
     pixels = torch.randint(256, (40, 3, 8, 8), dtype=torch.uint8)
     model, cpu, seen = Tiny(5), torch.device("cpu"), []
     run = train.Run(
-        args=args, device=cpu, dtype=torch.float32, pixels=pixels, model=model, encoder=model,
-        optimizer=torch.optim.Adam(model.parameters(), lr=1e-2, fused=True), scaler=torch.amp.GradScaler("cpu", enabled=False),
-        loss=main.loss_function(args), views=4, make_view=lambda *a: seen.append((a[0], make_view(*a))) or seen[-1][1],
-        progress=train.new_progress(3, cpu), moco=MoCo(model, 30, 0.9, 5).double() if estimator == "MoCo" else None,
-    )  # fmt: skip
+        args=args,
+        device=cpu,
+        dtype=torch.float32,
+        pixels=pixels,
+        model=model,
+        encoder=model,
+        optimizer=torch.optim.Adam(model.parameters(), lr=1e-2, fused=True),
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        loss=main.loss_function(args),
+        views=4,
+        make_view=lambda *a: seen.append((a[0], make_view(*a))) or seen[-1][1],
+        progress=train.new_progress(3, cpu),
+        moco=MoCo(model, 30, 0.9, 5).double() if estimator == "MoCo" else None,
+    )
     assert train.train_epoch(run, [], lambda: None) == 0
     images, made = ([batch[i] for batch in seen] for i in (0, 1))
     left = [*model.state_dict().values(), *(run.moco.state_dict().values() if run.moco else [])]
-    return {"left": left, "losses": run.progress["losses"], "images": torch.stack(images), "views": torch.stack(made)}
+    return {
+        "left": left,
+        "losses": run.progress["losses"],
+        "images": torch.stack(images),
+        "views": torch.stack(made),
+    }
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])
-@pytest.mark.parametrize("estimator, grad_cache", [("SimCLR", False), ("SimCLR", True), ("MoCo", False)])
+@pytest.mark.parametrize(
+    "estimator, grad_cache", [("SimCLR", False), ("SimCLR", True), ("MoCo", False)]
+)
 def test_training_steps_are_those_of_one_process(estimator, grad_cache, count, group):
     one = steps(estimator, grad_cache, exact_view)
     several = group(count, steps, estimator, grad_cache, exact_view).results()
@@ -201,7 +254,9 @@ def test_real_views_are_those_of_one_process(group):
     one = steps("SimCLR", False, make_view)
     several = group(3, steps, "SimCLR", False, make_view).results()
     views = torch.cat([found["views"] for found in several], dim=1)
-    torch.testing.assert_close(views, one["views"], rtol=0, atol=1e-5)  # sums may run in another order
+    torch.testing.assert_close(
+        views, one["views"], rtol=0, atol=1e-5
+    )  # sums may run in another order
 
 
 def evaluation(folder):
@@ -210,10 +265,28 @@ def evaluation(folder):
     f = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2))
     pixels, labels = torch.randint(256, (37, 3, 8, 8), dtype=torch.uint8), torch.arange(37) % 7
     pixels[:, 0] = (labels * 30)[:, None, None]
-    bank, test = Images(pixels[:23], labels[:23], list("abcdefg")), Images(pixels[23:], labels[23:], list("abcdefg"))
-    args = linear.parse_args(["--model_path", "random", "--batch_size", "10", "--epochs", "2", "--image_size", "8", "--k", "5"])
+    bank, test = (
+        Images(pixels[:23], labels[:23], list("abcdefg")),
+        Images(pixels[23:], labels[23:], list("abcdefg")),
+    )
+    args = linear.parse_args(
+        [
+            "--model_path",
+            "random",
+            "--batch_size",
+            "10",
+            "--epochs",
+            "2",
+            "--image_size",
+            "8",
+            "--k",
+            "5",
+        ]
+    )
     cpu, before = torch.device("cpu"), copy.deepcopy(f.state_dict())
-    result = linear.evaluate(f, bank, test, args, cpu, torch.float32, folder / f"of{distributed.rank()}")
+    result = linear.evaluate(
+        f, bank, test, args, cpu, torch.float32, folder / f"of{distributed.rank()}"
+    )
     assert all(torch.equal(value, before[key]) for key, value in f.state_dict().items())
     return result, knn.features(f, bank.pixels, cpu, torch.float32, 5)
 
@@ -227,7 +300,10 @@ def test_evaluation_is_that_of_one_process(count, group, tmp_path):
         torch.testing.assert_close(features, expected)
         for key in ("knn_top1", "knn_top5", "last_epoch", "best_epoch"):
             torch.testing.assert_close(result[key], one[key], rtol=1e-5, atol=1e-9)
-    assert sorted(path.name for path in (tmp_path / "several").iterdir()) == ["of0_linear.csv", "of0_linear.json"]
+    assert sorted(path.name for path in (tmp_path / "several").iterdir()) == [
+        "of0_linear.csv",
+        "of0_linear.json",
+    ]
 
 
 def exchanges(folder):
@@ -259,7 +335,7 @@ def exchanges(folder):
 
 def test_rank_0_loads_first_and_only_it_prints(group, tmp_path):
     made = group(3, exchanges, tmp_path)
-    for (first, *others) in zip(*made.results(), strict=True):
+    for first, *others in zip(*made.results(), strict=True):
         assert all(began >= first[1] for began, _ in others)
     assert made.output().count("only one prints") == 1
     assert made.output().count("a progress bar") == 2
@@ -286,8 +362,28 @@ def program(words, fault=None, elsewhere=None):
 @pytest.fixture
 def words(pictures, tmp_path):
     """Flags for a run of 2 steps an epoch that any number of processes up to 4 can share."""
-    return ["--dataset_name", "folder", "--root", pictures, "--results", tmp_path / "results", "--image_size", 8,
-            "--batch_size", 12, "--epochs", 3, "--knn_every", 3, "--k", 5, "--lr", 0.01, "--device", "cpu"]  # fmt: skip
+    return [
+        "--dataset_name",
+        "folder",
+        "--root",
+        pictures,
+        "--results",
+        tmp_path / "results",
+        "--image_size",
+        8,
+        "--batch_size",
+        12,
+        "--epochs",
+        3,
+        "--knn_every",
+        3,
+        "--k",
+        5,
+        "--lr",
+        0.01,
+        "--device",
+        "cpu",
+    ]
 
 
 def read(folder, ending):
@@ -305,8 +401,12 @@ def stop_fourth_step_in_rank_1(run):  # an epoch's last: nothing of it is left t
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize("step, fault", [(1, stop_third_step_in_rank_1), (2, stop_fourth_step_in_rank_1)])
-def test_signal_to_one_stops_all_and_another_number_goes_on(step, fault, words, group, tmp_path, files):
+@pytest.mark.parametrize(
+    "step, fault", [(1, stop_third_step_in_rank_1), (2, stop_fourth_step_in_rank_1)]
+)
+def test_signal_to_one_stops_all_and_another_number_goes_on(
+    step, fault, words, group, tmp_path, files
+):
     whole = group(1, program, [*words, "--results", tmp_path / "whole"])
     stopped = group(2, program, words, fault)
     assert whole.join() == [0], whole.output()
@@ -319,13 +419,33 @@ def test_signal_to_one_stops_all_and_another_number_goes_on(step, fault, words, 
     assert resumed.output().count(f"going on from epoch 2, step {step}") == 1
     assert not (tmp_path / "elsewhere").exists()
 
-    rows = [list(csv.DictReader(read(tmp_path / name, ".csv").open())) for name in ("whole", "results")]
+    rows = [
+        list(csv.DictReader(read(tmp_path / name, ".csv").open())) for name in ("whole", "results")
+    ]
     for one, other in zip(*rows, strict=True):
-        for column in ("epoch", "loss", "views", "effective_positives", "effective_negatives", "knn_top1"):
-            torch.testing.assert_close(float(other[column] or 0), float(one[column] or 0), rtol=1e-5, atol=1e-5)
-    one, other = (torch.load(read(tmp_path / name, ".pth"), weights_only=True) for name in ("whole", "results"))
+        for column in (
+            "epoch",
+            "loss",
+            "views",
+            "effective_positives",
+            "effective_negatives",
+            "knn_top1",
+        ):
+            torch.testing.assert_close(
+                float(other[column] or 0), float(one[column] or 0), rtol=1e-5, atol=1e-5
+            )
+    one, other = (
+        torch.load(read(tmp_path / name, ".pth"), weights_only=True)
+        for name in ("whole", "results")
+    )
     torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)
-    assert {name.rsplit(".", 1)[1] for name in files(tmp_path / "results")} == {"csv", "json", "pth", "state", "previous"}
+    assert {name.rsplit(".", 1)[1] for name in files(tmp_path / "results")} == {
+        "csv",
+        "json",
+        "pth",
+        "state",
+        "previous",
+    }
 
 
 def lose_parent_of_rank_1(run):
@@ -364,12 +484,15 @@ def not_finite(run):
             run.model.g.bias.fill_(torch.nan)
 
 
-@pytest.mark.parametrize("fault, statuses, message", [
-    (raise_in_rank_1, [2, 1, 2], "ZeroDivisionError: a fault of rank 1 alone"),
-    (die_in_rank_1, [2, -signal.SIGKILL, 2], "error: process"),
-    (full_disk, [2, 2, 2], "error: the disk is full"),
-    (not_finite, [2, 2, 2], "error: the loss or its gradient is not finite at epoch 1, step 2"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fault, statuses, message",
+    [
+        (raise_in_rank_1, [2, 1, 2], "ZeroDivisionError: a fault of rank 1 alone"),
+        (die_in_rank_1, [2, -signal.SIGKILL, 2], "error: process"),
+        (full_disk, [2, 2, 2], "error: the disk is full"),
+        (not_finite, [2, 2, 2], "error: the loss or its gradient is not finite at epoch 1, step 2"),
+    ],
+)
 def test_error_of_one_ends_all_and_is_told_once(fault, statuses, message, words, group, tmp_path):
     made = group(3, program, words, fault)
     assert made.join() == statuses, made.output()
@@ -379,24 +502,46 @@ def test_error_of_one_ends_all_and_is_told_once(fault, statuses, message, words,
     assert len(states) == (fault is not_finite)
 
 
-@pytest.mark.parametrize("wrong, message", [
-    (["--batch_size", 13], "--batch_size 13 is that of all processes together: 2 processes need a multiple"),
-    (["--batch_size", 2], "--batch_size 2 is that of all processes together"),
-    (["--loss", "nonsense"], "argument --loss: invalid choice: 'nonsense'"),
-    (["--bn", "sync"], "--bn sync needs CUDA"),
-    (["--device", "mps"], "--device mps: under torchrun"),
-    (["--root", "/nowhere"], "--root '/nowhere' needs a folder train"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (
+            ["--batch_size", 13],
+            "--batch_size 13 is that of all processes together: 2 processes need a multiple",
+        ),
+        (["--batch_size", 2], "--batch_size 2 is that of all processes together"),
+        (["--loss", "nonsense"], "argument --loss: invalid choice: 'nonsense'"),
+        (["--bn", "sync"], "--bn sync needs CUDA"),
+        (["--device", "mps"], "--device mps: under torchrun"),
+        (["--root", "/nowhere"], "--root '/nowhere' needs a folder train"),
+    ],
+)
 def test_wrong_flags_are_told_once(wrong, message, words, group):
     made = group(2, program, [*words, *wrong])
     assert made.join() == [2, 2], made.output()
-    assert [line.startswith(f"error: {message}") for line in made.output().splitlines()] == [True], made.output()
+    assert [line.startswith(f"error: {message}") for line in made.output().splitlines()] == [
+        True
+    ], made.output()
 
 
 def torchrun(*words):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *map(str, words)]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        *map(str, words),
+    ]
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def test_torchrun_trains_and_a_signal_to_it_saves(words, tmp_path):
@@ -407,7 +552,9 @@ def test_torchrun_trains_and_a_signal_to_it_saves(words, tmp_path):
         while not list((tmp_path / "results").rglob("*.csv")) and time.monotonic() < end:
             time.sleep(0.1)
         process.terminate()
-        output, _ = process.communicate(timeout=60)  # until the last process that could write is gone
+        output, _ = process.communicate(
+            timeout=60
+        )  # until the last process that could write is gone
     finally:
         process.kill()
     assert re.search(r"stopped at epoch \d+, step \d+, state saved", output), output
@@ -438,4 +585,7 @@ def test_more_processes_than_gpus(monkeypatch):
 def test_resuming_is_told_with_torchrun(monkeypatch):
     monkeypatch.setattr(distributed, "world", lambda: 4)
     monkeypatch.setattr(sys, "argv", ["main.py", "--epochs", "3", "--resume", "x"])
-    assert main.resume.resume_command("a.state") == "torchrun --nproc_per_node=4 main.py --epochs 3 --resume a.state"
+    assert (
+        main.resume.resume_command("a.state")
+        == "torchrun --nproc_per_node=4 main.py --epochs 3 --resume a.state"
+    )

@@ -39,7 +39,9 @@ def encoder(tmp_path):
     """A file of weights, in a folder of its own."""
     (tmp_path / "weights").mkdir()
     path = tmp_path / "weights" / "encoder.pth"
-    torch.save({f"module.{key}": value for key, value in Model(24, "resnet10").state_dict().items()}, path)
+    torch.save(
+        {f"module.{key}": value for key, value in Model(24, "resnet10").state_dict().items()}, path
+    )
     return path
 
 
@@ -69,7 +71,9 @@ def test_a_process_ends_with_one_line(script, tmp_path, encoder):
     encoder.write_bytes(encoder.read_bytes()[:1000])
     process = script("linear.py", "--dataset_name", "photos", "--model_path", encoder)
     assert str(encoder) in one_line(process)
-    assert process.stdout == "" and [path.name for path in encoder.parent.iterdir()] == ["encoder.pth"]
+    assert process.stdout == "" and [path.name for path in encoder.parent.iterdir()] == [
+        "encoder.pth"
+    ]
 
 
 def test_run_makes_one_line_of_any_message(capsys):
@@ -96,19 +100,58 @@ def test_run_passes_on_a_status_and_hides_no_bug():
 
 
 MAIN = [
-    ("--dataset_name", "cifar11"), ("--temperature", "0"), ("--temperature", "-1"), ("--temperature", "nan"), ("--d_pos", "0"),
-    ("--d_pos", "inf"), ("--d_neg", "-0.5"), ("--epochs", "0"), ("--epochs", "-3"), ("--epochs", "two"), ("--batch_size", "1"),
-    ("--batch_size", "0"), ("--num_pos", "0"), ("--k", "0"), ("--lr", "0"), ("--lr", "nan"), ("--knn_every", "-1"),
-    ("--save_every", "-1"), ("--save_every", "0"), ("--seed", "-1"), ("--image_size", "0"), ("--store_size", "0"),
-    ("--weight_decay", "-1"), ("--feature_dim", "0"), ("--loss", "infonce"), ("--arch", "resnet11"), ("--precision", "fp8"),
-    ("--precision", "fp16"), ("--device", CUDA), ("--device", "toaster"), ("--device", "meta"), ("--estimator", "BYOL"),
-    ("--colour", "red"), ("--state_minutes", "nan"),
-]  # fmt: skip
+    ("--dataset_name", "cifar11"),
+    ("--temperature", "0"),
+    ("--temperature", "-1"),
+    ("--temperature", "nan"),
+    ("--d_pos", "0"),
+    ("--d_pos", "inf"),
+    ("--d_neg", "-0.5"),
+    ("--epochs", "0"),
+    ("--epochs", "-3"),
+    ("--epochs", "two"),
+    ("--batch_size", "1"),
+    ("--batch_size", "0"),
+    ("--num_pos", "0"),
+    ("--k", "0"),
+    ("--lr", "0"),
+    ("--lr", "nan"),
+    ("--knn_every", "-1"),
+    ("--save_every", "-1"),
+    ("--save_every", "0"),
+    ("--seed", "-1"),
+    ("--image_size", "0"),
+    ("--store_size", "0"),
+    ("--weight_decay", "-1"),
+    ("--feature_dim", "0"),
+    ("--loss", "infonce"),
+    ("--arch", "resnet11"),
+    ("--precision", "fp8"),
+    ("--precision", "fp16"),
+    ("--device", CUDA),
+    ("--device", "toaster"),
+    ("--device", "meta"),
+    ("--estimator", "BYOL"),
+    ("--colour", "red"),
+    ("--state_minutes", "nan"),
+]
 LINEAR = [
-    ("--dataset_name", "cifar11"), ("--temperature", "0"), ("--epochs", "0"), ("--batch_size", "1"), ("--k", "0"),
-    ("--lr", "0"), ("--lr", "-1"), ("--seed", "-1"), ("--image_size", "0"), ("--weight_decay", "-1"), ("--arch", "resnet11"),
-    ("--precision", "fp16"), ("--device", CUDA), ("--encoder_mode", "thawed"), ("--colour", "red"),
-]  # fmt: skip
+    ("--dataset_name", "cifar11"),
+    ("--temperature", "0"),
+    ("--epochs", "0"),
+    ("--batch_size", "1"),
+    ("--k", "0"),
+    ("--lr", "0"),
+    ("--lr", "-1"),
+    ("--seed", "-1"),
+    ("--image_size", "0"),
+    ("--weight_decay", "-1"),
+    ("--arch", "resnet11"),
+    ("--precision", "fp16"),
+    ("--device", CUDA),
+    ("--encoder_mode", "thawed"),
+    ("--colour", "red"),
+]
 
 
 @pytest.mark.parametrize(("flag", "value"), MAIN)
@@ -119,7 +162,9 @@ def test_bad_flags_of_main(refused, tiny, results, nothing_loaded, flag, value):
 
 
 @pytest.mark.parametrize(("flag", "value"), LINEAR)
-def test_bad_flags_of_linear(refused, evaluation, encoder, results, nothing_loaded, files, flag, value):
+def test_bad_flags_of_linear(
+    refused, evaluation, encoder, results, nothing_loaded, files, flag, value
+):
     message = refused(linear, *evaluation, "--model_path", encoder, "--device", "cpu", flag, value)
     assert flag in message and value in message
     assert set(files(encoder.parent)) == {"encoder.pth"} and not results.exists()
@@ -127,7 +172,13 @@ def test_bad_flags_of_linear(refused, evaluation, encoder, results, nothing_load
 
 @pytest.mark.parametrize(
     ("loss", "flag", "value"),
-    [("dcl", "tau_plus", 1), ("dcl", "tau_plus", -0.1), ("hcl", "beta", -1), ("bcl", "alpha", 1.5), ("bcl", "beta", 2)],
+    [
+        ("dcl", "tau_plus", 1),
+        ("dcl", "tau_plus", -0.1),
+        ("hcl", "beta", -1),
+        ("bcl", "alpha", 1.5),
+        ("bcl", "beta", 2),
+    ],
 )
 def test_bad_parameters_of_a_loss(refused, tiny, results, nothing_loaded, loss, flag, value):
     message = refused(main, *tiny, "--loss", loss, f"--{flag}", value)
@@ -150,10 +201,17 @@ def test_no_network(refused, tiny, tmp_path, monkeypatch, encoder, evaluation):
     monkeypatch.setattr(datasets.utils, "_get_redirect_url", fail)
     monkeypatch.setattr(datasets.utils, "_urlretrieve", fail)
     root = tmp_path / "data"
-    archives = {"cifar10": "cifar-10-python.tar.gz", "stl10": "stl10_binary.tar.gz", "tinyImageNet": "tiny-imagenet-200.zip"}
+    archives = {
+        "cifar10": "cifar-10-python.tar.gz",
+        "stl10": "stl10_binary.tar.gz",
+        "tinyImageNet": "tiny-imagenet-200.zip",
+    }
     for name, archive in archives.items():
         words = ["--dataset_name", name, "--root", root]
-        for message in (refused(main, *tiny, *words), refused(linear, *evaluation, "--model_path", encoder, *words)):
+        for message in (
+            refused(main, *tiny, *words),
+            refused(linear, *evaluation, "--model_path", encoder, *words),
+        ):
             assert archive in message and str(root) in message
 
 
@@ -165,7 +223,14 @@ def test_a_failed_checksum(refused, tiny, tmp_path, monkeypatch, name):
     monkeypatch.setattr(datasets.utils, "_get_redirect_url", fail)
     monkeypatch.setattr(datasets.utils, "_urlretrieve", fail)
     (tmp_path / name).write_bytes(b"half of it")
-    message = refused(main, *tiny, "--dataset_name", "cifar100" if "cifar" in name else "tinyImageNet", "--root", tmp_path)
+    message = refused(
+        main,
+        *tiny,
+        "--dataset_name",
+        "cifar100" if "cifar" in name else "tinyImageNet",
+        "--root",
+        tmp_path,
+    )
     assert name in message and "md5" in message
     assert (tmp_path / name).read_bytes() == b"half of it"
 
@@ -185,7 +250,9 @@ def test_an_unreadable_image(refused, tiny, results, tmp_path, files):
     for split in ("train", "test"):
         (tmp_path / split / "class").mkdir(parents=True)
         (tmp_path / split / "class" / "broken.png").write_bytes(b"no image")
-    assert str(tmp_path / "train" / "class" / "broken.png") in refused(main, *tiny, "--root", tmp_path)
+    assert str(tmp_path / "train" / "class" / "broken.png") in refused(
+        main, *tiny, "--root", tmp_path
+    )
     assert files(results) == {}  # not even the lock
 
 
@@ -193,7 +260,9 @@ def test_fewer_images_than_a_batch(refused, call, tiny, results, evaluation, enc
     message = refused(main, *tiny, "--batch_size", 25)
     assert "--batch_size 25" in message and "24 images" in message
     assert files(results) == {}
-    call(linear, *evaluation, "--model_path", encoder, "--batch_size", 25)  # which drops no images, so one batch is enough
+    call(
+        linear, *evaluation, "--model_path", encoder, "--batch_size", 25
+    )  # which drops no images, so one batch is enough
 
 
 def test_k_above_the_number_of_images(call, tiny, evaluation, encoder, capsys):
@@ -211,8 +280,13 @@ def test_a_results_folder_that_takes_no_files(refused, tiny, tmp_path, evaluatio
     """Found before anything is loaded. (Below a regular file: root may write into any folder.)"""
     (tmp_path / "file").write_text("mine")
     folder = tmp_path / "file" / "results"
-    assert "--results" in (message := refused(main, *tiny, "--results", folder)) and str(folder) in message
-    message = refused(linear, *evaluation, "--model_path", "random", "--arch", "resnet10", "--results", folder)
+    assert (
+        "--results" in (message := refused(main, *tiny, "--results", folder))
+        and str(folder) in message
+    )
+    message = refused(
+        linear, *evaluation, "--model_path", "random", "--arch", "resnet10", "--results", folder
+    )
     assert "--results" in message and str(folder) in message
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -231,29 +305,40 @@ def foreign(path, what):
     elif what == "folder":
         path.mkdir()
     elif what != "missing":
-        torch.save({
-            "a list": list(state.values()),
-            "a checkpoint": {"epoch": 3, "state_dict": state},
-            "a whole model": nn.Linear(2, 2),
-            "numbers": {**state, "epoch": 3},
-            "another arch": Model(24, "resnet18").state_dict(),
-            "another program": models.resnet18().state_dict(),
-            "a key more": {**state, "f.8.weight": torch.zeros(1)},
-            "a key less": {key: value for key, value in state.items() if key != "g.3.weight"},
-            "another shape": {**state, "f.0.weight": torch.zeros(64, 3, 7, 7)},
-        }[what], path)  # fmt: skip
+        torch.save(
+            {
+                "a list": list(state.values()),
+                "a checkpoint": {"epoch": 3, "state_dict": state},
+                "a whole model": nn.Linear(2, 2),
+                "numbers": {**state, "epoch": 3},
+                "another arch": Model(24, "resnet18").state_dict(),
+                "another program": models.resnet18().state_dict(),
+                "a key more": {**state, "f.8.weight": torch.zeros(1)},
+                "a key less": {key: value for key, value in state.items() if key != "g.3.weight"},
+                "another shape": {**state, "f.0.weight": torch.zeros(64, 3, 7, 7)},
+            }[what],
+            path,
+        )
 
 
 @pytest.mark.parametrize(
     ("what", "named"),
     {
-        "missing": "no file", "truncated": "truncated", "text": "no weights file", "folder": "foreign.pth",
-        "a list": "a list, not a state_dict", "a checkpoint": "'epoch' holds a int", "a whole model": "more than tensors",
-        "numbers": "'epoch' holds a int", "another arch": "f.3.1.conv1.weight", "another program": "no known arch",
-        "a key more": "'f.8.weight' is not part", "a key less": "g.3.weight is missing",
+        "missing": "no file",
+        "truncated": "truncated",
+        "text": "no weights file",
+        "folder": "foreign.pth",
+        "a list": "a list, not a state_dict",
+        "a checkpoint": "'epoch' holds a int",
+        "a whole model": "more than tensors",
+        "numbers": "'epoch' holds a int",
+        "another arch": "f.3.1.conv1.weight",
+        "another program": "no known arch",
+        "a key more": "'f.8.weight' is not part",
+        "a key less": "g.3.weight is missing",
         "another shape": "f.0.weight has shape (64, 3, 7, 7) instead of (64, 3, 3, 3)",
     }.items(),
-)  # fmt: skip
+)
 def test_bad_weights(refused, evaluation, encoder, nothing_loaded, files, what, named):
     """All are opened before the first is evaluated: the good ones before it have no results either."""
     path = encoder.parent / "foreign.pth"
@@ -294,14 +379,22 @@ def test_a_loss_that_is_not_finite_stops_the_run(refused, tiny, results, monkeyp
     message = refused(main, *tiny, "--epochs", 3, "--save_every", 1, "--loss", "simclr")
     assert "epoch 2, step 2" in message and "--lr 0.001" in message and "--loss simclr" in message
     stem = "folder/folder_SimCLR_simclr_8_"
-    assert set(files(results)) == {stem + ending for ending in ("1.pth", "3.csv", "3.json", "3.state", "3.nonfinite.state")}
+    assert set(files(results)) == {
+        stem + ending for ending in ("1.pth", "3.csv", "3.json", "3.state", "3.nonfinite.state")
+    }
     assert len((results / (stem + "3.csv")).read_text().splitlines()) == 2
     state = weights.read(results / (stem + "3.nonfinite.state"))
     assert (state["progress"]["epoch"], state["progress"]["step"]) == (2, 1)
     assert all(value.isfinite().all() for value in state["model"].values())
-    names = [[name for name, _ in group] for group in (runs[0].model.named_parameters(), runs[0].model.named_buffers())]
+    names = [
+        [name for name, _ in group]
+        for group in (runs[0].model.named_parameters(), runs[0].model.named_buffers())
+    ]
     # the parameters as step 2 found them, BatchNorm's statistics as step 1 left them
-    for name, value in [*zip(names[0], seen[4][0], strict=True), *zip(names[1], seen[3][1], strict=True)]:
+    for name, value in [
+        *zip(names[0], seen[4][0], strict=True),
+        *zip(names[1], seen[3][1], strict=True),
+    ]:
         assert torch.equal(state["model"][name], value), name
     good = weights.read(results / (stem + "1.pth"))
     for name, value in zip(names[0], seen[3][0], strict=True):
@@ -313,7 +406,9 @@ def test_a_gradient_that_is_not_finite_stops_the_run(refused, tiny, results, mon
     loss_function = main.loss_function
 
     def kinked(args):
-        return lambda z: loss_function(args)(z) + (z - z.detach()).abs().sum().sqrt()  # 0, but with a gradient of NaN
+        return lambda z: (
+            loss_function(args)(z) + (z - z.detach()).abs().sum().sqrt()
+        )  # 0, but with a gradient of NaN
 
     monkeypatch.setattr(main, "loss_function", kinked)
     message = refused(main, *tiny, "--loss", "simclr")
@@ -329,20 +424,30 @@ def test_a_diverging_run_as_a_user_sees_it(script, tiny, results):
     assert process.returncode == 2 and "Traceback" not in process.stderr
     *bars, line = process.stderr.splitlines()
     assert all(bar.lstrip().startswith("epoch ") for bar in bars if bar.strip())
-    assert line.startswith("error: ") and "not finite at epoch 1, step" in line and "--lr 1e+20" in line
+    assert (
+        line.startswith("error: ")
+        and "not finite at epoch 1, step" in line
+        and "--lr 1e+20" in line
+    )
     (path,) = (results / "folder").glob("*.nonfinite.state")
     state = weights.read(path)
     assert all(value.isfinite().all() for value in state["model"].values())
     assert not list((results / "folder").glob("*.pth"))
 
 
-def test_what_can_be_seen_after_a_stop_is_not_gone_on_from(refused, call, tiny, results, monkeypatch):
+def test_what_can_be_seen_after_a_stop_is_not_gone_on_from(
+    refused, call, tiny, results, monkeypatch
+):
     """The same command again starts from the last good state, not from the one that is kept to be looked at."""
     step = train.update
     count = iter(range(100))
-    monkeypatch.setattr(train, "update", lambda run, loss: step(run, loss * torch.nan if next(count) == 4 else loss))
+    monkeypatch.setattr(
+        train, "update", lambda run, loss: step(run, loss * torch.nan if next(count) == 4 else loss)
+    )
     refused(main, *tiny, "--epochs", 2, "--loss", "simclr")
-    assert call(main, *tiny, "--epochs", 2, "--loss", "simclr") == 0  # a fault that does not come again
+    assert (
+        call(main, *tiny, "--epochs", 2, "--loss", "simclr") == 0
+    )  # a fault that does not come again
     stem = results / "folder" / "folder_SimCLR_simclr_8_2"
     assert len(Path(f"{stem}.csv").read_text().splitlines()) == 3
     assert json.loads(Path(f"{stem}.json").read_text())["epochs_done"] == 2
@@ -350,7 +455,9 @@ def test_what_can_be_seen_after_a_stop_is_not_gone_on_from(refused, call, tiny, 
 
 def test_out_of_gpu_memory_is_one_line(monkeypatch, capsys):
     def main():
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of …")
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of …"
+        )
 
     with pytest.raises(SystemExit) as left:
         runtime.run(main)

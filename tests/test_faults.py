@@ -15,7 +15,19 @@ import programs
 import pytest
 from conftest import ROOT
 from PIL import Image
-from programs import SOAK, At, KillInSave, Program, Small, check_end, check_meanwhile, last, rows, small, wait_for
+from programs import (
+    SOAK,
+    At,
+    KillInSave,
+    Program,
+    Small,
+    check_end,
+    check_meanwhile,
+    last,
+    rows,
+    small,
+    wait_for,
+)
 
 import folder
 import main
@@ -30,7 +42,21 @@ STEM = "folder_SimCLR_1model_8_3_1.0_1.0"
 @pytest.fixture
 def flags(tiny):
     """Of a run of 9 steps that writes its state after each of them."""
-    return [*tiny, "--epochs", 3, "--num_pos", 1, "--k", 5, "--knn_every", 2, "--device", "cpu", "--state_minutes", 0]
+    return [
+        *tiny,
+        "--epochs",
+        3,
+        "--num_pos",
+        1,
+        "--k",
+        5,
+        "--knn_every",
+        2,
+        "--device",
+        "cpu",
+        "--state_minutes",
+        0,
+    ]
 
 
 @pytest.fixture
@@ -61,7 +87,9 @@ def test_killed_at_random_moments(flags, results, whole, tmp_path):
     draw, expected, killed, writing = random.Random(0), whole(), 0, 0
     while killed < KILLS:
         program = Program(tmp_path, flags)
-        wait_for(lambda program=program: list(results.rglob("*.lock")) or program.process.exitcode == 0)
+        wait_for(
+            lambda program=program: list(results.rglob("*.lock")) or program.process.exitcode == 0
+        )
         program.process.join(draw.uniform(0.2, 3))
         if program.process.is_alive():
             program.kill()
@@ -128,20 +156,34 @@ class Limit:
 
 
 FULL = [(ending, None) for ending in ("csv", "json", "pth", "state")]
-LIMIT = [("json", 1_500), ("pth", 9_000), ("state", 4_000), ("state", 12_000), ("state", 36_000)]  # of 1.9, 12.5 and 37 kB
+LIMIT = [
+    ("json", 1_500),
+    ("pth", 9_000),
+    ("state", 4_000),
+    ("state", 12_000),
+    ("state", 36_000),
+]  # of 1.9, 12.5 and 37 kB
 
 
-CASES = [(*case, step) for case in FULL + LIMIT for step in (0, 4, 8) if step == 8 or case[0] != "pth"]
+CASES = [
+    (*case, step) for case in FULL + LIMIT for step in (0, 4, 8) if step == 8 or case[0] != "pth"
+]
 
 
 @pytest.mark.parametrize("ending, size, step", CASES)
 def test_full_disk(flags, results, whole, tmp_path, ending, size, step):
-    more = ["--state_minutes", 10, "--knn_every", 0] if ending != "state" else []  # no larger state is written before
+    more = (
+        ["--state_minutes", 10, "--knn_every", 0] if ending != "state" else []
+    )  # no larger state is written before
     expected, flags = whole(small, more=more), [*flags, *more]
     path = results / "folder" / f"{STEM}.{ending}"
-    fault = At(step, limit, size) if size else At(step, no_room_for, path.with_name(f"{path.name}.tmp"))
+    fault = (
+        At(step, limit, size) if size else At(step, no_room_for, path.with_name(f"{path.name}.tmp"))
+    )
     message = Program(tmp_path, flags, small, fault).refusal()
-    assert f"cannot write {path}: {'File too large' if size else 'No space left on device'}" in message
+    assert (
+        f"cannot write {path}: {'File too large' if size else 'No space left on device'}" in message
+    )
     assert "unharmed" in message
     assert check_meanwhile(results) == 0
     finish(flags, results, expected, tmp_path, small)
@@ -155,7 +197,9 @@ def disk(tmp_path):
     def make(size):
         path = tmp_path / f"disk{len(mounted)}"
         path.mkdir()
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", path], capture_output=True)
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", path], capture_output=True
+        )
         if done.returncode:  # not for everybody: then no file may be as large as that
             return path, [Limit(size // 3)]
         mounted.append(path)
@@ -188,7 +232,9 @@ def test_folder_turns_read_only(flags, results, whole, tmp_path, step, save):
     expected = whole(small)
     flags = [*flags, "--state_minutes", 0 if save == "state" else 10]
     where = results / "folder"
-    message = Program(tmp_path, flags, small, programs.obey_permissions, At(step, os.chmod, where, 0o555)).refusal()
+    message = Program(
+        tmp_path, flags, small, programs.obey_permissions, At(step, os.chmod, where, 0o555)
+    ).refusal()
     assert f"cannot write {where / STEM}." in message and "Permission denied" in message
     message = Program(tmp_path, flags, small, programs.obey_permissions).refusal()
     assert "cannot write to the results folder" in message  # before anything is trained
@@ -202,7 +248,10 @@ def replace_by_file(path):
     path.touch()
 
 
-@pytest.mark.parametrize("action, cause", [(shutil.rmtree, "No such file or directory"), (replace_by_file, "Not a directory")])
+@pytest.mark.parametrize(
+    "action, cause",
+    [(shutil.rmtree, "No such file or directory"), (replace_by_file, "Not a directory")],
+)
 def test_folder_vanishes(flags, results, whole, tmp_path, action, cause):
     message = Program(tmp_path, flags, small, At(4, action, results / "folder")).refusal()
     assert f"{STEM}.state: {cause}" in message
@@ -269,14 +318,18 @@ def test_a_damaged_state(call, flags, results, whole, tmp_path, stopped, capsys)
         assert call(main, *flags) == 0
         said = capsys.readouterr().out
         fell_back = f"going on from {state}.previous" in said
-        assert ("going on from epoch 2, step 1" if fell_back else "going on from epoch 2, step 2") in said
+        assert (
+            "going on from epoch 2, step 1" if fell_back else "going on from epoch 2, step 2"
+        ) in said
         assert state.with_name(f"{state.name}.damaged").exists() == fell_back
         check_end(results, expected)
         refused += fell_back
     assert refused > (200 if SOAK else 6)
 
 
-def test_a_damaged_state_never_takes_the_place_of_a_good_one(flags, results, whole, tmp_path, stopped):
+def test_a_damaged_state_never_takes_the_place_of_a_good_one(
+    flags, results, whole, tmp_path, stopped
+):
     """Killed at every event of the first save after the fall back."""
     expected = whole(small)
     for event in range(12):
@@ -318,7 +371,9 @@ def test_the_clock_jumps(call, flags, results, whole, tmp_path, monkeypatch):
         monkeypatch.setattr(time, name, lambda: draw.randrange(10**9, 2 * 10**9))
     monkeypatch.setattr("tqdm.std.time", time.time)
     assert call(main, *flags, "--state_minutes", 10) == 0
-    assert len(saved) == 3 + 2  # after every epoch, and before the evaluations after the second and the third
+    assert (
+        len(saved) == 3 + 2
+    )  # after every epoch, and before the evaluations after the second and the third
     assert all(0 < float(row["seconds"]) < 60 for row in rows(results))
     check_end(results, expected)
 
@@ -332,8 +387,13 @@ def test_two_on_one_folder(flags, results, whole, tmp_path):
     wait_for((tmp_path / "held").exists)
     for other in ([], ["--epochs", 7], ["--seed", 1, "--resume", "never"]):
         message = Program(tmp_path, [*flags, *other], small).refusal()
-        assert f"process {first.process.pid} on {socket.gethostname()} is at work on this run" in message
-    assert Program(tmp_path, [*flags, "--loss", "simclr"], small).wait() == 0  # another run, beside it
+        assert (
+            f"process {first.process.pid} on {socket.gethostname()} is at work on this run"
+            in message
+        )
+    assert (
+        Program(tmp_path, [*flags, "--loss", "simclr"], small).wait() == 0
+    )  # another run, beside it
     first.kill()
     assert first.wait() == -signal.SIGKILL
     for path in results.rglob("*simclr*"):
@@ -356,8 +416,16 @@ def test_temporary_files_of_killed_runs_are_removed(call, flags, results, monkey
     monkeypatch.setattr(main, "Model", Small)
     where = results / "folder"
     where.mkdir(parents=True)
-    ours = [STEM.replace("_3_", f"_{epoch}_") + ending for epoch in (3, 12) for ending in (".pth", ".state", ".csv", ".json")]
-    others = [f"{STEM}_linear.csv", STEM.replace("1.0_1.0", "1.0_2.0") + ".state", "folder_SimCLR_bcl_8_3_0.1_0.9_0.9.csv"]
+    ours = [
+        STEM.replace("_3_", f"_{epoch}_") + ending
+        for epoch in (3, 12)
+        for ending in (".pth", ".state", ".csv", ".json")
+    ]
+    others = [
+        f"{STEM}_linear.csv",
+        STEM.replace("1.0_1.0", "1.0_2.0") + ".state",
+        "folder_SimCLR_bcl_8_3_0.1_0.9_0.9.csv",
+    ]
     for name in ours + others:
         (where / f"{name}.tmp").write_text("half")
     assert call(main, *flags) == 0
@@ -369,7 +437,9 @@ def test_half_a_cache_of_images_is_removed(tmp_path):
     for split in ("train", "test"):
         (tmp_path / split / "a").mkdir(parents=True)
         for i in range(3):
-            Image.fromarray(np.full((9, 9, 3), i, np.uint8)).save(tmp_path / split / "a" / f"{i}.png")
+            Image.fromarray(np.full((9, 9, 3), i, np.uint8)).save(
+                tmp_path / split / "a" / f"{i}.png"
+            )
     words = "folder.memory_limit = lambda: 1; folder.decode = lambda *_: (print('here', flush=True), time.sleep(99))"
     code = f"import folder, time; {words}; folder.image_folder({str(tmp_path)!r}, 'train', 8)"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE)
@@ -385,7 +455,9 @@ def test_half_a_cache_of_images_is_removed(tmp_path):
 
 def test_linear_goes_on_after_a_kill(call, flags, results, tmp_path):
     """The weights of a run that was killed are those of its last epoch that ended; they open in the evaluation."""
-    program = Program(tmp_path, [*flags, "--save_every", 1], At(8, signal.raise_signal, signal.SIGKILL))
+    program = Program(
+        tmp_path, [*flags, "--save_every", 1], At(8, signal.raise_signal, signal.SIGKILL)
+    )
     assert program.wait() == -signal.SIGKILL
     found = sorted(path.name for path in results.rglob("*.pth"))
     assert found == [f"folder_SimCLR_1model_8_{epoch}_1.0_1.0.pth" for epoch in (1, 2)]

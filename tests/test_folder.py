@@ -51,10 +51,20 @@ def odd(tmp_path):
     for name, (data, mode, options) in images.items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        image = Image.fromarray(data).convert("P") if mode == "P" else Image.frombytes(mode, data.shape[1::-1], data)
+        image = (
+            Image.fromarray(data).convert("P")
+            if mode == "P"
+            else Image.frombytes(mode, data.shape[1::-1], data)
+        )
         image.save(path, **options)
     (tmp_path / "train" / "empty").mkdir()
-    for junk in ("train/readme.png", "train/a/notes.txt", "train/a/.hidden.png", "train/a/.thumbs/x.png", ".x/y.png"):
+    for junk in (
+        "train/readme.png",
+        "train/a/notes.txt",
+        "train/a/.hidden.png",
+        "train/a/.thumbs/x.png",
+        ".x/y.png",
+    ):
         write(str(tmp_path / junk), b"no image")
     for junk in ("train/a/film.mpg", "train/a/run.eps", "train/b/noextension", "train/.git/x.png"):
         write(str(tmp_path / junk), b"no image")
@@ -95,7 +105,9 @@ def test_sixteen_bits_are_scaled(tmp_path, format):
         root = two_classes(tmp_path, [], [noise(20, 30)])
     else:
         values = values.astype(">u2") if format == "big-endian tiff" else values
-        root = two_classes(tmp_path, [values], [values], suffix=".png" if format == "png" else ".tif")
+        root = two_classes(
+            tmp_path, [values], [values], suffix=".png" if format == "png" else ".tif"
+        )
     pixels = load("folder", root, "train").pixels
     right = np.floor(values.astype(float) / 257 + 0.5)
     assert np.array_equal(pixels.numpy(), np.broadcast_to(right, (1, 3, 20, 30)))
@@ -110,11 +122,15 @@ def test_long_line_of_pixels(tmp_path, monkeypatch):
         return real(image, size, *arguments, **options)
 
     monkeypatch.setattr(Image.Image, "resize", resize)
-    root = two_classes(tmp_path, [np.tile(noise(1, 1, 3), (1, 16000, 1)), noise(32, 16000, 3)], [noise(9, 9)])
+    root = two_classes(
+        tmp_path, [np.tile(noise(1, 1, 3), (1, 16000, 1)), noise(32, 16000, 3)], [noise(9, 9)]
+    )
     pixels = load("folder", root, "train").pixels
     assert (pixels[0] == torch.from_numpy(noise(1, 1, 3))[0].T[..., None]).all()
     assert 0 < max(largest) <= 64 * 64 * 16
-    assert (pixels[1].float() - expected(f"{root}/train/1/1.png", 64).float()).abs().mean() < 40  # noise, by chance: 85
+    assert (
+        pixels[1].float() - expected(f"{root}/train/1/1.png", 64).float()
+    ).abs().mean() < 40  # noise, by chance: 85
 
 
 def test_equal_sizes_are_kept(tmp_path):
@@ -124,8 +140,15 @@ def test_equal_sizes_are_kept(tmp_path):
     assert images.labels.tolist() == [0, 0, 1, 1]
     for pixels, i in zip(images.pixels, (0, 2, 1, 3), strict=True):
         assert np.array_equal(pixels.permute(1, 2, 0).numpy(), train[i])
-    assert np.array_equal(load("folder", root, "test", 30).pixels[0].permute(1, 2, 0).numpy(), test[0])
-    assert load("folder", root, "train", 29).pixels.shape == (4, 3, 29, 29)  # no longer small enough
+    assert np.array_equal(
+        load("folder", root, "test", 30).pixels[0].permute(1, 2, 0).numpy(), test[0]
+    )
+    assert load("folder", root, "train", 29).pixels.shape == (
+        4,
+        3,
+        29,
+        29,
+    )  # no longer small enough
 
 
 def test_one_other_size_in_test_decides_for_train(tmp_path):
@@ -140,7 +163,9 @@ def test_sizes_are_those_after_the_turn(tmp_path, suffix):
     root = two_classes(tmp_path / "some", [noise(20, 30, 3)], [noise(20, 30, 3)], suffix=suffix)
     Image.fromarray(noise(20, 30, 3)).save(f"{root}/train/0/1{suffix}", exif=turned)
     assert load("folder", root, "train").pixels.shape == (2, 3, 64, 64)
-    root = two_classes(tmp_path / "all", [noise(20, 30, 3)], [noise(20, 30, 3)], suffix=suffix, exif=turned)
+    root = two_classes(
+        tmp_path / "all", [noise(20, 30, 3)], [noise(20, 30, 3)], suffix=suffix, exif=turned
+    )
     pixels = load("folder", root, "train").pixels
     assert pixels.shape == (1, 3, 30, 20)
     turned = ImageOps.exif_transpose(Image.open(f"{root}/train/0/0{suffix}"))
@@ -148,10 +173,16 @@ def test_sizes_are_those_after_the_turn(tmp_path, suffix):
 
 
 def test_headers_are_read_no_further_than_needed(tmp_path, monkeypatch):
-    two_classes(tmp_path, [noise(20, 20, 3)] * 2 + [noise(65, 65, 3)] + [noise(20, 20, 3)] * 3, [noise(20, 20)])
+    two_classes(
+        tmp_path,
+        [noise(20, 20, 3)] * 2 + [noise(65, 65, 3)] + [noise(20, 20, 3)] * 3,
+        [noise(20, 20)],
+    )
     opened, loaded = [], []
     real_open, real_load = Image.open, Image.Image.load
-    monkeypatch.setattr(Image, "open", lambda path, **options: opened.append(path) or real_open(path, **options))
+    monkeypatch.setattr(
+        Image, "open", lambda path, **options: opened.append(path) or real_open(path, **options)
+    )
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda image: loaded.append(image))
     paths = sorted(path for path in tree(tmp_path) if "/train/" in path)
     assert folder.common_size(paths, 64) is None
@@ -275,7 +306,9 @@ def test_cache_has_its_room_before_it_is_filled(odd, tight, monkeypatch):
     assert room >= size > 9 * 3 * 64 * 64
 
 
-@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY\x01\x00", b"PK\3\4", "cut", "other shape", "pickle"])
+@pytest.mark.parametrize(
+    "damage", [b"", b"\x93NUMPY\x01\x00", b"PK\3\4", "cut", "other shape", "pickle"]
+)
 def test_damaged_cache(odd, tight, damage):
     root, _ = odd
     load("folder", root, "train")

@@ -55,8 +55,12 @@ def test_hub_and_export_are_the_encoder_bit_for_bit(arch, tmp_path, call, capsys
     resnet.load_state_dict(load_file(tmp_path / "w.safetensors"), strict=True)
     assert torch.equal(resnet(images), expected)
     with safe_open(tmp_path / "w.safetensors", "pt") as file:
-        assert file.metadata() == {"format": "pt", "arch": arch, "mean": "(0.4914, 0.4822, 0.4465)",
-                                   "std": "(0.2023, 0.1994, 0.201)"}  # fmt: skip
+        assert file.metadata() == {
+            "format": "pt",
+            "arch": arch,
+            "mean": "(0.4914, 0.4822, 0.4465)",
+            "std": "(0.2023, 0.1994, 0.201)",
+        }
     assert sorted(path.name for path in tmp_path.iterdir()) == ["w.pth", "w.safetensors"]
 
 
@@ -79,12 +83,18 @@ def test_hub_leaves_the_callers_modules_alone(monkeypatch, tmp_path):
     assert set(names) & set(sys.modules) <= before
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ({"arch": "resnet11"}, "arch 'resnet11' is not one of resnet10"),
-    ({"weights": "nowhere.pth"}, "there is no file nowhere.pth"),
-    ({"weights": "code.pth"}, "code.pth holds more than tensors"),
-    ({"weights": "w.pth", "arch": "resnet18"}, "w.pth does not fit resnet18: f.3.1.conv1.weight is missing"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"arch": "resnet11"}, "arch 'resnet11' is not one of resnet10"),
+        ({"weights": "nowhere.pth"}, "there is no file nowhere.pth"),
+        ({"weights": "code.pth"}, "code.pth holds more than tensors"),
+        (
+            {"weights": "w.pth", "arch": "resnet18"},
+            "w.pth does not fit resnet18: f.3.1.conv1.weight is missing",
+        ),
+    ],
+)
 def test_hub_refuses(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     saved(tmp_path / "w.pth", "resnet10")
@@ -97,8 +107,12 @@ def test_export_refuses(refused, tmp_path, monkeypatch):
     saved(tmp_path / "w.pth", "resnet10")
     export = ("--export", tmp_path / "nowhere" / "w.safetensors")
     assert "cannot write" in refused(linear, "--model_path", tmp_path / "w.pth", *export)
-    assert "--export writes one encoder" in refused(linear, "--model_path", tmp_path / "w.pth", "random", *export)
-    assert "does not fit resnet18" in refused(linear, "--model_path", tmp_path / "w.pth", "--arch", "resnet18", *export)
+    assert "--export writes one encoder" in refused(
+        linear, "--model_path", tmp_path / "w.pth", "random", *export
+    )
+    assert "does not fit resnet18" in refused(
+        linear, "--model_path", tmp_path / "w.pth", "--arch", "resnet18", *export
+    )
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     assert "pip install safetensors" in refused(linear, "--model_path", tmp_path / "w.pth", *export)
     assert [path.name for path in tmp_path.iterdir()] == ["w.pth"]

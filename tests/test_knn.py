@@ -40,13 +40,17 @@ def loop(bank, bank_labels, queries, labels, classes, k, temperature):
     return tuple(100 * hit / len(labels) for hit in hits)
 
 
-@pytest.mark.parametrize(("k", "temperature"), [(1, 0.5), (20, 0.07), (20, 5.0), (200, 0.1), (240, 0.5)])
+@pytest.mark.parametrize(
+    ("k", "temperature"), [(1, 0.5), (20, 0.07), (20, 5.0), (200, 0.1), (240, 0.5)]
+)
 def test_accuracy_is_that_of_the_definition(k, temperature):
     data = clusters()
     top1, top5 = knn.knn(*data, k=k, temperature=temperature)
     expected = loop(*data, k, temperature)
     assert top1 == pytest.approx(expected[0], abs=1e-9)
-    if k > 1:  # else all classes but one have no vote, and which of them are among the five is chance
+    if (
+        k > 1
+    ):  # else all classes but one have no vote, and which of them are among the five is chance
         assert top5 == pytest.approx(expected[1], abs=1e-9)
     assert 20 < top1 < top5 < 100
 
@@ -54,7 +58,9 @@ def test_accuracy_is_that_of_the_definition(k, temperature):
 def test_the_test_data_tell_settings_apart():
     """Else the test above could pass with weights or k ignored."""
     data = clusters()
-    found = {loop(*data, k, t) for k, t in [(1, 0.5), (20, 0.07), (20, 5.0), (200, 0.1), (200, 5.0)]}
+    found = {
+        loop(*data, k, t) for k, t in [(1, 0.5), (20, 0.07), (20, 5.0), (200, 0.1), (200, 5.0)]
+    }
     assert len(found) == 5
 
 
@@ -65,7 +71,9 @@ def test_accuracy_is_that_of_scikit_learn(temperature):
     def weights(distance):
         return torch.from_numpy((1 - distance) / temperature).exp().numpy()
 
-    oracle = KNeighborsClassifier(30, weights=weights, metric="cosine").fit(bank.double(), bank_labels)
+    oracle = KNeighborsClassifier(30, weights=weights, metric="cosine").fit(
+        bank.double(), bank_labels
+    )
     ranking = torch.from_numpy(oracle.predict_proba(queries.double())).argsort(1, descending=True)
     hit = ranking[:, :5] == labels[:, None]
     expected = 100 * hit[:, 0].double().mean().item(), 100 * hit.any(1).double().mean().item()
@@ -95,7 +103,9 @@ def test_few_classes_and_small_temperatures():
     bank, bank_labels, queries, labels, _ = clusters(classes=3)
     assert knn.knn(bank, bank_labels, queries, labels, 3, k=20)[1] == 100
     nearest = knn.knn(bank, bank_labels, queries, labels, 3, k=1)[0]
-    assert knn.knn(bank, bank_labels, queries, labels, 3, k=20, temperature=1e-4)[0] == nearest  # exp(1e4) overflows
+    assert (
+        knn.knn(bank, bank_labels, queries, labels, 3, k=20, temperature=1e-4)[0] == nearest
+    )  # exp(1e4) overflows
 
 
 def test_k_is_clamped_and_says_so(capsys):
@@ -119,7 +129,9 @@ def test_features_leave_the_encoder_alone(training):
     assert all(torch.equal(before[key], value) for key, value in f.state_dict().items())
     assert whole.shape == (10, 512) and whole.dtype == torch.float32 and not whole.requires_grad
     with torch.no_grad():
-        expected = f.eval()(views.normalize(pixels)).flatten(1)  # no crop, no resize, running statistics
+        expected = f.eval()(views.normalize(pixels)).flatten(
+            1
+        )  # no crop, no resize, running statistics
     torch.testing.assert_close(whole, expected)
     torch.testing.assert_close(knn.features(f, pixels, CPU, torch.float32, batch_size=3), whole)
 
@@ -130,7 +142,9 @@ def test_large_images_go_in_smaller_batches():
     f.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
     for side, batch in ((16, 8), (32, 8), (64, 2), (96, 1)):
         sizes.clear()
-        knn.features(f, torch.zeros(9, 3, side, side, dtype=torch.uint8), CPU, torch.float32, batch_size=8)
+        knn.features(
+            f, torch.zeros(9, 3, side, side, dtype=torch.uint8), CPU, torch.float32, batch_size=8
+        )
         assert max(sizes) == batch and sum(sizes) == 9
 
 

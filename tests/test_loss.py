@@ -15,8 +15,12 @@ import blockwise
 import loss
 
 LOSSES = {
-    "attentionce": loss.attentionce, "simclr": loss.simclr, "dcl": loss.dcl, "hcl": loss.hcl, "bcl": loss.bcl
-}  # fmt: skip
+    "attentionce": loss.attentionce,
+    "simclr": loss.simclr,
+    "dcl": loss.dcl,
+    "hcl": loss.hcl,
+    "bcl": loss.bcl,
+}
 GOLDEN = np.load(Path(__file__).parent / "golden" / "losses.npz")
 CASES = json.loads(str(GOLDEN["meta"]))
 
@@ -87,7 +91,9 @@ def oracle(kind, z, temperature=0.5, **parameters):
 
 def embeddings(views, batch, dim, seed=0, dtype=torch.float64, spread=None):
     """Normalised and random; with `spread`, near-duplicates that far apart."""
-    x = torch.randn(views, batch, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    x = torch.randn(
+        views, batch, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     if spread is not None:
         x = x[:1, :1] + spread * x
     return F.normalize(x, dim=-1).to(dtype).requires_grad_()
@@ -149,9 +155,17 @@ def expected_of(kind, batch, dim, parameters):
 @pytest.mark.parametrize("case", range(len(CASES)))
 def test_golden(case, block):
     meta, z = CASES[case], torch.from_numpy(GOLDEN[f"z{case}"]).requires_grad_()
-    expected = torch.tensor(meta["loss"], dtype=torch.float64), torch.from_numpy(GOLDEN[f"grad{case}"])
-    function = LOSSES[{"attention_nce": "attentionce"}.get(meta["kind"], meta["kind"])]  # the file has the old name
-    assert_same(value_and_gradient(lambda z: function(z, meta["temperature"], **meta["params"]), z), expected)
+    expected = (
+        torch.tensor(meta["loss"], dtype=torch.float64),
+        torch.from_numpy(GOLDEN[f"grad{case}"]),
+    )
+    function = LOSSES[
+        {"attention_nce": "attentionce"}.get(meta["kind"], meta["kind"])
+    ]  # the file has the old name
+    assert_same(
+        value_and_gradient(lambda z: function(z, meta["temperature"], **meta["params"]), z),
+        expected,
+    )
 
 
 @pytest.mark.parametrize(("kind", "parameters"), PARAMETERS)
@@ -167,13 +181,21 @@ def test_formulas(kind, parameters, batch, dim, m):
 def test_defaults():
     z = embeddings(6, 5, 4)
     assert_same([loss.attentionce(z)], [loss.attentionce(z, 0.5, 1.0, 1.0)], 0)
-    for kind, arguments in {"simclr": (), "dcl": (0.1,), "hcl": (0.1, 1.0), "bcl": (0.1, 0.9, 0.9)}.items():
+    for kind, arguments in {
+        "simclr": (),
+        "dcl": (0.1,),
+        "hcl": (0.1, 1.0),
+        "bcl": (0.1, 0.9, 0.9),
+    }.items():
         assert_same([LOSSES[kind](z[:2])], [LOSSES[kind](z[:2], 0.5, *arguments)], 0)
 
 
 @pytest.mark.parametrize(("kind", "parameters"), PARAMETERS)
 def test_blocks(kind, parameters, block):
-    z, expected = embeddings(views_of(kind), 8, 6), expected_of(kind, 8, 6, tuple(parameters.items()))
+    z, expected = (
+        embeddings(views_of(kind), 8, 6),
+        expected_of(kind, 8, 6, tuple(parameters.items())),
+    )
     assert_same(value_and_gradient(lambda z: LOSSES[kind](z, **parameters), z), expected)
     with torch.no_grad():
         assert_same([LOSSES[kind](z, **parameters)], expected[:1])
@@ -195,21 +217,33 @@ def test_attention_is_not_differentiated():
         total = 0.0
         for view, i in np.ndindex(2, 4):
             own, others = z[2:, i], torch.cat([z[:2, :i], z[:2, i + 1 :]], dim=1).flatten(0, 1)
-            own0, others0 = fixed[2:, i], torch.cat([fixed[:2, :i], fixed[:2, i + 1 :]], dim=1).flatten(0, 1)
+            own0, others0 = (
+                fixed[2:, i],
+                torch.cat([fixed[:2, :i], fixed[:2, i + 1 :]], dim=1).flatten(0, 1),
+            )
             alpha = torch.softmax(own0 @ fixed[view, i] / d_pos, dim=0)
             beta = 6 * (torch.softmax(others0 @ fixed[view, i] / d_neg, dim=0) + 1e-6)
             pos = (alpha * (own @ z[view, i])).sum() / temperature
-            total += torch.logaddexp(pos, torch.logsumexp(beta * (others @ z[view, i]) / temperature, dim=0)) - pos
+            total += (
+                torch.logaddexp(
+                    pos, torch.logsumexp(beta * (others @ z[view, i]) / temperature, dim=0)
+                )
+                - pos
+            )
         return total / 8
 
     def differences(function):
         steps = 1e-6 * torch.eye(z.numel(), dtype=z.dtype).view(-1, *z.shape)
         with torch.no_grad():
-            return torch.stack([(function(z + h) - function(z - h)) / 2e-6 for h in steps]).view(z.shape)
+            return torch.stack([(function(z + h) - function(z - h)) / 2e-6 for h in steps]).view(
+                z.shape
+            )
 
     _, gradient = value_and_gradient(lambda z: loss.attentionce(z, temperature, d_pos, d_neg), z)
     assert_same([gradient], [differences(held)], 1e-7)
-    assert (gradient - differences(lambda z: loss.attentionce(z, temperature, d_pos, d_neg))).abs().max() > 1e-3
+    assert (
+        gradient - differences(lambda z: loss.attentionce(z, temperature, d_pos, d_neg))
+    ).abs().max() > 1e-3
 
 
 def test_attention_by_hand_and_by_autograd():
@@ -217,7 +251,9 @@ def test_attention_by_hand_and_by_autograd():
     sim, pos = embeddings(1, 5, 9)[0].detach(), torch.linspace(-2, 2, 5, dtype=torch.float64)
     sim[range(5), range(5)] = -math.inf
     spare = torch.empty_like(sim)
-    log_g, by_pos, by_sim = blockwise.autograd_step(functools.partial(loss._attention, strength=1.3), pos, sim, spare, 8)
+    log_g, by_pos, by_sim = blockwise.autograd_step(
+        functools.partial(loss._attention, strength=1.3), pos, sim, spare, 8
+    )
     by_hand = loss._attention_step(pos, sim.clone(), spare, 8, strength=1.3)
     spare.fill_(math.nan)
     assert by_pos is None and by_hand[1] is None
@@ -226,7 +262,11 @@ def test_attention_by_hand_and_by_autograd():
 
 def test_ties_in_bcl():
     """Equal cosines share the larger rank, as F counts them."""
-    z = torch.tensor([[[1, 0], [0, 1], [0, 1]], [[1, 0], [0, 1], [0.6, 0.8]]], dtype=torch.float64, requires_grad=True)
+    z = torch.tensor(
+        [[[1, 0], [0, 1], [0, 1]], [[1, 0], [0, 1], [0.6, 0.8]]],
+        dtype=torch.float64,
+        requires_grad=True,
+    )
     expected = value_and_gradient(lambda z: oracle("bcl", z, **DEFAULTS["bcl"]), z)
     assert_same(value_and_gradient(lambda z: loss.bcl(z, **DEFAULTS["bcl"]), z), expected)
 
@@ -264,7 +304,9 @@ def test_gather(kind, parts, block):
             total = total + LOSSES[kind](part, **DEFAULTS[kind], gather=gather)
         return total / parts
 
-    assert_same(value_and_gradient(of_parts, z), expected_of(kind, 12, 5, tuple(DEFAULTS[kind].items())))
+    assert_same(
+        value_and_gradient(of_parts, z), expected_of(kind, 12, 5, tuple(DEFAULTS[kind].items()))
+    )
     assert seen == [True] * parts
 
 
@@ -288,14 +330,20 @@ def test_module():
 def queue_oracle(queries, keys, queue, temperature, d_pos, d_neg):
     total = 0.0
     for view, i in np.ndindex(2, queries.shape[1]):
-        pos, g = attention_oracle(queries[view, i], keys[:, i], list(queue), temperature, d_pos, d_neg)
+        pos, g = attention_oracle(
+            queries[view, i], keys[:, i], list(queue), temperature, d_pos, d_neg
+        )
         total = total - torch.log(pos / (pos + g))
     return total / (2 * queries.shape[1])
 
 
 @pytest.mark.parametrize(("batch", "m", "n"), [(1, 1, 1), (4, 3, 7), (5, 2, 16)])
 def test_queue(batch, m, n, block):
-    queries, keys, queue = embeddings(2, batch, 4, 1), embeddings(m, batch, 4, 2), embeddings(1, n, 4, 3)
+    queries, keys, queue = (
+        embeddings(2, batch, 4, 1),
+        embeddings(m, batch, 4, 2),
+        embeddings(1, n, 4, 3),
+    )
     arguments = keys, queue[0].detach().requires_grad_(), 0.3, 0.5, 0.7
     expected = value_and_gradient(queue_oracle, queries, *arguments)
     assert_same(value_and_gradient(loss.attentionce_queue, queries, *arguments), expected)
@@ -305,7 +353,9 @@ def test_queue(batch, m, n, block):
     with torch.no_grad():
         assert_same([loss.attentionce_queue(queries, *arguments)], expected[:1])
     half = [t.detach().bfloat16() for t in (queries, *arguments[:2])]
-    assert_same([loss.attentionce_queue(*half)], [loss.attentionce_queue(*(t.float() for t in half))], 0)
+    assert_same(
+        [loss.attentionce_queue(*half)], [loss.attentionce_queue(*(t.float() for t in half))], 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -331,7 +381,9 @@ def test_queue_shapes(name, shapes):
 @pytest.mark.parametrize("value", [0, -1.0, math.inf, math.nan])
 def test_queue_parameters(name, value):
     with pytest.raises(ValueError, match=f"^{name} must"):
-        loss.attentionce_queue(*(torch.zeros(2, 4, 5), torch.zeros(1, 4, 5), torch.zeros(7, 5)), **{name: value})
+        loss.attentionce_queue(
+            *(torch.zeros(2, 4, 5), torch.zeros(1, 4, 5), torch.zeros(7, 5)), **{name: value}
+        )
 
 
 # Numbers that stay numbers
@@ -356,7 +408,13 @@ def hard_batch(name, views, batch):
         signs = torch.tensor([1.0, -1.0]).repeat(batch)[:batch, None]
         axes = torch.eye(4).repeat_interleave(2, 0).repeat(batch, 1)[:batch]
         return (axes * signs).repeat(views, 1, 1).requires_grad_()
-    return embeddings(views, batch, 4, dtype=torch.float32, spread={"near": 1e-2, "nearer": 1e-4, "random": None}[name])
+    return embeddings(
+        views,
+        batch,
+        4,
+        dtype=torch.float32,
+        spread={"near": 1e-2, "nearer": 1e-4, "random": None}[name],
+    )
 
 
 @pytest.mark.parametrize("batch", [2, 3, 64])
@@ -438,7 +496,11 @@ NOT_POSITIVE = [0, -0.5, math.inf, math.nan]
     ("kind", "name", "value"),
     [(kind, "temperature", value) for kind in LOSSES for value in NOT_POSITIVE]
     + [("attentionce", name, value) for name in ("d_pos", "d_neg") for value in NOT_POSITIVE]
-    + [(kind, "tau_plus", value) for kind in ("dcl", "hcl", "bcl") for value in (-0.1, 1, 1.5, math.nan)]
+    + [
+        (kind, "tau_plus", value)
+        for kind in ("dcl", "hcl", "bcl")
+        for value in (-0.1, 1, 1.5, math.nan)
+    ]
     + [("hcl", "beta", value) for value in (-0.1, math.inf, math.nan)]
     + [("bcl", name, value) for name in ("alpha", "beta") for value in (-0.1, 1.1, math.nan)],
 )
@@ -481,7 +543,11 @@ def test_compiled_callers(kind, monkeypatch):
         return 2 * LOSSES[kind](F.normalize(x, dim=-1)) + x.mean()
 
     torch.compiler.reset()
-    assert_same(value_and_gradient(torch.compile(caller, backend="eager"), x), value_and_gradient(caller, x), 1e-12)
+    assert_same(
+        value_and_gradient(torch.compile(caller, backend="eager"), x),
+        value_and_gradient(caller, x),
+        1e-12,
+    )
 
 
 class Watch(TorchDispatchMode):
@@ -540,7 +606,9 @@ def test_never_waits_for_the_device(kind):
 
     with FakeTensorMode():
         for gather in (None, lambda anchors: (anchors, 0)):
-            LOSSES[kind](torch.empty(views_of(kind), 8, 4, requires_grad=True), gather=gather).backward()
+            LOSSES[kind](
+                torch.empty(views_of(kind), 8, 4, requires_grad=True), gather=gather
+            ).backward()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -20,7 +20,17 @@ from model import Model
 from utils import UserError
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "checkpoint_keys.json").read_text())
-COLUMNS = {"epoch", "loss", "views", "seconds", "skipped", "effective_positives", "effective_negatives", "knn_top1", "knn_top5"}
+COLUMNS = {
+    "epoch",
+    "loss",
+    "views",
+    "seconds",
+    "skipped",
+    "effective_positives",
+    "effective_negatives",
+    "knn_top1",
+    "knn_top5",
+}
 
 
 def rows(path):
@@ -55,14 +65,34 @@ def encoder(tmp_path):
 def test_pretrain_and_evaluate_the_photographs(script, results):
     """The two commands as a user gives them, each in a process of its own."""
     flags = ["--dataset_name", "photos", "--image_size", 8, "--batch_size", 512]
-    trained = script("main.py", *flags, "--arch", "resnet10", "--num_pos", 1, "--d_neg", 10, "--epochs", 2, "--knn_every", 0,
-                     "--results", results, "--seed", 1)  # fmt: skip
+    trained = script(
+        "main.py",
+        *flags,
+        "--arch",
+        "resnet10",
+        "--num_pos",
+        1,
+        "--d_neg",
+        10,
+        "--epochs",
+        2,
+        "--knn_every",
+        0,
+        "--results",
+        results,
+        "--seed",
+        1,
+    )
     assert trained.returncode == 0, trained.stderr
     assert "resnet10: 5.23 M parameters, 0.02 G multiply-adds" in trained.stdout
-    assert "epoch 2/2" in trained.stderr and "images/s" in trained.stderr and "loss=" in trained.stderr
+    assert (
+        "epoch 2/2" in trained.stderr and "images/s" in trained.stderr and "loss=" in trained.stderr
+    )
     stem = results / "photos" / "photos_SimCLR_1model_512_2_1.0_10.0"
     written = {path.name for path in stem.parent.iterdir()}
-    assert written == {stem.name + ending for ending in (".csv", ".json", ".pth", ".state", ".state.previous")}
+    assert written == {
+        stem.name + ending for ending in (".csv", ".json", ".pth", ".state", ".state.previous")
+    }
     losses = [float(row["loss"]) for row in rows(f"{stem}.csv")]
     assert len(losses) == 2 and all(0 < loss < 20 for loss in losses)
 
@@ -72,8 +102,13 @@ def test_pretrain_and_evaluate_the_photographs(script, results):
     result = json.loads(Path(f"{stem}_linear.json").read_text())
     for which in ("last", "best"):
         row = result[f"{which}_epoch"]
-        assert f"{which} epoch (1): top-1 {row['top1']:.2f} %, top-5 {row['top5']:.2f} %" in evaluated.stdout
-    assert result["knn_top1"] > 20  # 6 % is chance, 45 % usual; the images are more than noise to it
+        assert (
+            f"{which} epoch (1): top-1 {row['top1']:.2f} %, top-5 {row['top5']:.2f} %"
+            in evaluated.stdout
+        )
+    assert (
+        result["knn_top1"] > 20
+    )  # 6 % is chance, 45 % usual; the images are more than noise to it
     assert 6 < result["best_epoch"]["top1"] < result["best_epoch"]["top5"] <= 100
 
 
@@ -82,24 +117,74 @@ def test_pretrain_and_evaluate_the_photographs(script, results):
 
 def test_flags_and_defaults_of_the_reference():
     flags = vars(main.parse_args([]))
-    expected = {"root": "data", "feature_dim": 128, "temperature": 0.5, "k": 200, "batch_size": 256, "epochs": 400,
-                "estimator": "SimCLR", "dataset_name": "cifar10", "d_pos": 1, "d_neg": 1, "lr": 1e-3, "weight_decay": 1e-6,
-                "loss": "attentionce", "num_pos": 4, "arch": "resnet50", "image_size": 32, "knn_every": 10,
-                "precision": "auto", "results": "results", "save_every": 200, "device": None}  # fmt: skip
+    expected = {
+        "root": "data",
+        "feature_dim": 128,
+        "temperature": 0.5,
+        "k": 200,
+        "batch_size": 256,
+        "epochs": 400,
+        "estimator": "SimCLR",
+        "dataset_name": "cifar10",
+        "d_pos": 1,
+        "d_neg": 1,
+        "lr": 1e-3,
+        "weight_decay": 1e-6,
+        "loss": "attentionce",
+        "num_pos": 4,
+        "arch": "resnet50",
+        "image_size": 32,
+        "knn_every": 10,
+        "precision": "auto",
+        "results": "results",
+        "save_every": 200,
+        "device": None,
+    }
     assert {name: flags[name] for name in expected} == expected
     assert main.parse_args(["--dataset_name", "tinyImageNet"]).save_every == 100
     assert main.parse_args(["--dataset_name", "tinyImageNet", "--save_every", "7"]).save_every == 7
     flags = vars(linear.parse_args(["--model_path", "random"]))
-    expected = {"root": "data", "batch_size": 512, "epochs": 100, "dataset_name": "cifar10", "lr": 1e-3, "weight_decay": 1e-6,
-                "image_size": 32, "arch": None, "encoder_mode": "frozen", "results": "results"}  # fmt: skip
+    expected = {
+        "root": "data",
+        "batch_size": 512,
+        "epochs": 100,
+        "dataset_name": "cifar10",
+        "lr": 1e-3,
+        "weight_decay": 1e-6,
+        "image_size": 32,
+        "arch": None,
+        "encoder_mode": "frozen",
+        "results": "results",
+    }
     assert {name: flags[name] for name in expected} == expected
     assert linear.parse_args(["--model_path", "random", "--dataset_name", "stl10"]).lr == 1e-2
-    assert linear.parse_args(["--model_path", "random", "--dataset_name", "stl10", "--lr", "0.5"]).lr == 0.5
+    assert (
+        linear.parse_args(["--model_path", "random", "--dataset_name", "stl10", "--lr", "0.5"]).lr
+        == 0.5
+    )
 
 
 def test_what_a_run_writes(call, tiny, results, capsys, files):
     """Weights at every multiple of --save_every and at the end; a row an epoch; kNN when it is due and at the end."""
-    assert call(main, *tiny, "--epochs", 3, "--save_every", 2, "--knn_every", 2, "--k", 5, "--d_pos", 2, "--seed", 9) == 0
+    assert (
+        call(
+            main,
+            *tiny,
+            "--epochs",
+            3,
+            "--save_every",
+            2,
+            "--knn_every",
+            2,
+            "--k",
+            5,
+            "--d_pos",
+            2,
+            "--seed",
+            9,
+        )
+        == 0
+    )
     stem = "folder_SimCLR_4model_8_{}_2.0_1.0"
     weights_written = {stem.format(epoch) + ".pth" for epoch in (2, 3)}
     others = {stem.format(3) + ending for ending in (".csv", ".json", ".state", ".state.previous")}
@@ -119,7 +204,13 @@ def test_what_a_run_writes(call, tiny, results, capsys, files):
     result = json.loads((folder / (stem.format(3) + ".json")).read_text())
     flags = vars(main.parse_args([]))
     assert result["flags"].keys() == flags.keys()
-    for name, value in {"seed": 9, "d_pos": 2.0, "epochs": 3, "dataset_name": "folder", "temperature": 0.5}.items():
+    for name, value in {
+        "seed": 9,
+        "d_pos": 2.0,
+        "epochs": 3,
+        "dataset_name": "folder",
+        "temperature": 0.5,
+    }.items():
         assert result["flags"][name] == value
     assert result["machine"]["torch"] == torch.__version__ and result["machine"]["device"] == "cpu"
     assert {"python", "torchvision", "numpy", "commit"} <= result["machine"].keys()
@@ -139,7 +230,9 @@ def test_the_seed_decides_every_bit(call, tiny, tmp_path, results):
     for i, seed in enumerate((0, 0, 1)):
         torch.rand(i)  # what was drawn before does not matter
         call(main, *tiny, "--num_pos", 2, "--seed", seed, "--results", results / str(i))
-        found.append(weights.read(results / str(i) / "folder" / "folder_SimCLR_2model_8_1_1.0_1.0.pth"))
+        found.append(
+            weights.read(results / str(i) / "folder" / "folder_SimCLR_2model_8_1_1.0_1.0.pth")
+        )
     assert equal(found[0], found[1])
     assert not torch.equal(found[0]["module.f.0.weight"], found[2]["module.f.0.weight"])
 
@@ -164,14 +257,24 @@ def test_every_loss_trains(call, tiny, results, loss):
     state = weights.read(f"{path}.pth")
     assert all(value.isfinite().all() for value in state.values())
     torch.manual_seed(0)
-    assert not torch.equal(state["module.f.0.weight"], Model(128, "resnet10").f[0].weight)  # it has moved
+    assert not torch.equal(
+        state["module.f.0.weight"], Model(128, "resnet10").f[0].weight
+    )  # it has moved
 
 
-@pytest.mark.parametrize("words, alpha, beta", [
-    ("--loss bcl", 0.9, 0.9), ("--loss bcl --dataset_name stl10", 0.7, 1.0), ("--loss bcl --dataset_name cifar100", 0.7, 1.0),
-    ("--loss bcl --dataset_name tinyImageNet", 0.8, 1.0), ("--loss bcl --beta 0.5", 0.9, 0.5),
-    ("--loss bcl --alpha 0", 0.0, 0.9), ("--loss hcl", 0.9, 1.0), ("--loss hcl --beta 0", 0.9, 0.0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words, alpha, beta",
+    [
+        ("--loss bcl", 0.9, 0.9),
+        ("--loss bcl --dataset_name stl10", 0.7, 1.0),
+        ("--loss bcl --dataset_name cifar100", 0.7, 1.0),
+        ("--loss bcl --dataset_name tinyImageNet", 0.8, 1.0),
+        ("--loss bcl --beta 0.5", 0.9, 0.5),
+        ("--loss bcl --alpha 0", 0.0, 0.9),
+        ("--loss hcl", 0.9, 1.0),
+        ("--loss hcl --beta 0", 0.9, 0.0),
+    ],
+)
 def test_other_losses_have_their_authors_settings(words, alpha, beta):
     args = main.parse_args(words.split())
     assert (args.tau_plus, args.alpha, args.beta) == (0.1, alpha, beta)
@@ -180,7 +283,20 @@ def test_other_losses_have_their_authors_settings(words, alpha, beta):
 def test_each_loss_is_the_one_that_is_named(tiny):
     """With its flags: the value on some embeddings is that of the function called by hand."""
     z = torch.nn.functional.normalize(torch.randn(3, 5, 4, generator=torch.manual_seed(0)), dim=-1)
-    words = ["--temperature", "0.3", "--tau_plus", "0.2", "--alpha", "0.7", "--beta", "0.6", "--d_pos", "2", "--d_neg", "0.5"]
+    words = [
+        "--temperature",
+        "0.3",
+        "--tau_plus",
+        "0.2",
+        "--alpha",
+        "0.7",
+        "--beta",
+        "0.6",
+        "--d_pos",
+        "2",
+        "--d_neg",
+        "0.5",
+    ]
     expected = {
         "attentionce": main.losses.attentionce(z, 0.3, 2.0, 0.5),
         "simclr": main.losses.simclr(z[:2], 0.3),
@@ -196,7 +312,9 @@ def test_each_loss_is_the_one_that_is_named(tiny):
 def test_moco_trains(call, tiny, results):
     assert call(main, *tiny, "--estimator", "MoCo", "--queue", 16, "--num_pos", 1) == 0
     path = results / "folder" / "folder_MoCo_1model_8_1_1.0_1.0.pth"
-    assert list(weights.read(path)) == [f"module.{key}" for key in Model(128, "resnet10").state_dict()]
+    assert list(weights.read(path)) == [
+        f"module.{key}" for key in Model(128, "resnet10").state_dict()
+    ]
 
 
 @pytest.mark.parametrize("flag", [(), ("--grad_cache",)])
@@ -204,7 +322,9 @@ def test_grad_cache_is_used_when_it_is_asked_for(call, tiny, monkeypatch, flag):
     used = []
     for name in ("plain_step", "cached_step"):
         step = getattr(train, name)
-        monkeypatch.setattr(train, name, lambda *a, name=name, step=step: (used.append(name), step(*a))[1])
+        monkeypatch.setattr(
+            train, name, lambda *a, name=name, step=step: (used.append(name), step(*a))[1]
+        )
     monkeypatch.setattr(resume, "write_state", lambda *_: None)
     call(main, *tiny, "--loss", "simclr", *flag)
     assert used == 3 * ["cached_step" if flag else "plain_step"]
@@ -242,7 +362,9 @@ def test_the_encoder_is_frozen(call, tiny, encoder, monkeypatch, mode):
     if mode == "frozen":
         assert not changed
     else:
-        norms = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
+        norms = [
+            name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)
+        ]
         statistics = ("running_mean", "running_var", "num_batches_tracked")
         assert changed == {f"{name}.{which}" for name in norms for which in statistics}
     assert all(p.grad is None for p in model.parameters())
@@ -266,7 +388,11 @@ def test_what_an_evaluation_writes(call, tiny, encoder, capsys, monkeypatch, fil
     accuracies = iter([(10.0, 50.0), (30.0, 60.0), (30.0, 70.0), (20.0, 55.0)])
     monkeypatch.setattr(linear, "accuracy", lambda *_: next(accuracies))
     call(linear, *linear_flags(tiny, "--epochs", 4, "--k", 5, "--seed", 2, "--model_path", encoder))
-    assert set(files(encoder.parent)) == {"encoder.pth", "encoder_folder_linear.csv", "encoder_folder_linear.json"}
+    assert set(files(encoder.parent)) == {
+        "encoder.pth",
+        "encoder_folder_linear.csv",
+        "encoder_folder_linear.json",
+    }
     table = rows(encoder.parent / "encoder_folder_linear.csv")
     assert [row["epoch"] for row in table] == ["1", "2", "3", "4"]
     assert [float(row["top1"]) for row in table] == [10, 30, 30, 20]
@@ -274,9 +400,16 @@ def test_what_an_evaluation_writes(call, tiny, encoder, capsys, monkeypatch, fil
     result = json.loads((encoder.parent / "encoder_folder_linear.json").read_text())
     assert [result["last_epoch"][key] for key in ("epoch", "top1", "top5")] == [4, 20, 55]
     assert [result["best_epoch"][key] for key in ("epoch", "top1", "top5")] == [2, 30, 60]
-    assert result["flags"]["seed"] == 2 and result["flags"]["encoder_mode"] == "frozen" and "torch" in result["machine"]
+    assert (
+        result["flags"]["seed"] == 2
+        and result["flags"]["encoder_mode"] == "frozen"
+        and "torch" in result["machine"]
+    )
     out = capsys.readouterr().out
-    assert "last epoch (4): top-1 20.00 %, top-5 55.00 %" in out and "best epoch (2): top-1 30.00 %, top-5 60.00 %" in out
+    assert (
+        "last epoch (4): top-1 20.00 %, top-5 55.00 %" in out
+        and "best epoch (2): top-1 30.00 %, top-5 60.00 %" in out
+    )
 
 
 def test_a_queue_matters_to_moco_alone():
@@ -305,21 +438,27 @@ def test_where_results_go_and_how_they_are_called(tiny, results, encoder, monkey
     foreign.write_bytes(encoder.read_bytes())
 
     def out(*words):
-        args = linear.parse_args([*map(str, tiny[:4]), "--results", str(results), "--model_path", *map(str, words)])
+        args = linear.parse_args(
+            [*map(str, tiny[:4]), "--results", str(results), "--model_path", *map(str, words)]
+        )
         return linear.open_encoders(args)[0][-1]
 
     assert out(encoder) == here / "encoder_folder"
     assert out(encoder, "--encoder_mode", "reference") == here / "encoder_folder_reference"
     assert out(foreign) == here / f"{foreign.stem}_folder"
     assert out(foreign, "--dataset_name", "stl10") == here / foreign.stem
-    assert out("random", "--arch", "resnet10", "--seed", 3) == results / "folder" / "random_resnet10_3"
+    assert (
+        out("random", "--arch", "resnet10", "--seed", 3) == results / "folder" / "random_resnet10_3"
+    )
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert out(encoder) == results / "folder" / "encoder_folder"
 
 
 def test_a_classifier_learns(call, tiny, encoder):
     """The pictures' classes differ in colour, which even an untrained encoder shows."""
-    call(linear, *linear_flags(tiny, "--epochs", 12, "--lr", 0.01, "--k", 5, "--model_path", encoder))
+    call(
+        linear, *linear_flags(tiny, "--epochs", 12, "--lr", 0.01, "--k", 5, "--model_path", encoder)
+    )
     table = rows(encoder.parent / "encoder_folder_linear.csv")
     assert float(table[-1]["loss"]) < float(table[0]["loss"])
     assert max(float(row["top1"]) for row in table) > 60  # 33 % is chance
@@ -346,12 +485,21 @@ def test_accuracy():
 def test_an_untrained_encoder_and_several(call, tiny, results, encoder, capsys, files):
     flags = linear_flags(tiny, "--results", results, "--arch", "resnet10", "--k", 5)
     call(linear, *flags, "--model_path", "random", encoder)
-    assert set(files(results)) == {"folder/random_resnet10_0_linear.csv", "folder/random_resnet10_0_linear.json"}
+    assert set(files(results)) == {
+        "folder/random_resnet10_0_linear.csv",
+        "folder/random_resnet10_0_linear.json",
+    }
     table = capsys.readouterr().out.split("\n\n")[-1].splitlines()
     assert "kNN" in table[0] and "linear, last" in table[0] and "linear, best" in table[0]
     assert [line.split()[-1] for line in table[1:]] == ["random", "encoder.pth"]
-    for line, path in zip(table[1:], (results / "folder" / "random_resnet10_0_linear.json",
-                                      encoder.parent / "encoder_folder_linear.json"), strict=True):  # fmt: skip
+    for line, path in zip(
+        table[1:],
+        (
+            results / "folder" / "random_resnet10_0_linear.json",
+            encoder.parent / "encoder_folder_linear.json",
+        ),
+        strict=True,
+    ):
         result = json.loads(path.read_text())
         expected = result["knn_top1"], result["last_epoch"]["top1"], result["best_epoch"]["top1"]
         assert line.split()[:3] == [f"{value:.2f}" for value in expected]

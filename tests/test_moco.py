@@ -26,7 +26,9 @@ class Encoder(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, 5))
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, 5)
+        )
 
     def forward(self, x, recompute=False):
         return x, normalize(self.layers(x), dim=-1)
@@ -34,17 +36,39 @@ class Encoder(nn.Module):
 
 def new_run(**flags):
     """A run of `Encoder` with 3 positives and a queue of 11, before its first step, and its first batch."""
-    flags = {"estimator": "MoCo", "num_pos": 3, "queue": 11, "batch_size": 6, "d_pos": 0.3, "d_neg": 0.2, **flags}
-    args = main.parse_args([word for name, value in flags.items() for word in (f"--{name}", str(value))])
+    flags = {
+        "estimator": "MoCo",
+        "num_pos": 3,
+        "queue": 11,
+        "batch_size": 6,
+        "d_pos": 0.3,
+        "d_neg": 0.2,
+        **flags,
+    }
+    args = main.parse_args(
+        [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    )
     torch.manual_seed(0)
-    pixels, model, cpu = torch.randint(256, (6, 3, 8, 8), dtype=torch.uint8), Encoder(), torch.device("cpu")
+    pixels, model, cpu = (
+        torch.randint(256, (6, 3, 8, 8), dtype=torch.uint8),
+        Encoder(),
+        torch.device("cpu"),
+    )
     run = train.Run(
-        args=args, device=cpu, dtype=torch.float32, pixels=pixels, model=model, encoder=model,
-        optimizer=torch.optim.Adam(model.parameters(), lr=0.1, fused=True), scaler=torch.amp.GradScaler("cpu", enabled=False),
-        loss=main.loss_function(args), views=main.number_of_views(args),
-        make_view=functools.partial(views.make_view, size=8), progress=train.new_progress(1, cpu),
+        args=args,
+        device=cpu,
+        dtype=torch.float32,
+        pixels=pixels,
+        model=model,
+        encoder=model,
+        optimizer=torch.optim.Adam(model.parameters(), lr=0.1, fused=True),
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        loss=main.loss_function(args),
+        views=main.number_of_views(args),
+        make_view=functools.partial(views.make_view, size=8),
+        progress=train.new_progress(1, cpu),
         moco=MoCo(model, args.queue, args.momentum, 5),
-    )  # fmt: skip
+    )
     return run, pixels
 
 
@@ -59,7 +83,9 @@ def test_queue_begins_with_directions_and_forgets_the_oldest():
         held = sorted(moco.queue.tolist())
         assert held == sorted(torch.stack(newest_first).tolist())
     assert moco.position == 15
-    assert torch.equal(moco.queue[0], newest_first[0])  # the 15th key has gone round twice: place 14 % 7
+    assert torch.equal(
+        moco.queue[0], newest_first[0]
+    )  # the 15th key has gone round twice: place 14 % 7
 
 
 def test_momentum_encoder_follows():
@@ -97,22 +123,35 @@ def oracle(queries, keys, queue, temperature, d_pos, d_neg):
 
 def test_step_is_the_formula():
     run, batch = new_run()
-    model, follower, queue = copy.deepcopy(run.model), copy.deepcopy(run.moco.model), run.moco.queue.clone()
+    model, follower, queue = (
+        copy.deepcopy(run.model),
+        copy.deepcopy(run.moco.model),
+        run.moco.queue.clone(),
+    )
     with torch.no_grad():  # so that it matters which of the two encodes what
         for p in (*run.moco.model.parameters(), *follower.parameters()):
             p.mul_(0.5).add_(0.01)
     drawn = views.draw(5, 6, 8, 8, views.generator(0, 1, 0))
     made = [views.make_view(batch, drawn, v, 8) for v in range(5)]
     with torch.no_grad():
-        queries, keys = torch.stack([model(v)[1] for v in made[:2]]), torch.stack([follower(v)[1] for v in made[2:]])
+        queries, keys = (
+            torch.stack([model(v)[1] for v in made[:2]]),
+            torch.stack([follower(v)[1] for v in made[2:]]),
+        )
     train.take_step(run, batch)
     expected = oracle(queries, keys, queue, run.args.temperature, run.args.d_pos, run.args.d_neg)
     torch.testing.assert_close(run.progress["losses"][0].double(), expected, rtol=1e-5, atol=0)
-    weights = attention.negative_weights(torch.cat([queries, keys]), run.args.d_neg, queue)  # not yet this step's keys
-    assert run.progress["effective"][1] == pytest.approx(attention.effective_number(weights).mean().item(), rel=1e-5)
+    weights = attention.negative_weights(
+        torch.cat([queries, keys]), run.args.d_neg, queue
+    )  # not yet this step's keys
+    assert run.progress["effective"][1] == pytest.approx(
+        attention.effective_number(weights).mean().item(), rel=1e-5
+    )
     torch.testing.assert_close(run.moco.queue, torch.cat([keys[0], queue[6:]]))
     assert all(p.grad is None and not p.requires_grad for p in run.moco.model.parameters())
-    for own, old, trained in zip(run.moco.model.parameters(), follower.parameters(), run.model.parameters(), strict=True):
+    for own, old, trained in zip(
+        run.moco.model.parameters(), follower.parameters(), run.model.parameters(), strict=True
+    ):
         torch.testing.assert_close(own, 0.99 * old + 0.01 * trained)
     assert not torch.equal(run.model.layers[0].weight, model.layers[0].weight)
 
@@ -131,7 +170,10 @@ def test_step_that_is_not_finite_moves_nothing():
     run, batch = new_run()
     train.take_step(run, batch)
     before = copy.deepcopy([run.model, run.moco.model, run.moco.queue, run.moco.position])
-    make_view, run.make_view = run.make_view, lambda images, draw, v: run.moco.queue.new_full((6, 3, 8, 8), torch.nan)
+    make_view, run.make_view = (
+        run.make_view,
+        lambda images, draw, v: run.moco.queue.new_full((6, 3, 8, 8), torch.nan),
+    )
     run.progress["losses"] = torch.zeros(3)
     run.progress["step"] = 1
     train.take_step(run, batch)
@@ -140,13 +182,27 @@ def test_step_that_is_not_finite_moves_nothing():
     train.take_step(run, batch)  # nor does anything after it, until the look that ends the run
     assert run.progress["losses"].isnan().tolist() == [False, True, True]
     for own, old in ((run.model, before[0]), (run.moco.model, before[1])):
-        assert all(torch.equal(p, q) for p, q in zip(own.parameters(), old.parameters(), strict=True))
+        assert all(
+            torch.equal(p, q) for p, q in zip(own.parameters(), old.parameters(), strict=True)
+        )
     assert torch.equal(run.moco.queue, before[2]) and torch.equal(run.moco.position, before[3])
 
 
 @pytest.mark.parametrize("step", [2, 3])  # in an epoch, and at its end
 def test_resumed_run_has_the_bits_of_one_without_a_break(step, call, tiny, results, monkeypatch):
-    flags = [*tiny, "--estimator", "MoCo", "--queue", 20, "--num_pos", 2, "--epochs", 2, "--device", "cpu"]
+    flags = [
+        *tiny,
+        "--estimator",
+        "MoCo",
+        "--queue",
+        20,
+        "--num_pos",
+        2,
+        "--epochs",
+        2,
+        "--device",
+        "cpu",
+    ]
     call(main, *flags, "--results", results / "whole")
     take_step = train.take_step
 
@@ -159,7 +215,9 @@ def test_resumed_run_has_the_bits_of_one_without_a_break(step, call, tiny, resul
     assert call(main, *flags, "--results", results / "broken") == 143
     monkeypatch.undo()
     assert call(main, *flags, "--results", results / "broken") == 0
-    whole, broken = (results / name / "folder" / "folder_MoCo_2model_8_2_1.0_1.0" for name in ("whole", "broken"))
+    whole, broken = (
+        results / name / "folder" / "folder_MoCo_2model_8_2_1.0_1.0" for name in ("whole", "broken")
+    )
     one, other = (torch.load(f"{path}.state", weights_only=True) for path in (whole, broken))
     for key in ("model", "moco"):
         assert all(torch.equal(value, other[key][name]) for name, value in one[key].items())
@@ -168,11 +226,14 @@ def test_resumed_run_has_the_bits_of_one_without_a_break(step, call, tiny, resul
     assert all(row.pop("seconds") for row in (*rows, *others)) and rows == others
 
 
-@pytest.mark.parametrize("flags, message", [
-    (["--loss", "simclr"], "--estimator MoCo goes with --loss attentionce, not simclr"),
-    (["--queue", 7], "--queue must be at least 8, not 7"),
-    (["--momentum", 1.5], "--momentum must be between 0 and 1, not 1.5"),
-    (["--d_neg", 0], "--d_neg must be a positive number, not 0.0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--loss", "simclr"], "--estimator MoCo goes with --loss attentionce, not simclr"),
+        (["--queue", 7], "--queue must be at least 8, not 7"),
+        (["--momentum", 1.5], "--momentum must be between 0 and 1, not 1.5"),
+        (["--d_neg", 0], "--d_neg must be a positive number, not 0.0"),
+    ],
+)
 def test_wrong_flags(flags, message, refused, tiny):
     assert refused(main, *tiny, "--estimator", "MoCo", *flags) == message

@@ -27,7 +27,9 @@ def same(a, b):
 def test_resnet50_has_the_keys_and_shapes_of_the_reference_in_their_order():
     with torch.device("meta"):
         state = Model(128, "resnet50").state_dict()
-    assert [(f"module.{key}", list(value.shape)) for key, value in state.items()] == list(GOLDEN.items())
+    assert [(f"module.{key}", list(value.shape)) for key, value in state.items()] == list(
+        GOLDEN.items()
+    )
 
 
 def test_projection_has_the_size_that_is_asked_for():
@@ -81,7 +83,11 @@ def test_the_same_encoder_in_the_names_of_torchvision(arch):
     x = torch.randn(2, 3, 8, 8)
     with torch.no_grad():
         torch.testing.assert_close(resnet(x), model.f(x).flatten(1))
-    assert {"conv1.weight", "layer1.0.conv1.weight", "layer4.0.bn2.running_var"} <= resnet.state_dict().keys()
+    assert {
+        "conv1.weight",
+        "layer1.0.conv1.weight",
+        "layer4.0.bn2.running_var",
+    } <= resnet.state_dict().keys()
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -102,7 +108,18 @@ def test_unknown_archs_are_named():
 
 def test_every_view_is_encoded_by_itself(monkeypatch):
     """V forward passes a step: embeddings and BatchNorm's running statistics are those of one view after another."""
-    flags = ["--dataset_name", "folder", "--arch", "resnet10", "--image_size", "8", "--batch_size", "4", "--num_pos", "2"]
+    flags = [
+        "--dataset_name",
+        "folder",
+        "--arch",
+        "resnet10",
+        "--image_size",
+        "8",
+        "--batch_size",
+        "4",
+        "--num_pos",
+        "2",
+    ]
     args = main.parse_args([*flags, "--feature_dim", "8", "--seed", "3"])
     pixels = torch.randint(256, (8, 3, 8, 8), dtype=torch.uint8, generator=torch.manual_seed(0))
     images = Images(pixels, torch.zeros(8), ["one"])
@@ -133,10 +150,20 @@ def a_run(model, dtype=torch.float32, scale=1.0):
 @pytest.mark.parametrize("arch", ["resnet10", "resnet50"])
 def test_recomputing_changes_no_bit(arch, dtype):
     """Less is kept for the backward pass; gradients and BatchNorm's statistics, counters too, are the same to the bit."""
-    images = torch.randn(4, 4, 3, 16, 16, generator=torch.manual_seed(0), dtype=torch.promote_types(dtype, torch.float32))
+    images = torch.randn(
+        4,
+        4,
+        3,
+        16,
+        16,
+        generator=torch.manual_seed(0),
+        dtype=torch.promote_types(dtype, torch.float32),
+    )
     start = Model(16, arch).to(images.dtype)
     start.f[3][0].bn1.momentum = None  # its statistics depend on the counter
-    computed_in = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32  # by autocast: float64 is the model's
+    computed_in = (
+        torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+    )  # by autocast: float64 is the model's
     ends, kept = [], []
     for recompute in (False, True):
         model, sizes = copy.deepcopy(start), []
@@ -149,7 +176,9 @@ def test_recomputing_changes_no_bit(arch, dtype):
             return model(images[v], recompute)[1]
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            loss, z = train.plain_step(a_run(model, computed_in), encode, 4, main.losses.attentionce)
+            loss, z = train.plain_step(
+                a_run(model, computed_in), encode, 4, main.losses.attentionce
+            )
         ends.append([loss, z, *(p.grad for p in model.parameters()), *model.buffers()])
         kept.append(sum(sizes))
     assert all(map(torch.equal, *ends))
@@ -157,15 +186,38 @@ def test_recomputing_changes_no_bit(arch, dtype):
     assert kept[1] < 0.75 * kept[0]
 
 
-@pytest.mark.parametrize("flag, passes", [((), 12), (("--grad_cache",), 12), (("--compile", "on"), 6)])
+@pytest.mark.parametrize(
+    "flag, passes", [((), 12), (("--grad_cache",), 12), (("--compile", "on"), 6)]
+)
 def test_who_recomputes(flag, passes, monkeypatch):
     """Of 6 views: not where a compiler decides, and not where one view's activations are all that is kept."""
-    monkeypatch.setattr(torch, "compile", lambda module, **_: module.forward if isinstance(module, nn.Module) else module)
-    words = ["--dataset_name", "folder", "--arch", "resnet10", "--image_size", "8", "--batch_size", "4", *flag]
-    run = main.assemble(main.parse_args(words), torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.device("cpu"), torch.float32)
+    monkeypatch.setattr(
+        torch,
+        "compile",
+        lambda module, **_: module.forward if isinstance(module, nn.Module) else module,
+    )
+    words = [
+        "--dataset_name",
+        "folder",
+        "--arch",
+        "resnet10",
+        "--image_size",
+        "8",
+        "--batch_size",
+        "4",
+        *flag,
+    ]
+    run = main.assemble(
+        main.parse_args(words),
+        torch.zeros(4, 3, 8, 8, dtype=torch.uint8),
+        torch.device("cpu"),
+        torch.float32,
+    )
     asked = []
     forward = type(run.model.f[3]).forward
-    monkeypatch.setattr(type(run.model.f[3]), "forward", lambda self, x: asked.append(self) or forward(self, x))
+    monkeypatch.setattr(
+        type(run.model.f[3]), "forward", lambda self, x: asked.append(self) or forward(self, x)
+    )
     train.take_step(run, run.pixels)
     assert asked.count(run.model.f[3]) == passes
 
@@ -181,7 +233,12 @@ def test_cached_step_is_plain_step(scale):
         model = copy.deepcopy(start)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
         for _ in range(2):
-            loss, z = step(a_run(model, scale=scale), lambda v: model(images[v])[1], 4, main.losses.attentionce)  # noqa: B023
+            loss, z = step(
+                a_run(model, scale=scale),
+                lambda v, model=model: model(images[v])[1],
+                4,
+                main.losses.attentionce,
+            )
             gradients = [p.grad.clone() for p in model.parameters()]
             optimizer.step()
             optimizer.zero_grad()
@@ -216,7 +273,9 @@ class Casts(TorchDispatchMode):
         self.weights, self.count = {p.data_ptr() for p in model.parameters()}, 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += function is torch.ops.aten._to_copy.default and args[0].data_ptr() in self.weights
+        self.count += (
+            function is torch.ops.aten._to_copy.default and args[0].data_ptr() in self.weights
+        )
         return function(*args, **kwargs or {})
 
 
@@ -228,12 +287,21 @@ def test_a_step_in_bf16_casts_every_weight_once():
         torch.manual_seed(0)
         model = Model(16, "resnet10")
         with Casts(model) as casts:
-            train.plain_step(a_run(model, dtype), lambda v: model(images[v])[1], 4, main.losses.attentionce)  # noqa: B023
+            train.plain_step(
+                a_run(model, dtype),
+                lambda v, model=model: model(images[v])[1],
+                4,
+                main.losses.attentionce,
+            )
         gradients[dtype] = torch.cat([p.grad.flatten() for p in model.parameters()])
         multiplied = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-        assert casts.count == (0 if dtype == torch.float32 else len(multiplied) + 1)  # one of them has a bias
+        assert casts.count == (
+            0 if dtype == torch.float32 else len(multiplied) + 1
+        )  # one of them has a bias
         with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
             for vector in model(images[0]):
                 assert vector.dtype == torch.float32 and (vector.norm(dim=1) - 1).abs().max() < 1e-6
     assert gradients[torch.bfloat16].dtype == torch.float32
-    assert torch.cosine_similarity(*gradients.values(), dim=0) > 0.9  # of 6 images' BatchNorm in 8 bits
+    assert (
+        torch.cosine_similarity(*gradients.values(), dim=0) > 0.9
+    )  # of 6 images' BatchNorm in 8 bits

@@ -72,7 +72,9 @@ def packages(monkeypatch, tmp_path):
     pretend(monkeypatch, "lightning", LightningModule=nn.Module)
     pretend(monkeypatch, "lightly.data", LightlyDataset=Images)
     pretend(monkeypatch, "lightly.transforms.multi_view_transform", MultiViewTransform=many)
-    noisy = types.SimpleNamespace(view=lambda input_size: lambda image: image + 0.1 * torch.randn(image.shape))
+    noisy = types.SimpleNamespace(
+        view=lambda input_size: lambda image: image + 0.1 * torch.randn(image.shape)
+    )
     pretend(monkeypatch, "lightly.transforms.simclr_transform", SimCLRViewTransform=noisy.view)
     pretend(monkeypatch, "solo.methods.simclr", SimCLR=SimCLR)
     monkeypatch.chdir(tmp_path)
@@ -107,10 +109,19 @@ def check_solo(names, packages):
 
 
 def check_hub(names, packages):
-    assert [stage.shape for stage in names["stages"].values()] == [(1, 128, 32, 32), (1, 256, 16, 16), (1, 512, 8, 8)]
+    assert [stage.shape for stage in names["stages"].values()] == [
+        (1, 128, 32, 32),
+        (1, 256, 16, 16),
+        (1, 512, 8, 8),
+    ]
 
 
-CHECKS = {"import lightning": check_lightning, "from lightly": check_lightly, "from solo": check_solo, "torch.hub": check_hub}
+CHECKS = {
+    "import lightning": check_lightning,
+    "from lightly": check_lightly,
+    "from solo": check_solo,
+    "torch.hub": check_hub,
+}
 
 
 def test_readme_has_an_example_of_every_kind():

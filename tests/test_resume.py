@@ -12,7 +12,19 @@ import types
 import pytest
 import torch
 from conftest import ROOT
-from programs import SOAK, At, Program, Small, check_end, last, rows, same_bits, signals, small, wait_for
+from programs import (
+    SOAK,
+    At,
+    Program,
+    Small,
+    check_end,
+    last,
+    rows,
+    same_bits,
+    signals,
+    small,
+    wait_for,
+)
 
 import main
 import resume
@@ -53,14 +65,21 @@ def small_encoder(monkeypatch):
 # ---- the same bits ----
 
 
-KINDS = {"attentionce": (), "knn": ("--knn_every", 1), "bcl": ("--loss", "bcl"), "grad_cache": ("--grad_cache",),
-         "moco": ("--estimator", "MoCo", "--queue", 11, "--momentum", 0.9)}  # fmt: skip
+KINDS = {
+    "attentionce": (),
+    "knn": ("--knn_every", 1),
+    "bcl": ("--loss", "bcl"),
+    "grad_cache": ("--grad_cache",),
+    "moco": ("--estimator", "MoCo", "--queue", 11, "--momentum", 0.9),
+}
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("arch", ["small", "resnet10"])
-def test_interrupted_at_every_step(call, flags, results, tmp_path, stop_after, monkeypatch, kind, arch):
+def test_interrupted_at_every_step(
+    call, flags, results, tmp_path, stop_after, monkeypatch, kind, arch
+):
     """One run that is stopped after each of its steps and goes on each time; in the short form, resnet10 for one kind."""
     if arch == "small" or not SOAK and kind != "moco":
         monkeypatch.setattr(main, "Model", Small)
@@ -76,7 +95,9 @@ def test_interrupted_at_every_step(call, flags, results, tmp_path, stop_after, m
 
 
 @pytest.mark.parametrize("steps", range(1, 9))
-def test_interrupted_once_at_any_step(call, flags, results, tmp_path, stop_after, small_encoder, steps):
+def test_interrupted_once_at_any_step(
+    call, flags, results, tmp_path, stop_after, small_encoder, steps
+):
     assert call(main, *flags, "--results", tmp_path / "whole") == 0
     stop_after(steps)
     assert call(main, *flags) == 143
@@ -85,7 +106,9 @@ def test_interrupted_once_at_any_step(call, flags, results, tmp_path, stop_after
     check_end(results, tmp_path / "whole")
 
 
-def test_what_was_drawn_before_does_not_matter(call, flags, results, tmp_path, stop_after, small_encoder):
+def test_what_was_drawn_before_does_not_matter(
+    call, flags, results, tmp_path, stop_after, small_encoder
+):
     call(main, *flags, "--results", tmp_path / "whole")
     stop_after(4)
     call(main, *flags)
@@ -99,9 +122,15 @@ def test_states_in_mid_epoch(call, flags, results, small_encoder, monkeypatch):
     """By the clock that never jumps: every --state_minutes, and after every epoch."""
     saved, now = [], [0.0]
     save_state, take_step = resume.save_state, train.take_step
-    monkeypatch.setattr(resume, "save_state", lambda *a: (saved.append(a[1]["progress"]["step"]), save_state(*a)))
-    monkeypatch.setattr(train, "take_step", lambda *a: (now.__setitem__(0, now[0] + 25), take_step(*a)))
-    monkeypatch.setattr(train, "time", types.SimpleNamespace(monotonic=lambda: now[0]))  # for threads time goes on
+    monkeypatch.setattr(
+        resume, "save_state", lambda *a: (saved.append(a[1]["progress"]["step"]), save_state(*a))
+    )
+    monkeypatch.setattr(
+        train, "take_step", lambda *a: (now.__setitem__(0, now[0] + 25), take_step(*a))
+    )
+    monkeypatch.setattr(
+        train, "time", types.SimpleNamespace(monotonic=lambda: now[0])
+    )  # for threads time goes on
     call(main, *flags, "--epochs", 1, "--state_minutes", 0.5)
     assert saved == [2, 0]
     saved.clear()
@@ -112,7 +141,9 @@ def test_states_in_mid_epoch(call, flags, results, small_encoder, monkeypatch):
 def test_a_state_is_saved_before_an_evaluation(call, flags, monkeypatch, small_encoder):
     """Which may take minutes, in which a machine may go away."""
     events, save_state, knn = [], resume.save_state, main.knn
-    monkeypatch.setattr(resume, "save_state", lambda *a: (events.append(a[1]["progress"]["step"]), save_state(*a)))
+    monkeypatch.setattr(
+        resume, "save_state", lambda *a: (events.append(a[1]["progress"]["step"]), save_state(*a))
+    )
     monkeypatch.setattr(main, "knn", lambda *a: (events.append("knn"), knn(*a))[1])
     call(main, *flags, "--epochs", 2, "--knn_every", 2)
     assert events == [0, 3, "knn", 0]
@@ -142,7 +173,9 @@ def test_a_run_that_is_done_is_left_alone(call, flags, results, small_encoder, c
     assert files(results) == before and "already trained for 1 epochs" in capsys.readouterr().out
 
 
-def test_a_state_of_another_folder(call, flags, results, tmp_path, stop_after, small_encoder, refused, files):
+def test_a_state_of_another_folder(
+    call, flags, results, tmp_path, stop_after, small_encoder, refused, files
+):
     """Goes on here, is not touched there, also when nothing but the files is left to be written."""
     call(main, *flags, "--results", tmp_path / "whole")
     stop_after(5)
@@ -151,11 +184,16 @@ def test_a_state_of_another_folder(call, flags, results, tmp_path, stop_after, s
     before = files(tmp_path / "there")
     assert call(main, *flags, "--resume", last(tmp_path / "there", ".state")) == 0
     assert files(tmp_path / "there") == before
-    assert same_bits(weights.read(last(results, ".pth")), weights.read(last(tmp_path / "whole", ".pth")))
+    assert same_bits(
+        weights.read(last(results, ".pth")), weights.read(last(tmp_path / "whole", ".pth"))
+    )
 
     done = last(tmp_path / "whole", ".state")
     assert call(main, *flags, "--resume", done, "--results", tmp_path / "third") == 0
-    assert same_bits(weights.read(last(tmp_path / "third", ".pth")), weights.read(last(tmp_path / "whole", ".pth")))
+    assert same_bits(
+        weights.read(last(tmp_path / "third", ".pth")),
+        weights.read(last(tmp_path / "whole", ".pth")),
+    )
     assert rows(tmp_path / "third") == rows(tmp_path / "whole")
     assert "has 3 epochs already" in refused(main, *flags, "--epochs", 2, "--resume", done)
 
@@ -170,9 +208,28 @@ def test_never(call, flags, results, stop_after, small_encoder):
 
 # ---- flags ----
 
-CHANGES = {"seed": 1, "lr": 0.5, "temperature": 0.1, "weight_decay": 1, "arch": "resnet18", "feature_dim": 7, "image_size": 9,
-           "store_size": 9, "momentum": 0.5, "queue": 99, "tau_plus": 0.3, "alpha": 0.8, "beta": 0.7, "precision": "fp32",
-           "d_pos": 2, "d_neg": 2, "num_pos": 2, "loss": "simclr", "batch_size": 12, "estimator": "MoCo"}  # fmt: skip
+CHANGES = {
+    "seed": 1,
+    "lr": 0.5,
+    "temperature": 0.1,
+    "weight_decay": 1,
+    "arch": "resnet18",
+    "feature_dim": 7,
+    "image_size": 9,
+    "store_size": 9,
+    "momentum": 0.5,
+    "queue": 99,
+    "tau_plus": 0.3,
+    "alpha": 0.8,
+    "beta": 0.7,
+    "precision": "fp32",
+    "d_pos": 2,
+    "d_neg": 2,
+    "num_pos": 2,
+    "loss": "simclr",
+    "batch_size": 12,
+    "estimator": "MoCo",
+}
 FREE = {"k": 3, "knn_every": 1, "save_every": 1, "state_minutes": 0, "compile": "off", "epochs": 4}
 
 
@@ -190,7 +247,10 @@ def test_flags_that_change_the_result_are_named(stopped, flags, refused, files, 
     for name, value in CHANGES.items():
         state = [] if name in resume.RECOVERY else ["--resume", stopped]  # else this command's own
         message = refused(main, *flags, f"--{name}", value, *state)
-        assert f"--{name} {type(vars(main.parse_args([]))[name])(value)} (there: " in message and "never" in message
+        assert (
+            f"--{name} {type(vars(main.parse_args([]))[name])(value)} (there: " in message
+            and "never" in message
+        )
         assert message.count("(there: ") == 1
     message = refused(main, *flags, "--seed", 1, "--lr", 0.5)
     assert "--seed 1 (there: 0)" in message and "--lr 0.5 (there: 0.001)" in message
@@ -205,7 +265,9 @@ def test_a_named_state_goes_on_with_another_rate(call, stopped, flags, results):
 
 
 @pytest.mark.parametrize("epochs", [2, 5])
-def test_weights_of_another_run_are_not_overwritten(call, stopped, flags, refused, files, results, epochs):
+def test_weights_of_another_run_are_not_overwritten(
+    call, stopped, flags, refused, files, results, epochs
+):
     """A run of other flags, but with files of the same names, shorter or longer: also where no state is left."""
     stopped.unlink()
     before = files(results)
@@ -216,11 +278,33 @@ def test_weights_of_another_run_are_not_overwritten(call, stopped, flags, refuse
 
 def test_flags_that_change_no_result_go_through(call, stopped, flags, tmp_path, pictures):
     known = vars(main.parse_args([])).keys()
-    elsewhere = {"root", "results", "resume", "device", "dataset_name", "deterministic", "grad_cache", "tensorboard", "bn"}
+    elsewhere = {
+        "root",
+        "results",
+        "resume",
+        "device",
+        "dataset_name",
+        "deterministic",
+        "grad_cache",
+        "tensorboard",
+        "bn",
+    }
     assert CHANGES.keys() | FREE.keys() | elsewhere == known  # no flag is forgotten
     shutil.copytree(pictures, tmp_path / "moved")
     other = [word for name, value in FREE.items() for word in (f"--{name}", value)]
-    assert call(main, *flags, *other, "--root", tmp_path / "moved", "--deterministic", "--resume", stopped) == 0
+    assert (
+        call(
+            main,
+            *flags,
+            *other,
+            "--root",
+            tmp_path / "moved",
+            "--deterministic",
+            "--resume",
+            stopped,
+        )
+        == 0
+    )
     runtime.reproducible(False)
 
 
@@ -252,12 +336,17 @@ def test_another_precision_is_said(call, stopped, flags, capsys):
     assert "saved with precision bfloat16 (here: float32)" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("each, launcher", [(8, "torchrun --nproc_per_node=8"), (4, "torchrun --nnodes=2 --nproc_per_node=4")])
+@pytest.mark.parametrize(
+    "each, launcher",
+    [(8, "torchrun --nproc_per_node=8"), (4, "torchrun --nnodes=2 --nproc_per_node=4")],
+)
 def test_the_command_that_goes_on_with_several_processes(monkeypatch, each, launcher):
     monkeypatch.setattr(resume.distributed, "world", lambda: 8)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(each))
     monkeypatch.setattr(sys, "argv", ["main.py", "--epochs", "3", "--resume", "never"])
-    assert resume.resume_command("some.state") == f"{launcher} main.py --epochs 3 --resume some.state"
+    assert (
+        resume.resume_command("some.state") == f"{launcher} main.py --epochs 3 --resume some.state"
+    )
 
 
 def test_other_images_are_refused(stopped, flags, refused, pictures, tmp_path):
@@ -288,7 +377,9 @@ def not_finite_at(monkeypatch, *steps):
 
         def function(z):
             count[0] += 1
-            return loss(z) * (float("inf") if count[0] - 1 in steps else 1)  # the first call is check_args'
+            return loss(z) * (
+                float("inf") if count[0] - 1 in steps else 1
+            )  # the first call is check_args'
 
         return function
 
@@ -296,7 +387,9 @@ def not_finite_at(monkeypatch, *steps):
     return lambda: count.__setitem__(0, -1)
 
 
-def test_the_state_before_a_bad_step_is_kept(call, flags, results, tmp_path, stop_after, small_encoder, refused, monkeypatch):
+def test_the_state_before_a_bad_step_is_kept(
+    call, flags, results, tmp_path, stop_after, small_encoder, refused, monkeypatch
+):
     stop_after(5)
     call(main, *flags, "--results", tmp_path / "stopped")
     stop_after(10**6)
@@ -305,13 +398,20 @@ def test_the_state_before_a_bad_step_is_kept(call, flags, results, tmp_path, sto
     assert "not finite at epoch 2, step 3" in message and "--lr 0.001" in message
     kept = last(results, ".nonfinite.state")
     assert str(kept) in message
-    state, stopped = (resume.read_state(path) for path in (kept, last(tmp_path / "stopped", ".state")))
-    assert same_bits([state[part] for part in ("model", "optimizer")], [stopped[part] for part in ("model", "optimizer")])
+    state, stopped = (
+        resume.read_state(path) for path in (kept, last(tmp_path / "stopped", ".state"))
+    )
+    assert same_bits(
+        [state[part] for part in ("model", "optimizer")],
+        [stopped[part] for part in ("model", "optimizer")],
+    )
     assert state["progress"]["epoch"] == 2 and state["progress"]["step"] == 2
     assert weights.read(last(results, "_1_1.0_1.0.pth"))  # the last good weights
 
 
-def test_skipped_steps_are_counted_and_shown(call, flags, results, tmp_path, monkeypatch, small_encoder, stop_after, capfd):
+def test_skipped_steps_are_counted_and_shown(
+    call, flags, results, tmp_path, monkeypatch, small_encoder, stop_after, capfd
+):
     """With fp16's gradient scaler a loss that overflows moves nothing; also in a run that is interrupted."""
     assemble = main.assemble
 
@@ -345,20 +445,30 @@ def test_signals(flags, results, tmp_path, number, step):
     program = Program(tmp_path, flags, small, At(step, signals, number))
     assert program.wait() == STOPS[number], program.output()
     stem = last(results, ".state")
-    stopped = re.search(r"stopped at epoch (\d), step (\d), state saved; to go on:\n(.*)\n", program.output())
+    stopped = re.search(
+        r"stopped at epoch (\d), step (\d), state saved; to go on:\n(.*)\n", program.output()
+    )
     assert 3 * (int(stopped[1]) - 1) + int(stopped[2]) == step + 1
     assert not list(results.rglob("*.lock")) and not list(results.rglob("*.tmp"))
     python, script, *words = shlex.split(stopped[3])
     assert script == "main.py" and words[-2:] == ["--resume", str(stem)]
     assert shutil.which(python) == sys.executable
     program = Program(tmp_path, words, small)
-    assert program.wait() == 0 and f"going on from epoch {stopped[1]}, step {stopped[2]}" in program.output()
+    assert (
+        program.wait() == 0
+        and f"going on from epoch {stopped[1]}, step {stopped[2]}" in program.output()
+    )
     assert Program(tmp_path, [*flags, "--results", tmp_path / "whole"], small).wait() == 0
     check_end(results, tmp_path / "whole")
 
 
 def test_a_second_interrupt_leaves_at_once(flags, results, tmp_path):
-    program = Program(tmp_path, [*flags, "--state_minutes", 0], small, At(4, signals, signal.SIGINT, signal.SIGINT))
+    program = Program(
+        tmp_path,
+        [*flags, "--state_minutes", 0],
+        small,
+        At(4, signals, signal.SIGINT, signal.SIGINT),
+    )
     assert program.wait() == -signal.SIGINT  # which a shell calls 130
     assert resume.read_state(last(results, ".state"))["progress"]["step"] == 1  # of epoch 2
     assert Program(tmp_path, flags, small).wait() == 0
@@ -370,7 +480,9 @@ def test_a_second_interrupt_leaves_at_once(flags, results, tmp_path):
 def test_signals_before_the_first_step(flags, results, tmp_path, number, monkeypatch):
     program = Program(tmp_path, flags, small, BeforeLoading(number))
     assert program.wait() == STOPS[number], program.output()
-    assert "Traceback" not in program.output() and "stopped before the first step" in program.output()
+    assert (
+        "Traceback" not in program.output() and "stopped before the first step" in program.output()
+    )
     assert not [path for path in results.rglob("*") if path.is_file()]
 
 
@@ -386,10 +498,20 @@ class BeforeLoading:
 @pytest.mark.soak
 def test_the_commands_as_a_user_gives_them(flags, results):
     """main.py by its name, three signals, and the command that is printed each time, in a shell."""
-    command, at = shlex.join([sys.executable, "main.py", *map(str, flags), "--epochs", "3000"]), None
+    command, at = (
+        shlex.join([sys.executable, "main.py", *map(str, flags), "--epochs", "3000"]),
+        None,
+    )
     for number, status in STOPS.items() if SOAK else [(signal.SIGTERM, 143), (signal.SIGUSR1, 0)]:
-        process = subprocess.Popen(f"exec {command}", shell=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
-                                   stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)  # fmt: skip
+        process = subprocess.Popen(
+            f"exec {command}",
+            shell=True,
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
         try:
             seen = resume_count(results)
             wait_for(lambda seen=seen: resume_count(results) > seen)
@@ -399,7 +521,9 @@ def test_the_commands_as_a_user_gives_them(flags, results):
             process.kill()
         assert process.returncode == status
         assert at is None or f"going on from epoch {at[1]}, step {at[2]}\n" in output
-        at = re.search(r"stopped at epoch (\d+), step (\d+), state saved; to go on:\n(.*)\n", output)
+        at = re.search(
+            r"stopped at epoch (\d+), step (\d+), state saved; to go on:\n(.*)\n", output
+        )
         command = at[3]
     assert [int(row["epoch"]) for row in rows(results)] == list(range(1, len(rows(results)) + 1))
 

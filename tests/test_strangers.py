@@ -41,7 +41,9 @@ def quickly():
 
 def damaged(path, records, draw):
     """Write the zip of these records to path, with damage to the file, or to one record whose checksum is then right."""
-    inside = draw.choice([None, draw.choice([*records]), next(name for name in records if name.endswith("data.pkl"))])
+    inside = draw.choice(
+        [None, draw.choice([*records]), next(name for name in records if name.endswith("data.pkl"))]
+    )
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in records.items():
             archive.writestr(name, mutated(content, draw) if name == inside else content)
@@ -73,12 +75,16 @@ def test_fuzz_weights(tmp_path):
     path = tmp_path / "some.pth"
     state = {f"module.{key}": value for key, value in Model(24, "resnet10").state_dict().items()}
     torch.save({key: value for key, value in state.items() if value.numel() < 100}, path)
-    assert 1000 < refused_of(1500, path, 0, lambda: weights.read(path)) < 1400  # or the fuzzer tests nothing
+    assert (
+        1000 < refused_of(1500, path, 0, lambda: weights.read(path)) < 1400
+    )  # or the fuzzer tests nothing
     torch.save(state, path)
     assert 60 < refused_of(100, path, 1, lambda: weights.load_model(path)) < 100
 
 
-@pytest.mark.parametrize("stop", [2, 3, 6], ids=["in mid-epoch", "before an epoch's row", "at the end"])
+@pytest.mark.parametrize(
+    "stop", [2, 3, 6], ids=["in mid-epoch", "before an epoch's row", "at the end"]
+)
 def test_fuzz_states(call, tiny, results, monkeypatch, stop):
     """main.py goes on from whatever it accepts, to the end of the run."""
     flags = [*tiny, "--num_pos", 1, "--epochs", 2, "--device", "cpu"]

@@ -35,15 +35,23 @@ def rgb(data):
 
 def tiny_files():
     """A small TinyImageNet: contents by path. Two of the JPEGs are grayscale; val is not in order of its names."""
-    files = {"wnids.txt": "".join(f"{wnid}\n" for wnid in WNIDS).encode(), "words.txt": b"n01\tcat\n"}
+    files = {
+        "wnids.txt": "".join(f"{wnid}\n" for wnid in WNIDS).encode(),
+        "words.txt": b"n01\tcat\n",
+    }
     for c, wnid in enumerate(WNIDS):
         files[f"train/{wnid}/{wnid}_boxes.txt"] = f"{wnid}_0.JPEG\t0\t10\t63\t58\n".encode()
         for i in range(3):
             shape = (64, 64) if (c, i) == (1, 1) else (64, 64, 3)
             files[f"train/{wnid}/images/{wnid}_{i}.JPEG"] = picture(shape, seed=10 * c + i)
     for i in range(4):
-        files[f"val/images/val_{i}.JPEG"] = picture((64, 64) if i == 2 else (64, 64, 3), seed=100 + i)
-    lines = [f"val_{i}.JPEG\t{wnid}\t0\t32\t44\t62\n" for i, wnid in ((2, "n01"), (0, "n02"), (3, "n03"), (1, "n02"))]
+        files[f"val/images/val_{i}.JPEG"] = picture(
+            (64, 64) if i == 2 else (64, 64, 3), seed=100 + i
+        )
+    lines = [
+        f"val_{i}.JPEG\t{wnid}\t0\t32\t44\t62\n"
+        for i, wnid in ((2, "n01"), (0, "n02"), (3, "n03"), (1, "n02"))
+    ]
     files["val/val_annotations.txt"] = "".join(lines).encode()
     files["test/images/test_0.JPEG"] = files["train/n01/images/._n01_0.JPEG"] = b"never read"
     return files
@@ -58,7 +66,9 @@ def tiny_put(root, form, files, monkeypatch, extra=()):
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about duplicates
         archive.writestr("tiny-imagenet-200/", b"")
-        for name, data in [(f"tiny-imagenet-200/{name}", data) for name, data in files.items()] + list(extra):
+        for name, data in [
+            (f"tiny-imagenet-200/{name}", data) for name, data in files.items()
+        ] + list(extra):
             archive.writestr(name, data)
     zip_put(root, file.getvalue(), monkeypatch)
 
@@ -79,7 +89,9 @@ def test_tiny(tmp_path, monkeypatch, form, no_network):
         assert images.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
         assert images.pixels.shape == (9, 3, 64, 64)
         assert images.labels.dtype == torch.int64
-        for pixels, (wnid, i) in zip(images.pixels, [(wnid, i) for wnid in WNIDS for i in range(3)], strict=True):
+        for pixels, (wnid, i) in zip(
+            images.pixels, [(wnid, i) for wnid in WNIDS for i in range(3)], strict=True
+        ):
             assert torch.equal(pixels, rgb(files[f"train/{wnid}/images/{wnid}_{i}.JPEG"]))
     test = load("tinyImageNet", str(tmp_path), "test")
     assert test.labels.tolist() == [1, 2, 0, 2]
@@ -107,7 +119,11 @@ def test_tiny_download(tmp_path, monkeypatch):
     assert tinyimagenet.TINY_MD5 in message
     assert tinyimagenet.TINY_URL in message
     assert not os.path.exists(root / "tiny-imagenet-200.zip")
-    monkeypatch.setattr(datasets.utils, "_urlretrieve", lambda url, path: write(path, b"a page of a hotel's network"))
+    monkeypatch.setattr(
+        datasets.utils,
+        "_urlretrieve",
+        lambda url, path: write(path, b"a page of a hotel's network"),
+    )
     assert tinyimagenet.TINY_MD5 in refusal("tinyImageNet", str(root), "test")
     assert not os.path.exists(root / "tiny-imagenet-200.zip")
     copied = []
@@ -125,7 +141,12 @@ def test_tiny_download(tmp_path, monkeypatch):
 
 def test_tiny_without_network(tmp_path):
     message = refusal("tinyImageNet", str(tmp_path), "train")
-    for part in ("tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de", "http://cs231n", repr(str(tmp_path))):
+    for part in (
+        "tiny-imagenet-200.zip",
+        "90528d7ca1a48142e341f4ef8d21d0de",
+        "http://cs231n",
+        repr(str(tmp_path)),
+    ):
         assert part in message
 
 
@@ -133,7 +154,9 @@ def test_tiny_zip_with_wrong_md5_is_left_alone(tmp_path, monkeypatch, no_network
     tiny_put(tmp_path, "zip", tiny_files(), monkeypatch)
     monkeypatch.setattr(tinyimagenet, "TINY_MD5", "0" * 32)
     before = tree(tmp_path)
-    assert repr(str(tmp_path / "tiny-imagenet-200.zip")) in refusal("tinyImageNet", str(tmp_path), "train")
+    assert repr(str(tmp_path / "tiny-imagenet-200.zip")) in refusal(
+        "tinyImageNet", str(tmp_path), "train"
+    )
     assert tree(tmp_path) == before
     assert not no_network
 
@@ -154,13 +177,33 @@ BAD_TINY = {
     "line without class": ({ANNOTATIONS: b"val_0.JPEG\n"}, "test", "line 1"),
     "missing image": ({"val/images/val_3.JPEG": None}, "test", "val_3.JPEG"),
     "image twice": ({ANNOTATIONS: 2 * LINE % (1, b"n01", 1, b"n02")}, "test", "'val_1.JPEG'"),
-    "image outside": ({ANNOTATIONS: b"../../train/n01/images/n01_0.JPEG\tn01\n"}, "test", "../../train/n01"),
+    "image outside": (
+        {ANNOTATIONS: b"../../train/n01/images/n01_0.JPEG\tn01\n"},
+        "test",
+        "../../train/n01",
+    ),
     "image without line": ({ANNOTATIONS: LINE % (1, b"n01")}, "test", "val/images/val_0.JPEG"),
-    "not an image": ({"train/n02/images/n02_1.JPEG": b"<html>"}, "train", "train/n02/images/n02_1.JPEG"),
-    "truncated image": ({"train/n01/images/n01_2.JPEG": picture((64, 64, 3))[:900]}, "train", "n01_2.JPEG"),
+    "not an image": (
+        {"train/n02/images/n02_1.JPEG": b"<html>"},
+        "train",
+        "train/n02/images/n02_1.JPEG",
+    ),
+    "truncated image": (
+        {"train/n01/images/n01_2.JPEG": picture((64, 64, 3))[:900]},
+        "train",
+        "n01_2.JPEG",
+    ),
     "wrong size": ({"train/n01/images/n01_2.JPEG": picture((64, 65, 3))}, "train", "n01_2.JPEG"),
-    "png": ({"train/n01/images/n01_2.JPEG": picture((64, 64, 3), format="PNG")}, "train", "n01_2.JPEG"),
-    "huge file": ({"train/n01/images/n01_2.JPEG": picture((64, 64, 3)) + bytes(tinyimagenet.MAX_FILE)}, "train", "n01_2.JPEG"),
+    "png": (
+        {"train/n01/images/n01_2.JPEG": picture((64, 64, 3), format="PNG")},
+        "train",
+        "n01_2.JPEG",
+    ),
+    "huge file": (
+        {"train/n01/images/n01_2.JPEG": picture((64, 64, 3)) + bytes(tinyimagenet.MAX_FILE)},
+        "train",
+        "n01_2.JPEG",
+    ),
 }
 
 
@@ -176,7 +219,9 @@ def test_tiny_faults(tmp_path, monkeypatch, form, fault):
     assert named in message and "tiny-imagenet-200" in message or "replace or remove" in message
 
 
-@pytest.mark.parametrize("name", ["/etc/evil", "../evil", "tiny-imagenet-200/../evil", "..\\evil", "C:/evil", "wnids"])
+@pytest.mark.parametrize(
+    "name", ["/etc/evil", "../evil", "tiny-imagenet-200/../evil", "..\\evil", "C:/evil", "wnids"]
+)
 def test_tiny_zip_names(tmp_path, monkeypatch, name):
     name = "tiny-imagenet-200/wnids.txt" if name == "wnids" else name  # the second of that name
     tiny_put(tmp_path, "zip", tiny_files(), monkeypatch, extra=[(name, b"evil")])
@@ -192,7 +237,9 @@ def test_tiny_zip_link_is_not_followed(tmp_path, monkeypatch):
     assert "n01_2.JPEG" in refusal("tinyImageNet", str(tmp_path), "train")
 
 
-@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, "lying"])
+@pytest.mark.parametrize(
+    "method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, "lying"]
+)
 def test_tiny_zip_bomb(tmp_path, monkeypatch, method):
     bomb = zipfile.ZipInfo("tiny-imagenet-200/train/n01/images/n01_9.JPEG")
     bomb.compress_type = zipfile.ZIP_DEFLATED if method == "lying" else method
@@ -215,7 +262,11 @@ def test_tiny_zip_bomb(tmp_path, monkeypatch, method):
 
 def test_fuzz_tiny(tmp_path, monkeypatch, under_1_gb):
     draw, files = random.Random(0), tiny_files()
-    files = {name: data for name, data in files.items() if not name.endswith(("_1.JPEG", "_2.JPEG", "_3.JPEG"))}
+    files = {
+        name: data
+        for name, data in files.items()
+        if not name.endswith(("_1.JPEG", "_2.JPEG", "_3.JPEG"))
+    }
     files[ANNOTATIONS] = LINE % (0, b"n01")
     tiny_put(tmp_path / "zip", "zip", files, monkeypatch)
     with open(tmp_path / "zip" / "tiny-imagenet-200.zip", "rb") as file:
@@ -223,7 +274,9 @@ def test_fuzz_tiny(tmp_path, monkeypatch, under_1_gb):
     assert len(load("tinyImageNet", str(tmp_path / "zip"), "train").labels) == 3
     directory = good.index(b"PK\1\2")
     refused = 0
-    for i in range(200):  # every second time only the directory at the end, the part with the most to go wrong
+    for i in range(
+        200
+    ):  # every second time only the directory at the end, the part with the most to go wrong
         data = mutated(good, draw) if i % 2 else good[:directory] + mutated(good[directory:], draw)
         zip_put(tmp_path / "zip", data, monkeypatch)
         refused += refusals("tinyImageNet", tmp_path / "zip")
@@ -231,7 +284,9 @@ def test_fuzz_tiny(tmp_path, monkeypatch, under_1_gb):
     tiny_put(tmp_path, "folder", files, monkeypatch)
     refused = 0
     for _ in range(150):
-        name = draw.choice(["wnids.txt", ANNOTATIONS, "val/images/val_0.JPEG", "train/n01/images/n01_0.JPEG"])
+        name = draw.choice(
+            ["wnids.txt", ANNOTATIONS, "val/images/val_0.JPEG", "train/n01/images/n01_0.JPEG"]
+        )
         write(str(tmp_path / "tiny-imagenet-200" / name), mutated(files[name], draw))
         refused += refusals("tinyImageNet", tmp_path)
         write(str(tmp_path / "tiny-imagenet-200" / name), files[name])

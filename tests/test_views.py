@@ -19,7 +19,9 @@ TORCHVISION = [F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.ad
 
 def random_images(batch, height, width, seed=0):
     """uint8 images: noise, and in their first places what is hard for colours: grays, primaries, near-grays."""
-    images = torch.randint(0, 256, (batch, 3, height, width), generator=views.generator(seed), dtype=torch.uint8)
+    images = torch.randint(
+        0, 256, (batch, 3, height, width), generator=views.generator(seed), dtype=torch.uint8
+    )
     images[0] = images[0, :1]  # gray noise
     images[1] = 255 * (images[1] > 127)  # black, white, primaries and their mixtures
     images[2] = 128 + images[2] % 2  # within one level of gray
@@ -34,7 +36,9 @@ def draw(views_=3, batch=8, height=32, width=32, seed=0):
 
 def each(x, function, values):
     """`function` applied image by image, each with its own parameter."""
-    return torch.stack([function(image, value) for image, value in zip(x, values.tolist(), strict=True)])
+    return torch.stack(
+        [function(image, value) for image, value in zip(x, values.tolist(), strict=True)]
+    )
 
 
 # ------------------------------------------------------------------------------------------------- operations
@@ -42,12 +46,24 @@ def each(x, function, values):
 
 @pytest.mark.parametrize(
     ("height", "width", "size"),
-    [(32, 32, 32), (96, 96, 32), (64, 64, 32), (20, 45, 32), (90, 50, 24), (32, 32, 64), (7, 5, 16), (64, 33, 11)],
+    [
+        (32, 32, 32),
+        (96, 96, 32),
+        (64, 64, 32),
+        (20, 45, 32),
+        (90, 50, 24),
+        (32, 32, 64),
+        (7, 5, 16),
+        (64, 33, 11),
+    ],
 )
 def test_crop_is_torchvisions(height, width, size):
     images = random_images(60, height, width)
     g = torch.Generator().manual_seed(0)
-    h, w = torch.randint(1, height + 1, (60,), generator=g), torch.randint(1, width + 1, (60,), generator=g)
+    h, w = (
+        torch.randint(1, height + 1, (60,), generator=g),
+        torch.randint(1, width + 1, (60,), generator=g),
+    )
     h[:4], w[:4] = torch.tensor([1, height, 1, height]), torch.tensor([1, width, width, 1])
     top = (torch.rand(60, generator=g) * (height - h + 1)).long()
     left = (torch.rand(60, generator=g) * (width - w + 1)).long()
@@ -57,7 +73,9 @@ def test_crop_is_torchvisions(height, width, size):
 
     ours = views.crop(images, *(p.float() for p in (top, left, h, w, flip)), size)
     for n, image in enumerate(images / 255):
-        expected = F.resized_crop(image, *(int(p[n]) for p in (top, left, h, w)), [size, size], antialias=True)
+        expected = F.resized_crop(
+            image, *(int(p[n]) for p in (top, left, h, w)), [size, size], antialias=True
+        )
         expected = F.horizontal_flip(expected) if flip[n] else expected
         torch.testing.assert_close(ours[n], expected, atol=1e-6, rtol=0)
 
@@ -66,7 +84,9 @@ def test_crop_at_32_pixels_is_torchvisions_to_the_last_bits():
     images, d = random_images(256, 32, 32), draw(1, 256)
     ours = views.crop(images, *(p[0] for p in d[:4]), torch.zeros(256), 32)
     boxes = torch.stack(d[:4], -1)[0].int().tolist()
-    expected = torch.stack([F.resized_crop(i / 255, *box, [32, 32]) for i, box in zip(images, boxes, strict=True)])
+    expected = torch.stack(
+        [F.resized_crop(i / 255, *box, [32, 32]) for i, box in zip(images, boxes, strict=True)]
+    )
     assert (ours - expected).abs().max() <= 3e-7
 
 
@@ -83,8 +103,12 @@ def test_brightness_contrast_saturation_are_torchvisions(index, factor):
 def test_hue_is_torchvisions(bound):
     x = random_images(101, 13, 9) / 255
     for seed in range(3):
-        turns = torch.linspace(-bound, bound, 101)[torch.randperm(101, generator=views.generator(seed))]
-        torch.testing.assert_close(views.hue(x, turns), each(x, F.adjust_hue, turns), atol=1e-5, rtol=0)
+        turns = torch.linspace(-bound, bound, 101)[
+            torch.randperm(101, generator=views.generator(seed))
+        ]
+        torch.testing.assert_close(
+            views.hue(x, turns), each(x, F.adjust_hue, turns), atol=1e-5, rtol=0
+        )
 
 
 def test_hue_of_every_kind_of_pixel():
@@ -98,7 +122,9 @@ def test_hue_of_every_kind_of_pixel():
 def test_colour_operations_when_an_image_exceeds_one_by_rounding():
     x = torch.full((1, 3, 4, 4), 1 + 2**-23)
     for op, value in zip(OPS, (1.0, 1.0, 1.0, 0.05), strict=True):
-        torch.testing.assert_close(op(x, torch.tensor([value])), torch.ones_like(x), atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            op(x, torch.tensor([value])), torch.ones_like(x), atol=1e-6, rtol=0
+        )
 
 
 def test_gray_is_torchvisions():
@@ -127,11 +153,20 @@ def test_normalize_is_torchvisions():
 def test_parameters_that_stand_for_nothing_change_nothing():
     images = random_images(6, 32, 32)
     x, one, zero = images / 255, torch.ones(6), torch.zeros(6)
-    for op, neutral in ((views.brightness, one), (views.contrast, one), (views.saturation, one), (views.blur, zero)):
+    for op, neutral in (
+        (views.brightness, one),
+        (views.contrast, one),
+        (views.saturation, one),
+        (views.blur, zero),
+    ):
         assert torch.equal(op(x, neutral), x)
     torch.testing.assert_close(views.hue(x, zero), x, atol=1e-6, rtol=0)
-    torch.testing.assert_close(views.crop(images, zero, zero, 32 * one, 32 * one, zero, 32), x, atol=1e-6, rtol=0)
-    torch.testing.assert_close(views.finish(x, one, zero), views.normalize(images), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        views.crop(images, zero, zero, 32 * one, 32 * one, zero, 32), x, atol=1e-6, rtol=0
+    )
+    torch.testing.assert_close(
+        views.finish(x, one, zero), views.normalize(images), atol=1e-6, rtol=0
+    )
 
 
 def test_no_operation_writes_into_what_it_is_given():
@@ -162,7 +197,9 @@ def torchvision_view(image, d, v, n, size):
     return F.normalize(x, list(views.MEAN), list(views.STD))
 
 
-@pytest.mark.parametrize(("height", "width", "size"), [(32, 32, 32), (96, 96, 32), (40, 64, 48), (64, 16, 32)])
+@pytest.mark.parametrize(
+    ("height", "width", "size"), [(32, 32, 32), (96, 96, 32), (40, 64, 48), (64, 16, 32)]
+)
 def test_a_view_is_torchvisions_with_the_same_parameters(height, width, size):
     images, d = random_images(24, height, width), draw(4, 24, height, width)
     before = images.clone()
@@ -170,7 +207,10 @@ def test_a_view_is_torchvisions_with_the_same_parameters(height, width, size):
     assert ours.shape == (4, 24, 3, size, size)
     assert ours.dtype == torch.float32
     expected = torch.stack(
-        [torch.stack([torchvision_view(images[n], d, v, n, size) for n in range(24)]) for v in range(4)]
+        [
+            torch.stack([torchvision_view(images[n], d, v, n, size) for n in range(24)])
+            for v in range(4)
+        ]
     )
     torch.testing.assert_close(ours * min(views.STD), expected * min(views.STD), atol=1e-5, rtol=0)
     assert torch.equal(images, before)
@@ -203,7 +243,9 @@ def test_part_is_a_slice_of_the_batch():
     for start, stop in ((0, 5), (5, 12), (11, 12)):
         some = views.part(d, start, stop)
         assert all(torch.equal(p, q[:, start:stop]) for p, q in zip(some[:-1], d[:-1], strict=True))
-        torch.testing.assert_close(views.make(images[start:stop], some), whole[:, start:stop], atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            views.make(images[start:stop], some), whole[:, start:stop], atol=1e-5, rtol=0
+        )
 
 
 def test_to_moves_every_parameter():
@@ -222,7 +264,10 @@ def test_views_on_a_gpu_are_those_of_the_cpu():
     torch.testing.assert_close(there.cpu(), views.make(images, d), atol=5e-5, rtol=0)
 
 
-@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "cl"))), reason="torch.compile needs a C++ compiler")
+@pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "clang++", "cl"))),
+    reason="torch.compile needs a C++ compiler",
+)
 def test_compiled_views_are_the_eager_ones_and_never_compile_anew():
     images, ops = random_images(8, 16, 16), views.compiled()
     orders = [[0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2]]
@@ -246,7 +291,9 @@ def test_generator_depends_on_its_arguments_alone():
     torch.rand(3)
     assert numbers(3, 1, 2) == first
     keys = [(s,) for s in range(12)] + [(s, e) for s in range(12) for e in range(12)]
-    keys += [(s, e, step) for s in range(12) for e in range(12) for step in range(12)] + [(0, 0, 0, 0)]
+    keys += [(s, e, step) for s in range(12) for e in range(12) for step in range(12)] + [
+        (0, 0, 0, 0)
+    ]
     keys += [(0, 0, 2**31), (2**32,), (2**33, 0)]
     assert len({numbers(*key) for key in keys}) == len(keys)
 
@@ -276,7 +323,9 @@ def test_draws_do_not_depend_on_the_threads():
 
 def test_shapes_and_types_of_a_draw():
     d = draw(5, 7)
-    assert all(p.shape == (5, 7) and p.dtype == torch.float32 and p.device.type == "cpu" for p in d[:-1])
+    assert all(
+        p.shape == (5, 7) and p.dtype == torch.float32 and p.device.type == "cpu" for p in d[:-1]
+    )
     assert all(sorted(order) == [0, 1, 2, 3] for order in d.order)
     assert len(d.order) == 5
 
@@ -291,7 +340,9 @@ def same_distribution(ours, theirs):
     return scipy.stats.ks_2samp(ours, theirs).pvalue > 1e-3
 
 
-@pytest.mark.parametrize(("height", "width"), [(32, 32), (96, 96), (40, 96), (30, 80), (80, 30), (16, 64)])
+@pytest.mark.parametrize(
+    ("height", "width"), [(32, 32), (96, 96), (40, 96), (30, 80), (80, 30), (16, 64)]
+)
 def test_crops_are_distributed_as_torchvisions(height, width):
     d = draw(8, 1000, height, width)
     ours = torch.stack(d[:4], -1).reshape(-1, 4).double().numpy()
@@ -327,7 +378,12 @@ def test_crop_area_and_ratio_are_uniform_where_every_crop_fits():
 
 @pytest.mark.parametrize(
     ("height", "width", "box"),
-    [(1000, 10, (493, 0, 13, 10)), (10, 1000, (0, 493, 10, 13)), (9, 400, (0, 194, 9, 12)), (1, 1, (0, 0, 1, 1))],
+    [
+        (1000, 10, (493, 0, 13, 10)),
+        (10, 1000, (0, 493, 10, 13)),
+        (9, 400, (0, 194, 9, 12)),
+        (1, 1, (0, 0, 1, 1)),
+    ],
 )
 def test_an_image_that_no_crop_fits_gets_torchvisions_central_crop(height, width, box):
     if height * width > 1:
@@ -338,7 +394,9 @@ def test_an_image_that_no_crop_fits_gets_torchvisions_central_crop(height, width
 
 
 def test_a_first_try_that_does_not_fit_is_followed_by_the_next():
-    tries = torch.full((2, views.TRIES, 1, 2), 0.999, dtype=torch.float64)  # nearly the whole area at 4 : 3
+    tries = torch.full(
+        (2, views.TRIES, 1, 2), 0.999, dtype=torch.float64
+    )  # nearly the whole area at 4 : 3
     tries[:, 3, 0, 1] = 0.5  # for the second image the fourth try fits, and so does the sixth
     tries[:, 5, 0, 1] = 0.1
     centre = torch.full((1, 2), 0.5, dtype=torch.float64)
@@ -382,11 +440,15 @@ def test_parameters_are_independent_of_each_other_and_between_views_and_images()
     loose = (d.height < 25) & (d.width < 25)
     places = torch.stack([(d.top / (32 - d.height))[loose], (d.left / (32 - d.width))[loose]])
     assert torch.corrcoef(places)[0, 1].abs() < 4 / math.sqrt(loose.sum())
-    events = torch.corrcoef(torch.stack([jitter, blurred, d.flip > 0, d.gray > 0]).flatten(1).double())
+    events = torch.corrcoef(
+        torch.stack([jitter, blurred, d.flip > 0, d.gray > 0]).flatten(1).double()
+    )
     assert events.fill_diagonal_(0).abs().max() < 4 / math.sqrt(40_000)
     for p in d[:-1]:
         between_views = torch.corrcoef(p).fill_diagonal_(0)
-        between_images = torch.corrcoef(torch.stack([p[:, 1:].flatten(), p[:, :-1].flatten()]))[0, 1]
+        between_images = torch.corrcoef(torch.stack([p[:, 1:].flatten(), p[:, :-1].flatten()]))[
+            0, 1
+        ]
         assert between_views.abs().max() < 5 / math.sqrt(5000)
         assert between_images.abs() < 5 / math.sqrt(40_000)
 

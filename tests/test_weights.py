@@ -68,7 +68,11 @@ def state():
         ("--loss dcl --tau_plus 0.05", 400, "cifar10_SimCLR_dcl_256_400_0.05"),
         ("--loss hcl --beta 1", 400, "cifar10_SimCLR_hcl_256_400_0.1_1.0"),
         ("--loss bcl", 400, "cifar10_SimCLR_bcl_256_400_0.1_0.9_0.9"),
-        ("--loss bcl --alpha 0.7 --beta 1 --dataset_name tinyImageNet", 100, "tinyImageNet_SimCLR_bcl_256_100_0.1_0.7_1.0"),
+        (
+            "--loss bcl --alpha 0.7 --beta 1 --dataset_name tinyImageNet",
+            100,
+            "tinyImageNet_SimCLR_bcl_256_100_0.1_0.7_1.0",
+        ),
     ],
 )
 def test_names_are_those_of_the_reference(flags, epoch, name):
@@ -100,7 +104,9 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(path, limit):
     assert os.listdir(path.parent) == [path.name]
 
 
-@pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "No space left"), RuntimeError("disk\ngone")])
+@pytest.mark.parametrize(
+    "fault", [OSError(errno.ENOSPC, "No space left"), RuntimeError("disk\ngone")]
+)
 def test_a_fault_in_mid_write_leaves_the_old_file_and_no_other(path, monkeypatch, fault):
     def half(content, file):
         file.write(b"half")
@@ -144,7 +150,9 @@ def test_what_replace_does_is_on_the_disk_before_it_has_the_name(tmp_path, monke
     """File, then name, then folder: a crash of the machine between them finds a whole file under the name."""
     done = []
     fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda f: (done.append(os.readlink(f"/proc/self/fd/{f}")), fsync(f)))
+    monkeypatch.setattr(
+        os, "fsync", lambda f: (done.append(os.readlink(f"/proc/self/fd/{f}")), fsync(f))
+    )
     monkeypatch.setattr(os, "replace", lambda a, b: (done.append(f"{b}"), replace(a, b)))
     weights.save_text(tmp_path / "a.csv", "text")
     assert done == [str(tmp_path / "a.csv.tmp"), str(tmp_path / "a.csv"), str(tmp_path)]
@@ -207,16 +215,22 @@ def test_flipped_bits(path):
         except UserError:
             refused += 1
         else:
-            assert found.keys() == SMALL.keys() and all(torch.equal(found[key], SMALL[key]) for key in SMALL)
+            assert found.keys() == SMALL.keys() and all(
+                torch.equal(found[key], SMALL[key]) for key in SMALL
+            )
         content[i] ^= 1 << i % 8
-    assert refused > len(SMALL["f.weight"].numpy().tobytes()) / every  # at least those among the numbers
+    assert (
+        refused > len(SMALL["f.weight"].numpy().tobytes()) / every
+    )  # at least those among the numbers
 
 
 def test_a_record_that_is_marked_as_a_folder(path):
     """One bit: torch.load does not read such a record and returns whatever its memory held before."""
     content = path.read_bytes()
     with zipfile.ZipFile(path) as archive:
-        place = content.index(b"data/0", archive.start_dir) - len("some/") - 8  # the attributes in its entry of the directory
+        place = (
+            content.index(b"data/0", archive.start_dir) - len("some/") - 8
+        )  # the attributes in its entry of the directory
     assert content[place] == 0
     path.write_bytes(content[:place] + b"\x10" + content[place + 1 :])
     assert "folder" in refusal(weights.read, path)
@@ -237,7 +251,11 @@ class Command:
 def test_nothing_in_a_file_runs(tmp_path, where, legacy):
     marker, path = tmp_path / "marker", tmp_path / "evil.pth"
     evil = Command(marker)
-    content = {"instead": evil, "among": {**SMALL, "evil": evil}, "nested": {"a": [OrderedDict(a=evil)]}}[where]
+    content = {
+        "instead": evil,
+        "among": {**SMALL, "evil": evil},
+        "nested": {"a": [OrderedDict(a=evil)]},
+    }[where]
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     for function in (weights.read, weights.load_model):
         refusal(function, path)
@@ -270,7 +288,10 @@ def test_no_pickle_of_any_protocol_runs(path, protocol):
     assert marker.exists()
 
 
-@pytest.mark.parametrize("name", ["builtins eval", "torch load", "torch.hub load", "_codecs encode", "builtins bytearray"])
+@pytest.mark.parametrize(
+    "name",
+    ["builtins eval", "torch load", "torch.hub load", "_codecs encode", "builtins bytearray"],
+)
 def test_no_name_but_the_known_ones(path, name):
     pickled = b"\x80\x02c" + name.replace(" ", "\n").encode() + b"\n."
     repacked(path, lambda name, content: pickled if name.endswith("data.pkl") else content)
@@ -293,7 +314,9 @@ def test_compressed_records(path):
 def test_a_record_that_claims_to_be_huge(path):
     content, claimed = bytearray(path.read_bytes()), 0
     with zipfile.ZipFile(path) as archive:
-        place = archive.start_dir  # of the central directory: a record's size is 24 bytes after the start of its entry
+        place = (
+            archive.start_dir
+        )  # of the central directory: a record's size is 24 bytes after the start of its entry
         for info in archive.infolist():
             if info.filename.endswith("data/0"):
                 struct.pack_into("<I", content, place + 24, 2**32 - 2)
@@ -317,13 +340,22 @@ def test_a_file_that_is_huge(path, monkeypatch):
 def test_a_storage_that_claims_more_than_its_record(path):
     """300 numbers in the file, 2 billion in the pickle."""
     number, claim = b"M" + struct.pack("<H", 300), b"J" + struct.pack("<i", 2**31 - 1)
-    repacked(path, lambda name, content: content.replace(number, claim) if name.endswith("data.pkl") else content)
+    repacked(
+        path,
+        lambda name, content: (
+            content.replace(number, claim) if name.endswith("data.pkl") else content
+        ),
+    )
     refusal(weights.read, path)
 
 
 def test_a_tensor_that_claims_more_than_its_storage(path, state):
     """One number in the file, seen as 10¹² of them: a projection of that size would be made to hold it."""
-    huge = {**state, "g.3.bias": torch.zeros(1).expand(10**12), "g.3.weight": torch.zeros(1, 1).expand(10**12, 512)}
+    huge = {
+        **state,
+        "g.3.bias": torch.zeros(1).expand(10**12),
+        "g.3.weight": torch.zeros(1, 1).expand(10**12, 512),
+    }
     torch.save(huge, path)
     assert "g.3" in refusal(weights.load_model, path)
 
@@ -337,7 +369,9 @@ def test_what_is_no_dictionary(path, content):
 # ---- models ----
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
+)
 def test_prefixes(path, state, prefix):
     weights.save(path, {prefix + key: value for key, value in state.items()})
     model, arch = weights.load_model(path)
@@ -359,7 +393,10 @@ def test_the_arch_is_read_off_the_weights(path, arch):
     assert weights.load_model(path)[1] == arch
 
 
-@pytest.mark.parametrize("key", ["f.0.weight", "f.1.num_batches_tracked", "g.3.bias", "g.1.running_var", "f.6.0.conv2.weight"])
+@pytest.mark.parametrize(
+    "key",
+    ["f.0.weight", "f.1.num_batches_tracked", "g.3.bias", "g.1.running_var", "f.6.0.conv2.weight"],
+)
 def test_a_missing_key_is_named(path, state, key):
     weights.save(path, {k: value for k, value in state.items() if k != key})
     assert f"{key} is missing" in refusal(weights.load_model, path)
@@ -376,7 +413,9 @@ def test_a_key_that_is_there_twice_is_named(path, state):
     assert "f.0.weight twice" in refusal(weights.load_model, path)
 
 
-@pytest.mark.parametrize("key", ["f.0.weight", "f.1.running_mean", "g.0.weight", "g.3.weight", "f.1.num_batches_tracked"])
+@pytest.mark.parametrize(
+    "key", ["f.0.weight", "f.1.running_mean", "g.0.weight", "g.3.weight", "f.1.num_batches_tracked"]
+)
 def test_another_shape_is_named(path, state, key):
     weights.save(path, {**state, key: torch.zeros(5, 2)})
     message = refusal(weights.load_model, path)
@@ -386,7 +425,9 @@ def test_another_shape_is_named(path, state, key):
 def test_another_arch_is_named(path, state):
     weights.save(path, state)
     message = refusal(weights.load_model, path, "resnet18")
-    assert "resnet18" in message and "f.3.1.conv1.weight is missing" in message and "more" in message
+    assert (
+        "resnet18" in message and "f.3.1.conv1.weight is missing" in message and "more" in message
+    )
     refusal(weights.load_model, path, "resnet50")
     assert weights.load_model(path, "resnet10")[1] == "resnet10"
 
@@ -417,22 +458,35 @@ def test_a_failed_load_makes_no_file(path, state):
     assert Path(path).read_bytes() == b"no zip"
 
 
-@pytest.mark.parametrize("name, words", [
-    ("stl10_SimCLR_4model_256_400_2.0_0.5.pth", "AttentioNCE (d_pos 2, d_neg 0.5), 400 epochs"),
-    ("results/photos/photos_SimCLR_8model_64_10_1.0_10.0.csv", "AttentioNCE (d_pos 1, d_neg 10, 8 positives), 10 epochs"),
-    ("photos_SimCLR_simclr_64_30_linear.csv", "SimCLR, 30 epochs"),
-    ("cifar10_SimCLR_bcl_256_400_0.1_0.9_0.9.json", "BCL (tau_plus 0.1, alpha 0.9, beta 0.9), 400 epochs"),
-    ("cifar10_SimCLR_bcl_256_400_0.1_0.9.pth", "cifar10_SimCLR_bcl_256_400_0.1_0.9"),
-    ("downloaded_model.pth", "downloaded_model"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("stl10_SimCLR_4model_256_400_2.0_0.5.pth", "AttentioNCE (d_pos 2, d_neg 0.5), 400 epochs"),
+        (
+            "results/photos/photos_SimCLR_8model_64_10_1.0_10.0.csv",
+            "AttentioNCE (d_pos 1, d_neg 10, 8 positives), 10 epochs",
+        ),
+        ("photos_SimCLR_simclr_64_30_linear.csv", "SimCLR, 30 epochs"),
+        (
+            "cifar10_SimCLR_bcl_256_400_0.1_0.9_0.9.json",
+            "BCL (tau_plus 0.1, alpha 0.9, beta 0.9), 400 epochs",
+        ),
+        ("cifar10_SimCLR_bcl_256_400_0.1_0.9.pth", "cifar10_SimCLR_bcl_256_400_0.1_0.9"),
+        ("downloaded_model.pth", "downloaded_model"),
+    ],
+)
 def test_title_says_what_stem_wrote(name, words):
     assert weights.title(name) == words
 
 
 def test_title_knows_every_stem():
     for kind, names in weights.PARAMETERS.items():
-        args = Namespace(dataset_name="cifar10", estimator="MoCo", loss=kind, num_pos=4, batch_size=8)
+        args = Namespace(
+            dataset_name="cifar10", estimator="MoCo", loss=kind, num_pos=4, batch_size=8
+        )
         vars(args).update(dict.fromkeys(names, 0.5))
         words = [f"{name} 0.5" for name in names]
-        expected = weights.METHODS[kind] + (f" ({', '.join(words)})" if words else "") + ", 7 epochs"
+        expected = (
+            weights.METHODS[kind] + (f" ({', '.join(words)})" if words else "") + ", 7 epochs"
+        )
         assert weights.title(f"{weights.stem(args, 7)}.pth") == expected
