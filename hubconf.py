@@ -12,8 +12,7 @@ dependencies = ["torch", "torchvision", "numpy", "PIL", "tqdm"]
 _ours = [path.stem for path in Path(__file__).parent.glob("*.py") if path.stem != "hubconf"]
 _theirs = {name: sys.modules.pop(name) for name in _ours if name in sys.modules}
 try:
-    from model import as_resnet, backbone
-    from weights import load_model
+    from model import as_resnet, backbone, load_model
 finally:
     for _name in _ours:
         sys.modules.pop(_name, None)

@@ -11,18 +11,20 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-import distributed
-import runtime
-import views
-import weights
-from knn import clamp_k, features, knn
-from model import ARCHS, Model, as_resnet
-from utils import DATASETS, Images, UserError, load
+from attentionce import cli
+from attentionce.data import views
+from attentionce.data.images import Images
+from attentionce.errors import UserError
+from attentionce.evaluation.knn import clamp_k, features, knn
+from attentionce.runs import files
+from attentionce.training import devices, processes
+from model import ARCHS, Model, as_resnet, load_model
+from utils import DATASETS, load
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The settings, with the reference's names and defaults where it has them."""
-    parser = runtime.Parser(description=__doc__, formatter_class=runtime.Help)
+    parser = cli.Parser(description=__doc__, formatter_class=cli.Help)
     add = parser.add_argument
     add(
         "--model_path",
@@ -72,7 +74,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add(
         "--precision",
         default="auto",
-        choices=runtime.PRECISIONS,
+        choices=devices.PRECISIONS,
         help="auto: bf16 on CUDA that has it, else fp32",
     )
     add(
@@ -118,13 +120,13 @@ def main() -> None:
     args = parse_args()
     check_args(args)
     if args.export:
-        return distributed.from_first(lambda: export(args))
-    device = runtime.choose_device(args.device)
-    dtype = runtime.choose_precision(args.precision, device)
-    runtime.reproducible(False)
-    encoders = distributed.from_first(lambda: open_encoders(args))
-    train = distributed.in_turn(load, args.dataset_name, args.root, "train", args.store_size)
-    test = distributed.in_turn(load, args.dataset_name, args.root, "test", args.store_size)
+        return processes.from_first(lambda: export(args))
+    device = devices.choose_device(args.device)
+    dtype = devices.choose_precision(args.precision, device)
+    devices.reproducible(False)
+    encoders = processes.from_first(lambda: open_encoders(args))
+    train = processes.in_turn(load, args.dataset_name, args.root, "train", args.store_size)
+    test = processes.in_turn(load, args.dataset_name, args.root, "test", args.store_size)
     results = []
     for path, model, arch, out in encoders:
         result = evaluate(
@@ -156,7 +158,7 @@ def main() -> None:
 def open_encoder(path: str, args: argparse.Namespace) -> tuple[Model, str]:
     """(model, arch) of weights, or untrained for `random`."""
     if path != "random":
-        return weights.load_model(path, args.arch)
+        return load_model(path, args.arch)
     torch.manual_seed(args.seed)
     arch = args.arch or "resnet50"
     return Model(arch=arch), arch
@@ -184,7 +186,7 @@ def open_encoders(args: argparse.Namespace) -> list[tuple[str, Model, str, Path]
         folder = Path(args.results) / args.dataset_name
         if path != "random" and os.access(Path(path).parent, os.W_OK):
             folder = Path(path).parent
-        opened.append((path, model, arch, weights.writable_folder(folder) / name))
+        opened.append((path, model, arch, files.writable_folder(folder) / name))
     return opened
 
 
@@ -201,7 +203,7 @@ def export(args: argparse.Namespace) -> None:
     model, arch = open_encoder(args.model_path[0], args)
     facts = {"format": "pt", "arch": arch, "mean": str(views.MEAN), "std": str(views.STD)}
     content = save(as_resnet(model.f, arch).state_dict(), facts)
-    weights.replace(Path(args.export), lambda file: file.write(content))
+    files.replace(Path(args.export), lambda file: file.write(content))
     print(f"{args.export}: {arch}, 3×3 stride-1 conv1, no max-pool, no fc")
 
 
@@ -239,13 +241,13 @@ def evaluate(
     for epoch in range(1, args.epochs + 1):
         loss = train_epoch(f, classifier, optimizer, train, args, device, dtype, epoch)
         if args.encoder_mode == "reference":
-            distributed.same_buffers(f)
+            processes.same_buffers(f)
             asked = features(f, test.pixels, device, dtype)  # its statistics have moved
         top1, top5 = accuracy(classifier, asked, labels)
         rows.append({"epoch": epoch, "loss": loss, "top1": top1, "top5": top5})
     result = {
         "flags": vars(args),
-        "machine": runtime.machine(device),
+        "machine": devices.machine(device),
         "precision": str(dtype).removeprefix("torch."),
         "hours": (time.monotonic() - began) / 3600,
         "knn_top1": knn_top1,
@@ -253,15 +255,15 @@ def evaluate(
         "last_epoch": rows[-1],
         "best_epoch": max(rows, key=lambda row: row["top1"]),
     }
-    if distributed.rank() == 0:
-        weights.save_csv(out.with_name(out.name + "_linear.csv"), rows)
-        weights.save_json(out.with_name(out.name + "_linear.json"), result)
+    if processes.rank() == 0:
+        files.save_csv(out.with_name(out.name + "_linear.csv"), rows)
+        files.save_json(out.with_name(out.name + "_linear.json"), result)
     return result
 
 
 def on_device(images: Images, device: torch.device) -> Images:
     """The labels on the device, the pixels too where they fit."""
-    return Images(runtime.keep(images.pixels, device), images.labels.to(device), images.classes)
+    return Images(devices.keep(images.pixels, device), images.labels.to(device), images.classes)
 
 
 def train_epoch(
@@ -285,22 +287,22 @@ def train_epoch(
         order.split(args.batch_size),
         f"linear {epoch}/{args.epochs}",
         leave=False,
-        disable=distributed.rank() > 0,
+        disable=processes.rank() > 0,
     )
     for step, index in enumerate(bar):
         draw = views.draw(
             1, len(index), *train.pixels.shape[2:], views.generator(args.seed, epoch, step)
         )
-        own = distributed.share(len(index))
+        own = processes.share(len(index))
         first, last = own[0].item(), own[-1].item() + 1
         batch = train.pixels[index[first:last].to(train.pixels.device)].to(device)
-        with torch.no_grad(), runtime.autocast(device, dtype):
+        with torch.no_grad(), devices.autocast(device, dtype):
             view = views.make_view(
                 batch, views.to(views.part(draw, first, last), device), 0, args.image_size
             )
             feature = f(view).flatten(1).float()
-        if distributed.world() > 1:
-            feature = distributed.gather_rows(feature[own.to(device) - first])[: len(index)]
+        if processes.world() > 1:
+            feature = processes.gather_rows(feature[own.to(device) - first])[: len(index)]
         loss = cross_entropy(classifier(feature), train.labels[index.to(train.labels.device)])
         optimizer.zero_grad()
         loss.backward()
@@ -319,4 +321,4 @@ def accuracy(classifier: nn.Linear, feature: Tensor, labels: Tensor) -> tuple[fl
 
 
 if __name__ == "__main__":
-    runtime.run(main)
+    cli.run(main)

@@ -11,23 +11,25 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-import distributed
 import loss as losses
-import resume
-import runtime
-import views
-import weights
-from board import open_board, write_epoch
-from knn import clamp_k, features, knn
-from moco import MoCo
+from attentionce import cli
+from attentionce.data import views
+from attentionce.data.images import Images
+from attentionce.errors import UserError
+from attentionce.evaluation.knn import clamp_k, features, knn
+from attentionce.runs import file_names, files, locks, signals, states
+from attentionce.runs.tensorboard import open_board, write_epoch
+from attentionce.training import devices, processes
+from attentionce.training.moco import MoCo
+from attentionce.training.one_epoch import NonFinite, train_epoch
+from attentionce.training.pretraining import Run, new_progress
 from model import ARCHS, Model, cost
-from train import NonFinite, Run, new_progress, train_epoch
-from utils import DATASETS, Images, UserError, load
+from utils import DATASETS, load
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The settings, all of them, with the reference's names and defaults where it has them."""
-    parser = runtime.Parser(description=__doc__, formatter_class=runtime.Help)
+    parser = cli.Parser(description=__doc__, formatter_class=cli.Help)
     add = parser.add_argument
     add(
         "--root",
@@ -45,7 +47,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add(
         "--loss",
         default="attentionce",
-        choices=weights.PARAMETERS,
+        choices=file_names.PARAMETERS,
         help="what the encoder minimises",
     )
     add(
@@ -110,7 +112,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add(
         "--precision",
         default="auto",
-        choices=runtime.PRECISIONS,
+        choices=devices.PRECISIONS,
         help="auto: bf16 on CUDA that has it, else fp32",
     )
     add(
@@ -196,8 +198,8 @@ def loss_function(args: argparse.Namespace) -> functools.partial:
             d_pos=args.d_pos,
             d_neg=args.d_neg,
         )
-    gather = distributed.gather if distributed.world() > 1 else None
-    parameters = {name: getattr(args, name) for name in weights.PARAMETERS[args.loss]}
+    gather = processes.gather if processes.world() > 1 else None
+    parameters = {name: getattr(args, name) for name in file_names.PARAMETERS[args.loss]}
     return functools.partial(
         getattr(losses, args.loss), temperature=args.temperature, gather=gather, **parameters
     )
@@ -212,38 +214,38 @@ def main() -> int:
     """Check everything that can be checked, then train; returns the exit status."""
     args = parse_args()
     check_args(args)
-    if args.batch_size % distributed.world() or args.batch_size < 2 * distributed.world():
-        needed = f"{distributed.world()} processes need a multiple of their number, at least two images each"
+    if args.batch_size % processes.world() or args.batch_size < 2 * processes.world():
+        needed = f"{processes.world()} processes need a multiple of their number, at least two images each"
         raise UserError(
             f"--batch_size {args.batch_size} is that of all processes together: {needed}"
         )
-    device = runtime.choose_device(args.device)
-    dtype = runtime.choose_precision(args.precision, device)
+    device = devices.choose_device(args.device)
+    dtype = devices.choose_precision(args.precision, device)
     if args.bn == "sync" and device.type != "cuda":
         raise UserError(f"--bn sync needs CUDA, not {device.type}")
     folder = Path(args.results) / args.dataset_name
-    if distributed.rank() > 0:  # which writes nothing
+    if processes.rank() > 0:  # which writes nothing
         return pretrain(args, folder, device, dtype)
-    resume.leave_on_signals()
-    weights.writable_folder(folder)
+    signals.leave_on_signals()
+    files.writable_folder(folder)
     path = (
-        folder / f"{weights.stem(args, 'all')}.lock"
+        folder / f"{file_names.stem(args, 'all')}.lock"
     )  # runs that differ in --epochs alone write the same weights
-    held = resume.lock(path)
+    held = locks.lock(path)
     try:
-        resume.remove_temporary(args, folder)
+        states.remove_temporary(args, folder)
         return pretrain(args, folder, device, dtype)
     finally:
-        resume.unlock(path, held)
+        locks.unlock(path, held)
 
 
 def pretrain(
     args: argparse.Namespace, folder: Path, device: torch.device, dtype: torch.dtype
 ) -> int:
     """Assemble the run, restore its state, and train, evaluate and save epoch after epoch."""
-    state = distributed.from_first(lambda: resume.find_state(args, folder))
-    images = distributed.in_turn(load, args.dataset_name, args.root, "pretrain", args.store_size)
-    if not distributed.alike(len(images.pixels)):
+    state = processes.from_first(lambda: states.find_state(args, folder))
+    images = processes.in_turn(load, args.dataset_name, args.root, "pretrain", args.store_size)
+    if not processes.alike(len(images.pixels)):
         raise UserError(f"--root {args.root}: not every machine has the same images there")
     if len(images.pixels) < args.batch_size:
         raise UserError(
@@ -252,27 +254,27 @@ def pretrain(
     evaluate = knn_evaluation(args, images, device, dtype) if args.knn_every else None
     run = assemble(args, images.pixels, device, dtype)
     if state is not None:
-        resume.restore(run, state)
-    path = folder / weights.stem(args, args.epochs)
+        states.restore(run, state)
+    path = folder / file_names.stem(args, args.epochs)
     if run.progress["epoch"] > args.epochs:
         return already_trained(run, path)
     board = (
         open_board(path, run.progress["epoch"])
-        if args.tensorboard and distributed.rank() == 0
+        if args.tensorboard and processes.rank() == 0
         else None
     )
-    write = functools.partial(resume.write_state, run, path.with_name(path.name + ".state"))
-    received = resume.catch_signals()
+    write = functools.partial(states.write_state, run, path.with_name(path.name + ".state"))
+    received = signals.catch_signals()
     while run.progress["epoch"] <= args.epochs:
         try:
             stop = train_epoch(run, received, write)
         except NonFinite as error:
             kept = path.with_name(path.name + ".nonfinite.state")
-            resume.write_state(run, kept)
+            states.write_state(run, kept)
             raise NonFinite(f"{error}; the state before that step is in {kept}") from None
         if stop:
-            resume.announce_stop(run, path)
-            return resume.exit_status(stop)
+            states.announce_stop(run, path)
+            return signals.exit_status(stop)
         if evaluation_due(run, evaluate) and run.saved_at != run.position:
             write()  # before what may take longer than a signal leaves
         finish_epoch(run, path, evaluate)
@@ -286,17 +288,17 @@ def assemble(
     args: argparse.Namespace, pixels: Tensor, device: torch.device, dtype: torch.dtype
 ) -> Run:
     """Model, optimiser and everything else that a fresh run needs, on the device."""
-    runtime.reproducible(args.deterministic)
+    devices.reproducible(args.deterministic)
     torch.manual_seed(args.seed)
     model = Model(args.feature_dim, args.arch)
     parameters, macs = cost(model, args.image_size)
     size = f"{parameters / 1e6:.2f} M parameters, {macs / 1e9:.2f} G multiply-adds a view of {args.image_size} px"
     print(f"{args.arch}: {size}", flush=True)
     model = model.to(device, memory_format=torch.channels_last)
-    if args.bn == "sync" and distributed.world() > 1:
+    if args.bn == "sync" and processes.world() > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     compiled = args.compile == "on" or (
-        args.compile == "auto" and device.type == "cuda" and runtime.compiles(device)
+        args.compile == "auto" and device.type == "cuda" and devices.compiles(device)
     )
     moco = (
         MoCo(model, args.queue, args.momentum, args.feature_dim).to(device)
@@ -308,7 +310,7 @@ def assemble(
         args=args,
         device=device,
         dtype=dtype,
-        pixels=runtime.keep(pixels, device),
+        pixels=devices.keep(pixels, device),
         model=model,
         encoder=torch.compile(model) if compiled else model,
         optimizer=torch.optim.Adam(
@@ -331,13 +333,13 @@ def knn_evaluation(
     bank = (
         images
         if args.dataset_name != "stl10"
-        else distributed.in_turn(load, "stl10", args.root, "train")
+        else processes.in_turn(load, "stl10", args.root, "train")
     )
-    test = distributed.in_turn(load, args.dataset_name, args.root, "test", args.store_size)
+    test = processes.in_turn(load, args.dataset_name, args.root, "test", args.store_size)
     k = clamp_k(args.k, len(bank.pixels))
 
     def evaluate(model: Model) -> tuple[float, float]:
-        distributed.same_buffers(model)
+        processes.same_buffers(model)
         known, asked = (features(model.f, split.pixels, device, dtype) for split in (bank, test))
         return knn(known, bank.labels, asked, test.labels, len(bank.classes), k, args.temperature)
 
@@ -383,16 +385,16 @@ def write_results(run: Run, path: Path) -> None:
     """Metrics, flags and, where they are due, weights after the last epoch that is done."""
     args, progress = run.args, run.progress
     epoch = progress["epoch"] - 1
-    if distributed.rank() > 0:
+    if processes.rank() > 0:
         return
-    weights.save_csv(path.with_name(path.name + ".csv"), progress["rows"])
-    weights.save_json(path.with_name(path.name + ".json"), describe(run))
+    files.save_csv(path.with_name(path.name + ".csv"), progress["rows"])
+    files.save_json(path.with_name(path.name + ".json"), describe(run))
     if epoch % args.save_every == 0 or epoch == args.epochs:
         state_dict = {
             f"module.{key}": value.cpu().contiguous()
             for key, value in run.model.state_dict().items()
         }
-        weights.save(path.parent / f"{weights.stem(args, epoch)}.pth", state_dict)
+        files.save(path.parent / f"{file_names.stem(args, epoch)}.pth", state_dict)
 
 
 def already_trained(run: Run, path: Path) -> int:
@@ -420,9 +422,9 @@ def describe(run: Run) -> dict[str, object]:
     return {
         "flags": vars(run.args),
         "command": shlex.join(sys.argv),
-        "machine": runtime.machine(run.device),
+        "machine": devices.machine(run.device),
         "precision": str(run.dtype).removeprefix("torch."),
-        "processes": distributed.world(),
+        "processes": processes.world(),
         "epochs_done": progress["epoch"] - 1,
         "best_knn": progress["best_knn"],
         "last": progress["rows"][-1],
@@ -431,4 +433,4 @@ def describe(run: Run) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    runtime.run(main)
+    cli.run(main)

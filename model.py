@@ -1,8 +1,8 @@
 """The encoder: a ResNet for small images (`f`) and SimCLR's projection head (`g`)."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 import torchvision
@@ -10,6 +10,10 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from attentionce.errors import UserError
+from attentionce.runs.files import read
+from attentionce.training.batchnorm import constant_statistics
 
 # Residual blocks a stage; resnet10, one basic block a stage, is for small machines.
 ARCHS = {
@@ -105,23 +109,6 @@ def _recomputing(f: nn.Sequential, x: Tensor) -> Tensor:
     return x
 
 
-@contextmanager
-def constant_statistics(module: nn.Module) -> Iterator[None]:
-    """For a second pass of a batch: BatchNorm normalises as ever, but its running statistics stay as they are.
-
-    It moves them by nothing rather than not at all: what it saves for the backward pass must be what the first pass saved.
-    """
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, norm.num_batches_tracked.clone()
-    try:
-        yield
-    finally:
-        for norm, (momentum, counter) in zip(norms, kept, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, counter
-
-
 def as_resnet(f: nn.Sequential, arch: str) -> torchvision.models.ResNet:
     """A Model's `f` as the `backbone` that it was made from, under torchvision's names; the weights are shared."""
     resnet = backbone(arch)
@@ -161,3 +148,43 @@ def cost(model: nn.Module, image_size: int = 32) -> tuple[int, int]:
             copied, (torch.zeros(1, 3, image_size, image_size, device=device),), verbose=False
         )
     return int(parameters), int(macs)
+
+
+def load_model(path: str | Path, arch: str | None = None) -> tuple[Model, str]:
+    """The model that a weights file holds, and its arch; every key and shape must match.
+
+    Opens files with or without the `module.` and `_orig_mod.` prefixes. The projection's size is read off the weights,
+    and so is the arch when it is not given.
+
+    Raises:
+        UserError: names the keys or shapes that are missing, too many or different.
+    """
+    state = {}
+    for key, value in read(path).items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise UserError(
+                f"{path} is not a state_dict: {str(key)[:80]!r} holds a {type(value).__name__}, not a tensor"
+            )
+        name = key.replace("module.", "").replace("_orig_mod.", "")
+        if name in state:
+            raise UserError(f"{path} has {name} twice, with different prefixes")
+        state[name] = value
+    try:
+        arch = arch or arch_of(state)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    with torch.device("meta"):  # shapes alone, no memory
+        wanted = Model(state["g.3.bias"].numel() if "g.3.bias" in state else 128, arch).state_dict()
+    problems = [f"{key} is missing" for key in wanted if key not in state]
+    problems += [f"{key[:80]!r} is not part of the model" for key in state if key not in wanted]
+    problems += [
+        f"{key} has shape {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}"
+        for key in wanted
+        if key in state and state[key].shape != wanted[key].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError(f"{path} does not fit {arch}: {'; '.join(problems[:3])}{more}")
+    model = Model(wanted["g.3.bias"].numel(), arch)
+    model.load_state_dict(state, strict=True)
+    return model, arch

@@ -25,12 +25,11 @@ from typing import Any
 
 import linear as linear_evaluation
 import main
-import resume
-import runtime
-import weights
+from attentionce import cli
+from attentionce.errors import UserError
+from attentionce.runs import file_names, states
+from experiments.studies import PAPER, PHOTOS, TITLES, Row, Study, all_rows
 from model import ARCHS
-from tables import PAPER, PHOTOS, TITLES, Row, Study, all_rows
-from utils import UserError
 
 NOT_THE_RESULT = {"root", "results", "device", "model_path", "export"}  # flags of linear.py
 
@@ -69,7 +68,7 @@ def words(row: Row, setting: Study) -> list[str]:
 
 def name(row: Row, setting: Study, epoch: int) -> str:
     """The name of the row's files at an epoch."""
-    return weights.stem(main.parse_args(words(row, setting)), epoch)
+    return file_names.stem(main.parse_args(words(row, setting)), epoch)
 
 
 def folder(row: Row, setting: Study, seed: int, args: argparse.Namespace) -> Path:
@@ -95,7 +94,7 @@ def read_json(path: Path, wanted: argparse.Namespace, free: set[str]) -> dict[st
         return None
     try:
         found = json.loads(path.read_text())
-        flags = resume.current_names(found.get("flags", {}))
+        flags = states.current_names(found.get("flags", {}))
         same = all(
             flags.get(key, value) == value for key, value in vars(wanted).items() if key not in free
         )
@@ -122,7 +121,7 @@ def results(
         ["--model_path", "", "--dataset_name", row.dataset, *common, *setting.linear]
     )
     path = place / f"{name(row, setting, whole_run(row, args)[-1])}.json"
-    pretraining = read_json(path, pretrain, resume.FREE_FLAGS)
+    pretraining = read_json(path, pretrain, states.FREE_FLAGS)
     if pretraining is None and path.exists():
         return None, None
     return pretraining, read_json(
@@ -287,9 +286,7 @@ def table(dataset: str, rows: list[Row], args: argparse.Namespace) -> str:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """What to run and how small."""
-    parser = runtime.Parser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("datasets", nargs="*", help="run what is missing of these: " + ", ".join(TITLES))
     add("--row", type=int, nargs="+", default=[], help="run what is missing of these rows")
@@ -358,4 +355,4 @@ def list_and_run() -> None:
 
 
 if __name__ == "__main__":
-    runtime.run(list_and_run)
+    cli.run(list_and_run)

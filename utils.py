@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from folder import image_folder
-from images import Images, UserError, fetching, mending
-from tinyimagenet import tiny_imagenet
+from attentionce.data.image_folder import image_folder
+from attentionce.data.images import Images, fetching
+from attentionce.data.tinyimagenet import tiny_imagenet
+from attentionce.errors import UserError, mending
 
 __all__ = ["DATASETS", "Images", "UserError", "load"]
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from utils import UserError
+from attentionce.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)
@@ -110,8 +110,8 @@ def script():
 
 
 @pytest.fixture
-def files():
-    """files(folder): the contents of every file below it, by its path inside."""
+def contents():
+    """contents(folder): the contents of every file below it, by its path inside."""
     return lambda folder: {
         str(p.relative_to(folder)): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()
     }

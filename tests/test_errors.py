@@ -14,11 +14,11 @@ from torchvision import datasets, models
 
 import linear
 import main
-import runtime
-import train
-import weights
+from attentionce import cli
+from attentionce.errors import UserError
+from attentionce.runs import files
+from attentionce.training import one_step
 from model import Model
-from utils import UserError
 
 CUDA = "cuda" if not torch.cuda.is_available() else "cuda:99"
 
@@ -82,7 +82,7 @@ def test_run_makes_one_line_of_any_message(capsys):
         raise UserError("two\nlines of\ttext")
 
     with pytest.raises(SystemExit) as caught:
-        runtime.run(fail)
+        cli.run(fail)
     assert caught.value.code == 2
     assert tuple(capsys.readouterr()) == ("so far\n", "error: two lines of text\n")
 
@@ -90,10 +90,10 @@ def test_run_makes_one_line_of_any_message(capsys):
 def test_run_passes_on_a_status_and_hides_no_bug():
     for status in (0, 143, None):
         with pytest.raises(SystemExit) as caught:
-            runtime.run(lambda status=status: status)
+            cli.run(lambda status=status: status)
         assert caught.value.code == status
     with pytest.raises(ZeroDivisionError):
-        runtime.run(lambda: 1 / 0)
+        cli.run(lambda: 1 / 0)
 
 
 # ---- flags ----
@@ -163,11 +163,11 @@ def test_bad_flags_of_main(refused, tiny, results, nothing_loaded, flag, value):
 
 @pytest.mark.parametrize(("flag", "value"), LINEAR)
 def test_bad_flags_of_linear(
-    refused, evaluation, encoder, results, nothing_loaded, files, flag, value
+    refused, evaluation, encoder, results, nothing_loaded, contents, flag, value
 ):
     message = refused(linear, *evaluation, "--model_path", encoder, "--device", "cpu", flag, value)
     assert flag in message and value in message
-    assert set(files(encoder.parent)) == {"encoder.pth"} and not results.exists()
+    assert set(contents(encoder.parent)) == {"encoder.pth"} and not results.exists()
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,9 @@ def test_a_failed_checksum(refused, tiny, tmp_path, monkeypatch, name):
     assert (tmp_path / name).read_bytes() == b"half of it"
 
 
-def test_a_root_without_the_folders(refused, tiny, results, evaluation, encoder, tmp_path, files):
+def test_a_root_without_the_folders(
+    refused, tiny, results, evaluation, encoder, tmp_path, contents
+):
     (tmp_path / "empty").mkdir()
     for root in (tmp_path / "empty", tmp_path / "missing"):
         for message in (
@@ -243,23 +245,23 @@ def test_a_root_without_the_folders(refused, tiny, results, evaluation, encoder,
             refused(linear, *evaluation, "--model_path", encoder, "--root", root),
         ):
             assert str(root) in message and "train" in message and "test or val" in message
-    assert files(results) == {} and set(files(encoder.parent)) == {"encoder.pth"}
+    assert contents(results) == {} and set(contents(encoder.parent)) == {"encoder.pth"}
 
 
-def test_an_unreadable_image(refused, tiny, results, tmp_path, files):
+def test_an_unreadable_image(refused, tiny, results, tmp_path, contents):
     for split in ("train", "test"):
         (tmp_path / split / "class").mkdir(parents=True)
         (tmp_path / split / "class" / "broken.png").write_bytes(b"no image")
     assert str(tmp_path / "train" / "class" / "broken.png") in refused(
         main, *tiny, "--root", tmp_path
     )
-    assert files(results) == {}  # not even the lock
+    assert contents(results) == {}  # not even the lock
 
 
-def test_fewer_images_than_a_batch(refused, call, tiny, results, evaluation, encoder, files):
+def test_fewer_images_than_a_batch(refused, call, tiny, results, evaluation, encoder, contents):
     message = refused(main, *tiny, "--batch_size", 25)
     assert "--batch_size 25" in message and "24 images" in message
-    assert files(results) == {}
+    assert contents(results) == {}
     call(
         linear, *evaluation, "--model_path", encoder, "--batch_size", 25
     )  # which drops no images, so one batch is enough
@@ -339,15 +341,15 @@ def foreign(path, what):
         "another shape": "f.0.weight has shape (64, 3, 7, 7) instead of (64, 3, 3, 3)",
     }.items(),
 )
-def test_bad_weights(refused, evaluation, encoder, nothing_loaded, files, what, named):
+def test_bad_weights(refused, evaluation, encoder, nothing_loaded, contents, what, named):
     """All are opened before the first is evaluated: the good ones before it have no results either."""
     path = encoder.parent / "foreign.pth"
     foreign(path, what)
-    before = files(encoder.parent)
+    before = contents(encoder.parent)
     arch = ["--arch", "resnet10"] if what == "another arch" else []
     message = refused(linear, *evaluation, *arch, "--model_path", encoder, path)
     assert str(path) in message and named in message
-    assert files(encoder.parent) == before
+    assert contents(encoder.parent) == before
 
 
 def test_weights_of_another_arch_than_the_flag_says(refused, evaluation, encoder):
@@ -359,7 +361,9 @@ def test_weights_of_another_arch_than_the_flag_says(refused, evaluation, encoder
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_a_loss_that_is_not_finite_stops_the_run(refused, tiny, results, monkeypatch, bad, files):
+def test_a_loss_that_is_not_finite_stops_the_run(
+    refused, tiny, results, monkeypatch, bad, contents
+):
     """In epoch 2, step 2. What stays is the last good weights, and the state of before that very step."""
     runs, seen = [], []
     assemble = main.assemble
@@ -379,11 +383,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(refused, tiny, results, monkeyp
     message = refused(main, *tiny, "--epochs", 3, "--save_every", 1, "--loss", "simclr")
     assert "epoch 2, step 2" in message and "--lr 0.001" in message and "--loss simclr" in message
     stem = "folder/folder_SimCLR_simclr_8_"
-    assert set(files(results)) == {
+    assert set(contents(results)) == {
         stem + ending for ending in ("1.pth", "3.csv", "3.json", "3.state", "3.nonfinite.state")
     }
     assert len((results / (stem + "3.csv")).read_text().splitlines()) == 2
-    state = weights.read(results / (stem + "3.nonfinite.state"))
+    state = files.read(results / (stem + "3.nonfinite.state"))
     assert (state["progress"]["epoch"], state["progress"]["step"]) == (2, 1)
     assert all(value.isfinite().all() for value in state["model"].values())
     names = [
@@ -396,7 +400,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(refused, tiny, results, monkeyp
         *zip(names[1], seen[3][1], strict=True),
     ]:
         assert torch.equal(state["model"][name], value), name
-    good = weights.read(results / (stem + "1.pth"))
+    good = files.read(results / (stem + "1.pth"))
     for name, value in zip(names[0], seen[3][0], strict=True):
         assert torch.equal(good[f"module.{name}"], value)
 
@@ -413,7 +417,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(refused, tiny, results, mon
     monkeypatch.setattr(main, "loss_function", kinked)
     message = refused(main, *tiny, "--loss", "simclr")
     assert "gradient" in message and "epoch 1, step 1" in message
-    state = weights.read(results / "folder" / "folder_SimCLR_simclr_8_1.nonfinite.state")
+    state = files.read(results / "folder" / "folder_SimCLR_simclr_8_1.nonfinite.state")
     torch.manual_seed(0)
     start = Model(128, "resnet10").state_dict()
     assert all(torch.equal(state["model"][key], value) for key, value in start.items())
@@ -430,7 +434,7 @@ def test_a_diverging_run_as_a_user_sees_it(script, tiny, results):
         and "--lr 1e+20" in line
     )
     (path,) = (results / "folder").glob("*.nonfinite.state")
-    state = weights.read(path)
+    state = files.read(path)
     assert all(value.isfinite().all() for value in state["model"].values())
     assert not list((results / "folder").glob("*.pth"))
 
@@ -439,10 +443,12 @@ def test_what_can_be_seen_after_a_stop_is_not_gone_on_from(
     refused, call, tiny, results, monkeypatch
 ):
     """The same command again starts from the last good state, not from the one that is kept to be looked at."""
-    step = train.update
+    step = one_step.update
     count = iter(range(100))
     monkeypatch.setattr(
-        train, "update", lambda run, loss: step(run, loss * torch.nan if next(count) == 4 else loss)
+        one_step,
+        "update",
+        lambda run, loss: step(run, loss * torch.nan if next(count) == 4 else loss),
     )
     refused(main, *tiny, "--epochs", 2, "--loss", "simclr")
     assert (
@@ -460,7 +466,7 @@ def test_out_of_gpu_memory_is_one_line(monkeypatch, capsys):
         )
 
     with pytest.raises(SystemExit) as left:
-        runtime.run(main)
+        cli.run(main)
     assert left.value.code == 2
     assert capsys.readouterr().err == (
         "error: CUDA out of memory: take main.py's --grad_cache, a smaller --batch_size, or --precision bf16\n"

@@ -11,7 +11,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock
 
 import linear
-import weights
+from attentionce.runs import files
 from model import ARCHS, Model, backbone
 
 
@@ -33,7 +33,7 @@ def saved(path, arch, prefix="module."):
     model = Model(16, arch)
     with torch.no_grad():
         model(torch.randn(8, 3, 8, 8))
-    weights.save(path, {f"{prefix}{key}": value for key, value in model.state_dict().items()})
+    files.save(path, {f"{prefix}{key}": value for key, value in model.state_dict().items()})
     return model.eval()
 
 

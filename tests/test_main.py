@@ -12,12 +12,10 @@ from torch import nn
 
 import linear
 import main
-import resume
-import runtime
-import train
-import weights
+from attentionce.errors import UserError
+from attentionce.runs import files, states
+from attentionce.training import devices, one_step
 from model import Model
-from utils import UserError
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "checkpoint_keys.json").read_text())
 COLUMNS = {
@@ -55,7 +53,7 @@ def encoder(tmp_path):
     model = Model(24, "resnet10")
     model(torch.randn(16, 3, 8, 8))
     path = tmp_path / "encoder.pth"
-    weights.save(path, {f"module.{key}": value for key, value in model.state_dict().items()})
+    files.save(path, {f"module.{key}": value for key, value in model.state_dict().items()})
     return path
 
 
@@ -164,7 +162,7 @@ def test_flags_and_defaults_of_the_reference():
     )
 
 
-def test_what_a_run_writes(call, tiny, results, capsys, files):
+def test_what_a_run_writes(call, tiny, results, capsys, contents):
     """Weights at every multiple of --save_every and at the end; a row an epoch; kNN when it is due and at the end."""
     assert (
         call(
@@ -189,7 +187,7 @@ def test_what_a_run_writes(call, tiny, results, capsys, files):
     weights_written = {stem.format(epoch) + ".pth" for epoch in (2, 3)}
     others = {stem.format(3) + ending for ending in (".csv", ".json", ".state", ".state.previous")}
     folder = results / "folder"
-    assert set(files(results)) == {f"folder/{name}" for name in weights_written | others}
+    assert set(contents(results)) == {f"folder/{name}" for name in weights_written | others}
 
     table = rows(folder / (stem.format(3) + ".csv"))
     assert set(table[0]) >= COLUMNS
@@ -218,7 +216,7 @@ def test_what_a_run_writes(call, tiny, results, capsys, files):
     assert result["best_knn"] == max(float(row["knn_top1"] or 0) for row in table)
     assert str(result["last"]["loss"]) == table[-1]["loss"]
 
-    first, last = (weights.read(folder / (stem.format(epoch) + ".pth")) for epoch in (2, 3))
+    first, last = (files.read(folder / (stem.format(epoch) + ".pth")) for epoch in (2, 3))
     assert all(key.startswith("module.f.") or key.startswith("module.g.") for key in last)
     assert not equal(first, last)
     assert all(isinstance(value, torch.Tensor) for value in last.values())
@@ -231,7 +229,7 @@ def test_the_seed_decides_every_bit(call, tiny, tmp_path, results):
         torch.rand(i)  # what was drawn before does not matter
         call(main, *tiny, "--num_pos", 2, "--seed", seed, "--results", results / str(i))
         found.append(
-            weights.read(results / str(i) / "folder" / "folder_SimCLR_2model_8_1_1.0_1.0.pth")
+            files.read(results / str(i) / "folder" / "folder_SimCLR_2model_8_1_1.0_1.0.pth")
         )
     assert equal(found[0], found[1])
     assert not torch.equal(found[0]["module.f.0.weight"], found[2]["module.f.0.weight"])
@@ -254,7 +252,7 @@ def test_every_loss_trains(call, tiny, results, loss):
     views = 6 if loss == "attentionce" else 2
     assert 0 < float(row["loss"]) < 20 and int(row["views"]) == 24 * views
     assert (row["effective_negatives"] == "") == (loss != "attentionce")
-    state = weights.read(f"{path}.pth")
+    state = files.read(f"{path}.pth")
     assert all(value.isfinite().all() for value in state.values())
     torch.manual_seed(0)
     assert not torch.equal(
@@ -312,7 +310,7 @@ def test_each_loss_is_the_one_that_is_named(tiny):
 def test_moco_trains(call, tiny, results):
     assert call(main, *tiny, "--estimator", "MoCo", "--queue", 16, "--num_pos", 1) == 0
     path = results / "folder" / "folder_MoCo_1model_8_1_1.0_1.0.pth"
-    assert list(weights.read(path)) == [
+    assert list(files.read(path)) == [
         f"module.{key}" for key in Model(128, "resnet10").state_dict()
     ]
 
@@ -321,20 +319,20 @@ def test_moco_trains(call, tiny, results):
 def test_grad_cache_is_used_when_it_is_asked_for(call, tiny, monkeypatch, flag):
     used = []
     for name in ("plain_step", "cached_step"):
-        step = getattr(train, name)
+        step = getattr(one_step, name)
         monkeypatch.setattr(
-            train, name, lambda *a, name=name, step=step: (used.append(name), step(*a))[1]
+            one_step, name, lambda *a, name=name, step=step: (used.append(name), step(*a))[1]
         )
-    monkeypatch.setattr(resume, "write_state", lambda *_: None)
+    monkeypatch.setattr(states, "write_state", lambda *_: None)
     call(main, *tiny, "--loss", "simclr", *flag)
     assert used == 3 * ["cached_step" if flag else "plain_step"]
 
 
 def test_a_resnet50_file_is_one_of_the_reference(call, tiny, results, monkeypatch):
-    monkeypatch.setattr(resume, "write_state", lambda *_: None)  # 300 MB
+    monkeypatch.setattr(states, "write_state", lambda *_: None)  # 300 MB
     flags = ["--arch", "resnet50", "--batch_size", 24, "--loss", "simclr", "--resume", "never"]
     call(main, *tiny, *flags)
-    state = weights.read(results / "folder" / "folder_SimCLR_simclr_24_1.pth")
+    state = files.read(results / "folder" / "folder_SimCLR_simclr_24_1.pth")
     assert [(key, list(value.shape)) for key, value in state.items()] == list(GOLDEN.items())
     assert type(state) is dict or type(state).__name__ == "OrderedDict"
 
@@ -346,14 +344,14 @@ def test_a_resnet50_file_is_one_of_the_reference(call, tiny, results, monkeypatc
 def test_the_encoder_is_frozen(call, tiny, encoder, monkeypatch, mode):
     """In frozen mode no bit of it changes; as in the reference, BatchNorm's statistics and nothing else."""
     opened = []
-    load_model = weights.load_model
+    load_model = linear.load_model
 
     def watched(*arguments):
         model, arch = load_model(*arguments)
         opened.append((model, copy.deepcopy(model.state_dict())))
         return model, arch
 
-    monkeypatch.setattr(weights, "load_model", watched)
+    monkeypatch.setattr(linear, "load_model", watched)
     call(linear, *linear_flags(tiny, "--encoder_mode", mode, "--model_path", encoder))
     ((model, before),) = opened
     after = model.state_dict()
@@ -383,12 +381,12 @@ def test_frozen_features_train_the_classifier(call, tiny, encoder, monkeypatch):
     assert len(modes) > 3 and not any(modes)
 
 
-def test_what_an_evaluation_writes(call, tiny, encoder, capsys, monkeypatch, files):
+def test_what_an_evaluation_writes(call, tiny, encoder, capsys, monkeypatch, contents):
     """The last epoch and the best one (the first of equals), each named as what it is."""
     accuracies = iter([(10.0, 50.0), (30.0, 60.0), (30.0, 70.0), (20.0, 55.0)])
     monkeypatch.setattr(linear, "accuracy", lambda *_: next(accuracies))
     call(linear, *linear_flags(tiny, "--epochs", 4, "--k", 5, "--seed", 2, "--model_path", encoder))
-    assert set(files(encoder.parent)) == {
+    assert set(contents(encoder.parent)) == {
         "encoder.pth",
         "encoder_folder_linear.csv",
         "encoder_folder_linear.json",
@@ -419,7 +417,7 @@ def test_a_queue_matters_to_moco_alone():
 
 
 def test_without_a_compiler(monkeypatch, capsys):
-    assert runtime.compiles(torch.device("cpu")) and not capsys.readouterr().out
+    assert devices.compiles(torch.device("cpu")) and not capsys.readouterr().out
 
     def no_compiler(function):
         def fail(x):
@@ -428,7 +426,7 @@ def test_without_a_compiler(monkeypatch, capsys):
         return fail
 
     monkeypatch.setattr(torch, "compile", no_compiler)
-    assert not runtime.compiles(torch.device("cpu"))
+    assert not devices.compiles(torch.device("cpu"))
     assert "going on without" in capsys.readouterr().out
 
 
@@ -482,10 +480,10 @@ def test_accuracy():
     assert linear.accuracy(few, torch.randn(5, 3), torch.zeros(5, dtype=torch.long))[1] == 100
 
 
-def test_an_untrained_encoder_and_several(call, tiny, results, encoder, capsys, files):
+def test_an_untrained_encoder_and_several(call, tiny, results, encoder, capsys, contents):
     flags = linear_flags(tiny, "--results", results, "--arch", "resnet10", "--k", 5)
     call(linear, *flags, "--model_path", "random", encoder)
-    assert set(files(results)) == {
+    assert set(contents(results)) == {
         "folder/random_resnet10_0_linear.csv",
         "folder/random_resnet10_0_linear.json",
     }

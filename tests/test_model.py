@@ -11,10 +11,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import main
-import train
-import views
+from attentionce.data import views
+from attentionce.data.images import Images
+from attentionce.training import one_step
 from model import ARCHS, Model, arch_of, as_resnet, cost
-from utils import Images
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "checkpoint_keys.json").read_text())
 
@@ -127,8 +127,8 @@ def test_every_view_is_encoded_by_itself(monkeypatch):
     expected = copy.deepcopy(run.model)
     run.progress.update(epoch=2, step=1)  # the last of two
     embeddings = []
-    monkeypatch.setattr(train, "effective_numbers", lambda run, z: embeddings.append(z))
-    train.take_step(run, pixels[:4])
+    monkeypatch.setattr(one_step, "effective_numbers", lambda run, z: embeddings.append(z))
+    one_step.take_step(run, pixels[:4])
 
     draw = views.draw(4, 4, 8, 8, views.generator(3, 2, 1))  # of seed, epoch and step
     with torch.no_grad():
@@ -176,7 +176,7 @@ def test_recomputing_changes_no_bit(arch, dtype):
             return model(images[v], recompute)[1]
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            loss, z = train.plain_step(
+            loss, z = one_step.plain_step(
                 a_run(model, computed_in), encode, 4, main.losses.attentionce
             )
         ends.append([loss, z, *(p.grad for p in model.parameters()), *model.buffers()])
@@ -218,7 +218,7 @@ def test_who_recomputes(flag, passes, monkeypatch):
     monkeypatch.setattr(
         type(run.model.f[3]), "forward", lambda self, x: asked.append(self) or forward(self, x)
     )
-    train.take_step(run, run.pixels)
+    one_step.take_step(run, run.pixels)
     assert asked.count(run.model.f[3]) == passes
 
 
@@ -229,7 +229,7 @@ def test_cached_step_is_plain_step(scale):
     start = Model(16, "resnet10").double()
     start.f[1].momentum = None  # its statistics depend on the counter
     ends = []
-    for step in (train.plain_step, train.cached_step):
+    for step in (one_step.plain_step, one_step.cached_step):
         model = copy.deepcopy(start)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
         for _ in range(2):
@@ -260,7 +260,7 @@ def test_cached_step_leaves_batchnorm_tracking_when_it_fails():
         return model(torch.randn(2, 3, 8, 8))[1]
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        train.cached_step(a_run(model), encode, 2, main.losses.simclr)
+        one_step.cached_step(a_run(model), encode, 2, main.losses.simclr)
     model(torch.randn(2, 3, 8, 8))
     assert model.f[1].num_batches_tracked == 3
 
@@ -287,7 +287,7 @@ def test_a_step_in_bf16_casts_every_weight_once():
         torch.manual_seed(0)
         model = Model(16, "resnet10")
         with Casts(model) as casts:
-            train.plain_step(
+            one_step.plain_step(
                 a_run(model, dtype),
                 lambda v, model=model: model(images[v])[1],
                 4,

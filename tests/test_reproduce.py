@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import pictures as drawn
-import plot
 import reproduce
-import tables
 import utils
+from attentionce import errors
+from attentionce.evaluation import figures as drawn
+from experiments import plot, studies
 
 REPO = Path(__file__).parent.parent
 PHOTOS = reproduce.PHOTOS
@@ -33,7 +33,7 @@ def toy(tmp_path_factory):
             linear=["--image_size", "8", "--epochs", "1", "--k", "20"],
         )
         patch.setattr(reproduce, "PHOTOS", small)
-        rows = tables.all_rows()
+        rows = studies.all_rows()
         numbers = [
             1 + i for i, row in enumerate(rows) if row.method == "DCL" and row.dataset == "photos"
         ]
@@ -54,7 +54,7 @@ def toy(tmp_path_factory):
 def test_rows_of_the_paper():
     """The figures of the paper's tables, typed here a second time."""
     figures = [
-        (row.dataset, row.method, row.epochs, row.paper) for row in tables.paper_rows() if row.link
+        (row.dataset, row.method, row.epochs, row.paper) for row in studies.paper_rows() if row.link
     ]
     assert figures == [
         ("stl10", "SimCLR", 400, 80.15),
@@ -163,10 +163,12 @@ def test_table_of_ones_own_images_names_them(tmp_path):
         "resnet10",
     ]
     options = reproduce.parse_args(words)
-    row, setting = reproduce.study(tables.folder_rows()[0], options)
+    row, setting = reproduce.study(studies.folder_rows()[0], options)
     place = reproduce.folder(row, setting, 0, options) / "folder"
     place.mkdir(parents=True)
-    assert reproduce.table("folder", tables.all_rows(), options).startswith("### Your own images\n")
+    assert reproduce.table("folder", studies.all_rows(), options).startswith(
+        "### Your own images\n"
+    )
     accuracy = {"top1": 12.5}
     found = {
         "flags": {"root": "data/cats"},
@@ -179,14 +181,16 @@ def test_table_of_ones_own_images_names_them(tmp_path):
     (place / f"{reproduce.name(row, setting, row.epochs)}_linear.json").write_text(
         json.dumps(found)
     )
-    text = reproduce.table("folder", tables.all_rows(), options)
+    text = reproduce.table("folder", studies.all_rows(), options)
     assert text.startswith("### Your own images (cats)\n")
     assert (
         "| AttentioNCE | 1 | 10 | resnet10 | 2 | 6 | 12 | 12.50 | 12.50 | 25.00 | 1 | abacus, 1.00 h |"
         in text
     )
     options.root = "other/dogs"  # of which nothing was measured
-    assert reproduce.table("folder", tables.all_rows(), options).startswith("### Your own images\n")
+    assert reproduce.table("folder", studies.all_rows(), options).startswith(
+        "### Your own images\n"
+    )
 
 
 def test_runs_what_is_missing_and_no_more(toy, capsys):
@@ -214,7 +218,7 @@ def test_evaluates_what_is_pretrained(toy, capsys):
     options = reproduce.parse_args(command[1:])
     row, setting = next(
         pair
-        for pair in (reproduce.study(row, options) for row in tables.photo_rows())
+        for pair in (reproduce.study(row, options) for row in studies.photo_rows())
         if f"{reproduce.name(*pair, pair[0].epochs)}_linear.json" == file.name
     )
     assert reproduce.state(row, setting, 0, options) == "pretrained, to be evaluated"
@@ -235,7 +239,7 @@ def test_evaluates_what_is_pretrained(toy, capsys):
 def test_table_is_what_was_measured(toy):
     folder, command, patch = toy
     options = reproduce.parse_args(["--epochs", "1", "--results", str(folder)])
-    text = reproduce.table("photos", tables.photo_rows(), options)
+    text = reproduce.table("photos", studies.photo_rows(), options)
     lines = [line for line in text.splitlines() if line.startswith("| DCL")]
     result = json.loads(next(folder.rglob("*dcl_64_3_*_linear.json")).read_text())
     assert (
@@ -251,14 +255,14 @@ def test_hours_are_those_of_the_rows_own_epochs(toy):
     """DCL after one and after three epochs is one run of three."""
     folder, command, patch = toy
     options = reproduce.parse_args(["--epochs", "1", "--results", str(folder)])
-    pairs = [reproduce.study(row, options) for row in tables.photo_rows() if row.method == "DCL"]
+    pairs = [reproduce.study(row, options) for row in studies.photo_rows() if row.method == "DCL"]
     whole = next(folder.rglob("seed0/photos/*dcl_64_3_0.1.json"))  # other tests leave other seeds
     kept, found = whole.read_text(), json.loads(whole.read_text())
     whole.write_text(json.dumps({**found, "hours": 30}))
     spent = [
         re.search(r"([0-9.]+) h \|$", line)[1]
         for line in reproduce.table(
-            "photos", [row for row in tables.photo_rows() if row.method == "DCL"], options
+            "photos", [row for row in studies.photo_rows() if row.method == "DCL"], options
         ).splitlines()
         if line.startswith("| DCL")
     ]
@@ -273,7 +277,7 @@ def test_an_evaluation_with_other_flags_is_none(toy):
     folder, command, patch = toy
     options = reproduce.parse_args(["--epochs", "1", "--results", str(folder)])
     row, setting = next(
-        reproduce.study(row, options) for row in tables.photo_rows() if row.method == "DCL"
+        reproduce.study(row, options) for row in studies.photo_rows() if row.method == "DCL"
     )
     assert reproduce.results(row, setting, 0, options)[1]
     assert reproduce.results(row, setting._replace(linear=["--epochs", "7"]), 0, options)[1] is None
@@ -319,20 +323,20 @@ def test_readme_has_the_tables(monkeypatch):
     monkeypatch.setattr(reproduce, "PHOTOS", PHOTOS)  # not the toy's
     options = reproduce.parse_args(["--results", str(REPO / "results")])
     readme = (REPO / "README.md").read_text()
-    for dataset in set(tables.TITLES) - {"folder"}:
-        assert reproduce.table(dataset, tables.all_rows(), options) in readme
+    for dataset in set(studies.TITLES) - {"folder"}:
+        assert reproduce.table(dataset, studies.all_rows(), options) in readme
     command = re.search(r"python (reproduce.py folder --root data/.*?)\n\n", readme, re.DOTALL)[
         1
     ].replace("\\\n", "")
     options = reproduce.parse_args([*shlex.split(command)[1:], "--results", str(REPO / "results")])
-    text = reproduce.table("folder", tables.all_rows(), options)
+    text = reproduce.table("folder", studies.all_rows(), options)
     assert "(cifar10-jpeg)" in text and text.strip() in readme
 
 
 def test_unknown_names(monkeypatch):
     for words in (["cifar11"], ["--row", "0"], ["--row", "99"]):
         monkeypatch.setattr("sys.argv", ["reproduce.py", *words])
-        with pytest.raises(utils.UserError, match="rows are 1 to"):
+        with pytest.raises(errors.UserError, match="rows are 1 to"):
             reproduce.list_and_run()
 
 
@@ -367,11 +371,11 @@ def test_pictures(toy, tmp_path, monkeypatch):
         "sys.argv",
         ["plot.py", "curves", "--csv", str(REPO / "requirements.txt"), "--out", str(tmp_path)],
     )
-    with pytest.raises(utils.UserError, match="no table of metrics"):
+    with pytest.raises(errors.UserError, match="no table of metrics"):
         plot.main()
     linear = next(table for table in tables if table.endswith("_linear.csv"))
     monkeypatch.setattr("sys.argv", ["plot.py", "curves", "--csv", linear, "--out", str(tmp_path)])
-    with pytest.raises(utils.UserError, match="none of the tables"):
+    with pytest.raises(errors.UserError, match="none of the tables"):
         plot.main()
 
 
@@ -394,7 +398,7 @@ def test_pictures_of_a_small_data_set(tmp_path, pictures, monkeypatch):
     plot.main()
     assert len(list(tmp_path.glob("*.png"))) == 3
     monkeypatch.setattr("sys.argv", [*words, "--batch_size", "3"])
-    with pytest.raises(utils.UserError, match="--batch_size"):
+    with pytest.raises(errors.UserError, match="--batch_size"):
         plot.main()
 
 
@@ -403,7 +407,7 @@ def test_grid_shows_the_mean_over_seeds(tmp_path, monkeypatch):
     options = reproduce.parse_args(["--results", str(tmp_path)])
     rows = [
         reproduce.study(row, options)
-        for row in tables.photo_rows()
+        for row in studies.photo_rows()
         if row.flags.get("num_pos") == 4
     ]
     for number, (row, setting) in enumerate(rows):
@@ -427,7 +431,7 @@ def test_accuracy_shows_the_study_beside_the_paper(tmp_path):
     """Means and deviations over seeds against epochs and encoded views; the paper's figures of the named data set."""
     words = ["folder", "--seeds", "0", "1", "--epochs", "8", "--results", str(tmp_path)]
     options = reproduce.parse_args(words)
-    for row, setting in (reproduce.study(row, options) for row in tables.folder_rows()):
+    for row, setting in (reproduce.study(row, options) for row in studies.folder_rows()):
         for seed in (0, 1):
             place = reproduce.folder(row, setting, seed, options) / "folder"
             place.mkdir(parents=True, exist_ok=True)
@@ -444,7 +448,7 @@ def test_accuracy_shows_the_study_beside_the_paper(tmp_path):
         assert tops == pytest.approx([2 + 1 + 2**0.5, 6 + 1 + 2**0.5])
     published = [line.get_ydata()[0] for line in epochs.lines if "published" in line.get_label()]
     assert published == [91.12, 92.52, 92.42, 93.08]
-    with pytest.raises(utils.UserError, match="no results of"):
+    with pytest.raises(errors.UserError, match="no results of"):
         plot.plot_accuracy(plot.parse_args(["accuracy", "--study", f"photos --results {tmp_path}"]))
 
 
@@ -492,5 +496,5 @@ def test_tensorboard(tmp_path, monkeypatch):
     assert set(events["images"]) == {"views", "attention"}
     monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
     monkeypatch.setattr("sys.argv", [*words, "--resume", "never"])
-    with pytest.raises(utils.UserError, match="pip install tensorboard"):
+    with pytest.raises(errors.UserError, match="pip install tensorboard"):
         main.main()

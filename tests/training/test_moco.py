@@ -1,0 +1,239 @@
+"""AttentioNCE on MoCo: the queue, the momentum encoder, and the loss of a step as the formula says. Two processes and more
+are in test_processes.py."""
+
+import copy
+import csv
+import functools
+import os
+import signal
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import normalize
+
+import main
+from attentionce import attention
+from attentionce.data import views
+from attentionce.training import one_step, pretraining
+from attentionce.training.moco import MoCo
+
+YES, NO = torch.tensor(True), torch.tensor(False)
+
+
+class Encoder(nn.Module):
+    """Something with BatchNorm that ends in an embedding of length 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, 5)
+        )
+
+    def forward(self, x, recompute=False):
+        return x, normalize(self.layers(x), dim=-1)
+
+
+def new_run(**flags):
+    """A run of `Encoder` with 3 positives and a queue of 11, before its first step, and its first batch."""
+    flags = {
+        "estimator": "MoCo",
+        "num_pos": 3,
+        "queue": 11,
+        "batch_size": 6,
+        "d_pos": 0.3,
+        "d_neg": 0.2,
+        **flags,
+    }
+    args = main.parse_args(
+        [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    )
+    torch.manual_seed(0)
+    pixels, model, cpu = (
+        torch.randint(256, (6, 3, 8, 8), dtype=torch.uint8),
+        Encoder(),
+        torch.device("cpu"),
+    )
+    run = pretraining.Run(
+        args=args,
+        device=cpu,
+        dtype=torch.float32,
+        pixels=pixels,
+        model=model,
+        encoder=model,
+        optimizer=torch.optim.Adam(model.parameters(), lr=0.1, fused=True),
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        loss=main.loss_function(args),
+        views=main.number_of_views(args),
+        make_view=functools.partial(views.make_view, size=8),
+        progress=pretraining.new_progress(1, cpu),
+        moco=MoCo(model, args.queue, args.momentum, 5),
+    )
+    return run, pixels
+
+
+def test_queue_begins_with_directions_and_forgets_the_oldest():
+    moco = MoCo(Encoder(), 7, 0.9, 5)
+    torch.testing.assert_close(moco.queue.norm(dim=1), torch.ones(7))
+    newest_first = list(moco.queue.flip(0))
+    for number in range(1, 6):
+        keys = torch.full((3, 5), float(number)) + torch.arange(3.0)[:, None] / 10
+        moco.push(keys, YES)
+        newest_first = [*keys.flip(0), *newest_first][:7]
+        held = sorted(moco.queue.tolist())
+        assert held == sorted(torch.stack(newest_first).tolist())
+    assert moco.position == 15
+    assert torch.equal(
+        moco.queue[0], newest_first[0]
+    )  # the 15th key has gone round twice: place 14 % 7
+
+
+def test_momentum_encoder_follows():
+    model = Encoder()
+    moco = MoCo(model, 7, 0.75, 5)
+    before = copy.deepcopy(moco.model)
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 1
+    moco.follow(model, YES)
+    pairs = zip(moco.model.parameters(), before.parameters(), model.parameters(), strict=True)
+    for own, old, trained in pairs:
+        torch.testing.assert_close(own, 0.75 * old + 0.25 * trained)
+    moved = copy.deepcopy(moco.model.state_dict())
+    moco.follow(model, NO)
+    moco.push(torch.ones(2, 5), NO)
+    assert all(torch.equal(value, moved[key]) for key, value in moco.model.state_dict().items())
+    assert moco.position == 0 and not (moco.queue == 1).all(dim=1).any()
+
+
+def oracle(queries, keys, queue, temperature, d_pos, d_neg):
+    """REFERENCE's formula in float64, one query after another, with exponentials."""
+    queries, keys, queue = queries.double(), keys.double(), queue.double()
+    values = []
+    for a in queries.flatten(0, 1).split(1):
+        image = len(values) % queries.shape[1]
+        s = [(a @ p[image]).item() for p in keys]
+        alpha = torch.softmax(torch.tensor(s, dtype=torch.float64) / d_pos, dim=0)
+        pos = sum(alpha[m] * s[m] for m in range(len(s))) / temperature
+        s = torch.stack([(a @ k).squeeze() for k in queue])
+        beta = len(s) * ((s / d_neg).exp() / (s / d_neg).exp().sum() + 1e-6)
+        values.append(-torch.log(pos.exp() / (pos.exp() + (beta * s / temperature).exp().sum())))
+    return torch.stack(values).mean()
+
+
+def test_step_is_the_formula():
+    run, batch = new_run()
+    model, follower, queue = (
+        copy.deepcopy(run.model),
+        copy.deepcopy(run.moco.model),
+        run.moco.queue.clone(),
+    )
+    with torch.no_grad():  # so that it matters which of the two encodes what
+        for p in (*run.moco.model.parameters(), *follower.parameters()):
+            p.mul_(0.5).add_(0.01)
+    drawn = views.draw(5, 6, 8, 8, views.generator(0, 1, 0))
+    made = [views.make_view(batch, drawn, v, 8) for v in range(5)]
+    with torch.no_grad():
+        queries, keys = (
+            torch.stack([model(v)[1] for v in made[:2]]),
+            torch.stack([follower(v)[1] for v in made[2:]]),
+        )
+    one_step.take_step(run, batch)
+    expected = oracle(queries, keys, queue, run.args.temperature, run.args.d_pos, run.args.d_neg)
+    torch.testing.assert_close(run.progress["losses"][0].double(), expected, rtol=1e-5, atol=0)
+    weights = attention.negative_weights(
+        torch.cat([queries, keys]), run.args.d_neg, queue
+    )  # not yet this step's keys
+    assert run.progress["effective"][1] == pytest.approx(
+        attention.effective_number(weights).mean().item(), rel=1e-5
+    )
+    torch.testing.assert_close(run.moco.queue, torch.cat([keys[0], queue[6:]]))
+    assert all(p.grad is None and not p.requires_grad for p in run.moco.model.parameters())
+    for own, old, trained in zip(
+        run.moco.model.parameters(), follower.parameters(), run.model.parameters(), strict=True
+    ):
+        torch.testing.assert_close(own, 0.99 * old + 0.01 * trained)
+    assert not torch.equal(run.model.layers[0].weight, model.layers[0].weight)
+
+
+def test_only_queries_carry_gradients():
+    run, batch = new_run(momentum=1)
+    one_step.take_step(run, batch)
+    seen = []
+    run.loss = lambda queries, keys, queue: seen.append((queries, keys, queue)) or queries.sum()
+    one_step.take_step(run, batch)
+    ((queries, keys, queue),) = seen
+    assert queries.requires_grad and not keys.requires_grad and not queue.requires_grad
+
+
+def test_step_that_is_not_finite_moves_nothing():
+    run, batch = new_run()
+    one_step.take_step(run, batch)
+    before = copy.deepcopy([run.model, run.moco.model, run.moco.queue, run.moco.position])
+    make_view, run.make_view = (
+        run.make_view,
+        lambda images, draw, v: run.moco.queue.new_full((6, 3, 8, 8), torch.nan),
+    )
+    run.progress["losses"] = torch.zeros(3)
+    run.progress["step"] = 1
+    one_step.take_step(run, batch)
+    run.make_view = make_view
+    run.progress["step"] = 2
+    one_step.take_step(run, batch)  # nor does anything after it, until the look that ends the run
+    assert run.progress["losses"].isnan().tolist() == [False, True, True]
+    for own, old in ((run.model, before[0]), (run.moco.model, before[1])):
+        assert all(
+            torch.equal(p, q) for p, q in zip(own.parameters(), old.parameters(), strict=True)
+        )
+    assert torch.equal(run.moco.queue, before[2]) and torch.equal(run.moco.position, before[3])
+
+
+@pytest.mark.parametrize("step", [2, 3])  # in an epoch, and at its end
+def test_resumed_run_has_the_bits_of_one_without_a_break(step, call, tiny, results, monkeypatch):
+    flags = [
+        *tiny,
+        "--estimator",
+        "MoCo",
+        "--queue",
+        20,
+        "--num_pos",
+        2,
+        "--epochs",
+        2,
+        "--device",
+        "cpu",
+    ]
+    call(main, *flags, "--results", results / "whole")
+    take_step = one_step.take_step
+
+    def interrupted(run, batch):
+        take_step(run, batch)
+        if run.progress["epoch"] == 1 and run.progress["step"] == step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(one_step, "take_step", interrupted)
+    assert call(main, *flags, "--results", results / "broken") == 143
+    monkeypatch.undo()
+    assert call(main, *flags, "--results", results / "broken") == 0
+    whole, broken = (
+        results / name / "folder" / "folder_MoCo_2model_8_2_1.0_1.0" for name in ("whole", "broken")
+    )
+    one, other = (torch.load(f"{path}.state", weights_only=True) for path in (whole, broken))
+    for key in ("model", "moco"):
+        assert all(torch.equal(value, other[key][name]) for name, value in one[key].items())
+    assert one["moco"]["position"] == 48 and other["moco"]["position"] == 48
+    rows, others = (list(csv.DictReader(open(f"{path}.csv"))) for path in (whole, broken))
+    assert all(row.pop("seconds") for row in (*rows, *others)) and rows == others
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--loss", "simclr"], "--estimator MoCo goes with --loss attentionce, not simclr"),
+        (["--queue", 7], "--queue must be at least 8, not 7"),
+        (["--momentum", 1.5], "--momentum must be between 0 and 1, not 1.5"),
+        (["--d_neg", 0], "--d_neg must be a positive number, not 0.0"),
+    ],
+)
+def test_wrong_flags(flags, message, refused, tiny):
+    assert refused(main, *tiny, "--estimator", "MoCo", *flags) == message
