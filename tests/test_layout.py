@@ -1,0 +1,142 @@
+"""What may import what, as the syntax trees show it, and how many files stand at the top."""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from conftest import ROOT
+
+# What each file or package may import of this project, besides itself. A package's name stands for
+# everything in it; where several lines fit a file, the longest name counts.
+BOTTOM = ("attentionce.errors", "attentionce.attention")
+SHARED = ("attentionce.data", "attentionce.training.devices", "attentionce.training.processes")
+PARTS = ("attentionce", "loss", "model", "utils")
+MAY_IMPORT = {
+    "attentionce.__init__": (),
+    "attentionce.errors": (),
+    "attentionce.attention": (),
+    "attentionce.data": BOTTOM,
+    "attentionce.training": (*BOTTOM, "attentionce.data"),
+    "attentionce.evaluation": (*BOTTOM, *SHARED),
+    "attentionce.runs": (*BOTTOM, *SHARED),
+    "attentionce.cli": (*BOTTOM, *SHARED),
+    "blockwise": (),
+    "baselines": ("blockwise",),
+    "loss": ("baselines", "blockwise"),
+    "model": ("attentionce.errors", "attentionce.runs.files"),
+    "utils": (*BOTTOM, "attentionce.data"),
+    "hubconf": ("loss", "model"),
+    "main": PARTS,
+    "linear": PARTS,
+    "reproduce": (*PARTS, "main", "linear", "experiments"),
+    "experiments": (*PARTS, "main", "linear"),
+    "benchmark": (*PARTS, "main", "linear"),
+}
+# Imports that still break these rules; each line goes together with its import.
+FOR_NOW = {
+    "attentionce.evaluation.figures": ("attentionce.training.batchnorm",),
+    "attentionce.runs.states": ("attentionce.training.pretraining",),
+    "attentionce.runs.tensorboard": (
+        "attentionce.evaluation.figures",
+        "attentionce.training.pretraining",
+        "model",
+    ),
+    "experiments.plot": ("reproduce",),
+    "model": ("attentionce.training.batchnorm",),
+}
+# What these may import from outside the project and the standard library; the others are free.
+MAY_REQUIRE = {
+    "attentionce.__init__": (),
+    "attentionce.errors": (),
+    "attentionce.attention": ("torch",),
+    "loss": ("torch",),
+}
+
+SOURCES = sorted(ROOT.glob("*.py"))
+for _package in ("attentionce", "benchmark", "experiments"):
+    SOURCES += sorted(ROOT.glob(f"{_package}/**/*.py"))
+TESTS = sorted(ROOT.glob("tests/**/*.py"))
+
+
+def module_name(path: Path) -> str:
+    """attentionce/data/views.py → attentionce.data.views."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+MODULES = {module_name(path) for path in SOURCES}
+OURS = {name.split(".")[0] for name in MODULES}
+
+
+def imports(source: str) -> Iterator[tuple[int, str]]:
+    """Line and module of every import, also of those inside functions."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            for name in node.names:
+                yield node.lineno, name.name
+        elif isinstance(node, ast.ImportFrom):
+            package = "." * node.level + (node.module or "")
+            for name in node.names:
+                module = f"{package}.{name.name}"
+                yield node.lineno, module if module in MODULES else package
+
+
+def within(module: str, packages: tuple[str, ...]) -> bool:
+    """Whether the module is one of these packages or in one of them."""
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+def allowed(importer: str, imported: str) -> bool:
+    """Whether the tables above let the module `importer` import the module `imported`."""
+    fitting = [name for name in MAY_IMPORT if within(importer, (name,))]
+    if not fitting or imported.startswith("."):
+        return False
+    rule = max(fitting, key=len)
+    first = imported.split(".")[0]
+    if first in OURS:
+        return within(imported, (rule, *MAY_IMPORT[rule], *FOR_NOW.get(importer, ())))
+    if first in sys.stdlib_module_names or rule not in MAY_REQUIRE:
+        return True
+    return first in MAY_REQUIRE[rule]
+
+
+def report(wrong: list[str]) -> str:
+    """One line per fault, for an assertion's message."""
+    return "\n" + "\n".join(wrong)
+
+
+def test_imports_go_downwards():
+    wrong = []
+    for path in SOURCES:
+        for line, imported in sorted(set(imports(path.read_text()))):
+            if not allowed(module_name(path), imported):
+                wrong.append(f"{path.relative_to(ROOT)}:{line}: may not import {imported}")
+    assert not wrong, report(wrong)
+
+
+def test_imports_that_go_upwards_are_noticed():
+    inner = (
+        "def f():\n    from attentionce.training import devices, one_step, NAME\n    import main"
+    )
+    names = ["devices", "one_step", ""]
+    expected = [(2, f"attentionce.training.{name}".rstrip(".")) for name in names] + [(3, "main")]
+    assert list(imports(inner)) == expected
+    assert allowed("attentionce.runs.states", "attentionce.training.devices")
+    assert not allowed("attentionce.runs.states", "attentionce.training.one_step")
+    assert not allowed("attentionce.data.views", "utils")
+    assert allowed("loss", "torch") and allowed("loss", "math") and not allowed("loss", "numpy")
+    assert not allowed("new_file", "torch")
+
+
+def test_at_most_nine_python_files_at_the_top():
+    assert len(list(ROOT.glob("*.py"))) <= 9
+
+
+def test_no_line_escapes_the_formatter():
+    wrong = []
+    for path in SOURCES + TESTS:
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            if re.search(r"#\s*fmt:\s*(skip|off)", line):
+                wrong.append(f"{path.relative_to(ROOT)}:{number}")
+    assert not wrong, report(wrong)
