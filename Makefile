@@ -24,14 +24,15 @@ demo: .venv/installed  ## pretrain on the embedded photographs, then compare wit
 	$(PY) linear.py $(DEMO) --arch resnet10 --k 20 --batch_size 128 --epochs 10 --lr 0.01 --results results/demo \
 		--model_path random results/demo/photos/photos_SimCLR_4model_64_12_1.0_10.0.pth
 
-test: .venv/installed-tests  ## ruff and pytest
+test: .venv/installed-tests  ## ruff, mypy and pytest
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	$(PY) -m mypy
 	$(PY) -m pytest
 
 soak: .venv/installed-tests  ## the long tests in full
 	SOAK=1 $(PY) -m pytest -m soak
 
 clean:  ## remove .venv and caches
-	rm -rf .venv .pytest_cache .ruff_cache
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
