@@ -1,4 +1,4 @@
-"""Data sets: each becomes Images, a uint8 array N×3×H×W with integer labels and class names, decoded once."""
+"""Data sets by name: each becomes `Images`, a uint8 array N×3×H×W with labels and class names."""
 
 import os
 import warnings
@@ -16,7 +16,8 @@ from attentionce.errors import UserError, mending
 __all__ = ["DATASETS", "Images", "UserError", "load"]
 
 DATASETS = ("cifar10", "cifar100", "stl10", "tinyImageNet", "folder", "photos")
-# Not read from STL10's own class_names.txt, which is the one file there without a checksum.
+TORCHVISION = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "stl10": datasets.STL10}
+# STL10's own class_names.txt is not read: no checksum covers it.
 STL10_CLASSES = [
     "airplane",
     "bird",
@@ -39,16 +40,31 @@ PHOTOS = [
     "grass",
     "gravel",
     "hubble_deep_field",
+    "immunohistochemistry",
+    "moon",
+    "page",
+    "retina",
+    "rocket",
+    "text",
+    "clock",
 ]
-PHOTOS += ["immunohistochemistry", "moon", "page", "retina", "rocket", "text", "clock"]
 
 
 def load(name: str, root: str, split: str, store_size: int = 64) -> Images:
-    """Read a data set.
+    """Read a data set and decode it once.
 
-    name: one of DATASETS. root: the folder that holds it or into which it is downloaded (photos: unused).
-    split: "pretrain", "train" or "test"; pretrain equals train except for stl10, where unlabelled images join it.
-    store_size: side in pixels to which a folder's images are cut. Raises UserError for what the user can mend.
+    Args:
+        name: One of DATASETS.
+        root: The folder that holds the data set or that it is downloaded to; not used for photos.
+        split: "pretrain", "train" or "test". "pretrain" is "train", and for stl10 the unlabelled
+            images as well.
+        store_size: Side in pixels at which the images of a folder are kept.
+
+    Returns:
+        The images, their labels and the names of the classes.
+
+    Raises:
+        UserError: The data set is missing or damaged, or a value is wrong.
     """
     if split not in ("pretrain", "train", "test"):
         raise ValueError(f"split must be pretrain, train or test, not {split!r}")
@@ -56,14 +72,12 @@ def load(name: str, root: str, split: str, store_size: int = 64) -> Images:
         raise UserError(f"--store_size must be at least 1, not {store_size}")
     root = os.path.expanduser(root)
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", module=r"PIL\."
-        )  # about metadata, which nothing here uses
-        warnings.filterwarnings(
-            "ignore", "The given NumPy array is not writable"
-        )  # nobody writes: see Images
+        # PIL warns about metadata, which is not used, and torch about arrays that are read-only,
+        # which nothing writes to.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        if name in ("cifar10", "cifar100", "stl10"):
+        if name in TORCHVISION:
             return from_torchvision(name, root, split)
         if name == "tinyImageNet":
             return tiny_imagenet(root, split)
@@ -75,44 +89,58 @@ def load(name: str, root: str, split: str, store_size: int = 64) -> Images:
 
 
 def from_torchvision(name: str, root: str, split: str) -> Images:
-    """CIFAR-10, CIFAR-100 or STL10. torchvision checks the md5 of every file before it unpickles anything."""
-    source = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "stl10": datasets.STL10}[
-        name
-    ]
+    """Read CIFAR-10, CIFAR-100 or STL10.
+
+    torchvision checks the md5 of every file before it unpickles anything.
+    """
+    source = TORCHVISION[name]
     with fetching(source.filename, source.tgz_md5, source.url, root, source.base_folder):
         if name == "stl10":
-            data = source(
-                root, split="train+unlabeled" if split == "pretrain" else split, download=True
-            )
-            pixels, labels, classes = data.data, data.labels.astype(np.int64), STL10_CLASSES
+            parts = "train+unlabeled" if split == "pretrain" else split
+            data = source(root, split=parts, download=True)
+            pixels = data.data
+            labels = data.labels.astype(np.int64)
+            classes = STL10_CLASSES
         else:
             data = source(root, train=split != "test", download=True)
-            pixels, labels, classes = data.data.transpose(0, 3, 1, 2), data.targets, data.classes
-    return Images(
-        torch.from_numpy(np.ascontiguousarray(pixels)), torch.as_tensor(labels), list(classes)
-    )
+            pixels = data.data.transpose(0, 3, 1, 2)
+            labels = data.targets
+            classes = data.classes
+    pixels = torch.from_numpy(np.ascontiguousarray(pixels))
+    return Images(pixels, torch.as_tensor(labels), list(classes))
 
 
 def photos(split: str) -> Images:
-    """Crops of the 16 photographs inside scikit-image, 32×32 pixels; the class is the photograph.
+    """Crop the 16 photographs inside scikit-image to 32×32 pixels; the class is the photograph.
 
-    Each is a crop of 64×64 shrunk by the mean of 2×2 pixels: 64 a class for training, wholly in the left 60 % of the
-    photograph, and 32 a class for testing, wholly in the right 40 %. Always the same crops.
+    Each crop covers 64×64 pixels and is shrunk by averaging 2×2 of them. Of every photograph there
+    are 64 crops for training, all in its left 60 %, and 32 for testing, all in its right 40 %. They
+    are always the same.
+
+    Args:
+        split: "test", or anything else for training.
     """
     with mending("the photographs are inside scikit-image: pip install scikit-image"):
         from skimage import data
 
-        pictures = [getattr(data, name)() for name in PHOTOS]
-    draw = np.random.RandomState(int(split == "test"))  # NumPy promises never to change this stream
-    count, crops = (32 if split == "test" else 64), []
-    for picture in pictures:
-        height, width = picture.shape[:2]
-        first, last = (-(-3 * width // 5), width) if split == "test" else (0, 3 * width // 5)
-        picture = np.broadcast_to(picture.reshape(height, width, -1), (height, width, 3))
+        photographs = [getattr(data, name)() for name in PHOTOS]
+    testing = split == "test"
+    count = 32 if testing else 64
+    random = np.random.RandomState(int(testing))  # NumPy promises never to change this stream
+    crops = []
+    for photograph in photographs:
+        height, width = photograph.shape[:2]
+        first, last = (-(-3 * width // 5), width) if testing else (0, 3 * width // 5)
+        rgb = np.broadcast_to(photograph.reshape(height, width, -1), (height, width, 3))
         for _ in range(count):
-            y, x = draw.randint(height - 63), draw.randint(first, last - 63)
-            crops.append(
-                (picture[y : y + 64, x : x + 64].reshape(32, 2, 32, 2, 3).sum((1, 3)) + 2) // 4
-            )
-    pixels = torch.from_numpy(np.stack(crops).astype(np.uint8)).permute(0, 3, 1, 2).contiguous()
+            y = random.randint(height - 63)
+            x = random.randint(first, last - 63)
+            crops.append(shrink(rgb[y : y + 64, x : x + 64]))
+    pixels = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous()
     return Images(pixels, torch.arange(len(PHOTOS)).repeat_interleave(count), list(PHOTOS))
+
+
+def shrink(crop: np.ndarray) -> np.ndarray:
+    """Average blocks of 2×2 pixels, uint8 64×64×3 to 32×32×3; halves are rounded up."""
+    blocks = crop.reshape(32, 2, 32, 2, 3)
+    return ((blocks.sum((1, 3)) + 2) // 4).astype(np.uint8)

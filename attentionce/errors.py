@@ -1,25 +1,35 @@
-"""The errors that a user can mend."""
+"""Errors that the user can fix."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend: one line, what is wrong and what to do; printed at the top, exit status 2."""
+    """A mistake that the user can fix.
+
+    Its message is one line: what is wrong and what to do. The programs print that line last and
+    exit with status 2.
+    """
 
 
 @contextmanager
-def mending(advice: str):
-    """Turn whatever goes wrong inside into a UserError: this advice and the cause, in one printable line.
+def mending(advice: str) -> Iterator[None]:
+    """Turn whatever goes wrong inside into a UserError.
 
-    Every Exception, since readers of images, archives and networks raise what their parsing runs into, from OSError and
-    struct.error to KeyError.
+    This covers every Exception: readers of images, archives and networks raise whatever their
+    parsing runs into, from OSError and struct.error to KeyError. A UserError passes unchanged.
+
+    Args:
+        advice: What is wrong and what to do.
+
+    Raises:
+        UserError: The advice and the cause, in one printable line.
     """
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        cause = repr(f"{type(error).__name__}: {error}")[1:-1][
-            :300
-        ]  # repr: names in it may hold line breaks
+        # repr escapes line breaks and control characters in names of files.
+        cause = repr(f"{type(error).__name__}: {error}")[1:-1][:300]
         raise UserError(f"{advice} ({cause})") from error

@@ -1,105 +1,154 @@
-"""The user's own images: a folder a class, any size and format, in memory or in a memory-mapped file."""
+"""The user's own images: one folder per class, of any size and format."""
 
-import fcntl
-import glob
 import hashlib
 import os
 import re
 import stat
-from collections.abc import Callable
-from contextlib import suppress
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from attentionce.data.images import EXTENSIONS, FORMATS, Images, decode, read_image
+from attentionce.data.cache import cached, remove_parts
+from attentionce.data.images import EXTENSIONS, FORMATS, Images, decode, open_image
 from attentionce.errors import UserError, mending
 
 
-def image_folder(root: str, split: str, store_size: int) -> Images:
-    """root/train/CLASS/… and root/test/CLASS/… (without a test folder: val), with images of any size and format.
+class ImageFile(NamedTuple):
+    """An image in a class folder."""
 
-    They become RGB, upright as EXIF says, transparency dropped; the short side is resized to store_size and the centre
-    cut out, unless all images of both splits have one size and it is no larger. EPS, FITS and videos are passed over.
-    An array too large for memory goes to a hidden file in root, which the next run on the same images finds again.
+    path: str
+    label: int
+    size: int  # bytes
+    changed: int  # time of the last change, ns
+
+
+def image_folder(root: str, split: str, store_size: int) -> Images:
+    """Read root/train/CLASS/… or root/test/CLASS/…; without a folder test it is root/val/CLASS/….
+
+    Images become RGB, upright as EXIF says, without transparency. Their short side is resized to
+    `store_size` and the centre is cut out, unless all images of both splits have the same size and
+    it is no larger than that. EPS, FITS and videos are skipped.
+
+    An array that is too large for memory goes to a hidden file in `root`, where the next run on the
+    same images finds it.
+
+    Args:
+        root: The folder with both splits.
+        split: "train" or "test".
+        store_size: Side in pixels at which the images are kept.
+
+    Raises:
+        UserError: A folder or an image is missing or unusable.
     """
-    held_out = "test" if os.path.isdir(os.path.join(root, "test")) else "val"
-    train, test = os.path.join(root, "train"), os.path.join(root, held_out)
-    if not os.path.isdir(train) or not os.path.isdir(test):
-        raise UserError(
-            f"--root {root!r} needs a folder train and a folder test or val, each with a folder a class"
-        )
+    train, test = split_folders(root)
     with mending(f"cannot list the images in {root!r}: repair or remove what cannot be read"):
-        classes = sorted(
-            entry.name for entry in os.scandir(train) if entry.is_dir() and entry.name[0] != "."
-        )
+        classes = class_names(train)
         found = {"train": find_images(train, classes), "test": find_images(test, classes)}
-    files, everything = found[split], found["train"] + found["test"]
+    files = found[split]
     if not files:
-        raise UserError(
-            f"no images in {test if split == 'test' else train!r}: it needs a folder a class, with images"
-        )
-    size = common_size([path for path, _, _ in everything], store_size)
-    shape = (len(files), 3, *(size or (store_size, store_size)))
+        folder = test if split == "test" else train
+        raise UserError(f"no images in {folder!r}: it needs one folder per class, with images")
+    everything = found["train"] + found["test"]
+    size = common_size([file.path for file in everything], store_size)
+    side = store_size if size is None else None
 
     def read(i: int) -> Image.Image:
-        path = files[i][0]
-        return read_image(
-            lambda: path, path, FORMATS, lambda image: upright(image, None if size else store_size)
-        )
+        path = files[i].path
+        with open_image(path, path, FORMATS) as image:
+            return upright(image, side)
 
+    def fill(out: np.ndarray) -> None:
+        decode(read, out, split)
+
+    shape = (len(files), 3, *(size or (store_size, store_size)))
     if np.prod(shape, dtype=float) > memory_limit():
-        marks = [(os.path.relpath(path, root), *mark) for path, _, mark in everything]
-        name = hashlib.sha256(ascii([store_size, marks]).encode()).hexdigest()[:16]
-        pixels = cached(
-            os.path.join(root, f".{split}-{name}.npy"), shape, lambda out: decode(read, out, split)
-        )
+        remove_parts(root)
+        pixels = cached(cache_path(root, split, everything, store_size), shape, fill)
     else:
         pixels = np.empty(shape, np.uint8)
-        decode(read, pixels, split)
-    return Images(torch.from_numpy(pixels), torch.tensor([label for _, label, _ in files]), classes)
+        fill(pixels)
+    labels = torch.tensor([file.label for file in files])
+    return Images(torch.from_numpy(pixels), labels, classes)
 
 
-def find_images(top: str, classes: list[str]) -> list[tuple[str, int, tuple[int, int]]]:
-    """Path, label and (bytes, time of change) of every image below top/CLASS that is not hidden."""
+def split_folders(root: str) -> tuple[str, str]:
+    """The folders of the training and of the test images."""
+    train = os.path.join(root, "train")
+    test = os.path.join(root, "test")
+    if not os.path.isdir(test):
+        test = os.path.join(root, "val")
+    if not os.path.isdir(train) or not os.path.isdir(test):
+        raise UserError(
+            f"--root {root!r} needs a folder train and a folder test or val, "
+            "each with one folder per class"
+        )
+    return train, test
 
-    def stop(error: OSError) -> None:  # os.walk would pass over a folder that it cannot read
-        raise error
 
+def class_names(train: str) -> list[str]:
+    """The class folders of the training images, in alphabetical order."""
+    return sorted(entry.name for entry in os.scandir(train) if is_class_folder(entry))
+
+
+def is_class_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder that is not hidden."""
+    return entry.is_dir() and not entry.name.startswith(".")
+
+
+def find_images(top: str, classes: list[str]) -> list[ImageFile]:
+    """Find all images below top/CLASS, at any depth, that are not hidden."""
     for entry in os.scandir(top):
-        if entry.is_dir() and entry.name[0] != "." and entry.name not in classes:
-            raise UserError(f"{entry.path!r} is no class of the folder train: rename or remove it")
+        if is_class_folder(entry) and entry.name not in classes:
+            raise UserError(
+                f"{entry.path!r} is not a class of the folder train: rename or remove it"
+            )
     found = []
     for label, name in enumerate(classes):
-        if os.path.isdir(os.path.join(top, name)):
-            for folder, folders, files in os.walk(os.path.join(top, name), onerror=stop):
-                folders[:] = sorted(f for f in folders if f[0] != ".")
-                for file in sorted(files):
-                    if file[0] != "." and os.path.splitext(file)[1].lower() in EXTENSIONS:
-                        info = os.stat(path := os.path.join(folder, file))
-                        if not stat.S_ISREG(info.st_mode):  # opening a pipe would wait for ever
-                            raise UserError(f"{path!r} is no regular file: remove it")
-                        found.append((path, label, (info.st_size, info.st_mtime_ns)))
+        folder = os.path.join(top, name)
+        if os.path.isdir(folder):
+            found += [image_file(path, label) for path in image_paths(folder)]
     return found
 
 
+def image_paths(top: str) -> list[str]:
+    """Paths below `top` with an image's extension, in a fixed order; hidden ones are skipped."""
+
+    def stop(error: OSError) -> None:  # os.walk would skip a folder that it cannot read
+        raise error
+
+    paths = []
+    for folder, folders, files in os.walk(top, onerror=stop):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS:
+                paths.append(os.path.join(folder, name))
+    return paths
+
+
+def image_file(path: str, label: int) -> ImageFile:
+    """Look the file up, and refuse what is not a file: opening a pipe would wait for ever."""
+    info = os.stat(path)
+    if not stat.S_ISREG(info.st_mode):
+        raise UserError(f"{path!r} is not a regular file: remove it")
+    return ImageFile(path, label, info.st_size, info.st_mtime_ns)
+
+
 def common_size(paths: list[str], store_size: int) -> tuple[int, int] | None:
-    """(height, width) of all images if that is one size within store_size, else None, at the first that decides so."""
+    """Whether all images have one size that is no larger than `store_size`.
 
-    def measure(image: Image.Image) -> tuple[int, int]:
-        if (
-            image.width != image.height and max(image.size) <= store_size
-        ):  # the rare case where EXIF's turn matters,
-            ImageOps.exif_transpose(
-                image, in_place=True
-            )  # which decodes the image; all others need but the header
-        return image.height, image.width
-
+    Returns:
+        That size (height, width); None as soon as one image differs or is larger.
+    """
     size = None
     for path in tqdm(paths, desc="reading sizes", unit="image", leave=False, disable=None):
-        this = read_image(lambda path=path: path, path, FORMATS, measure)
+        with open_image(path, path, FORMATS) as image:
+            # Turning an image decodes it, so do it only where it matters. Else the header will do.
+            if image.width != image.height and max(image.size) <= store_size:
+                ImageOps.exif_transpose(image, in_place=True)
+            this = (image.height, image.width)
         if max(this) > store_size or size not in (None, this):
             return None
         size = this
@@ -107,7 +156,12 @@ def common_size(paths: list[str], store_size: int) -> tuple[int, int] | None:
 
 
 def upright(image: Image.Image, side: int | None) -> Image.Image:
-    """The image in 8-bit RGB, turned as EXIF says, then resized and cropped to side×side (None: as large as it is)."""
+    """Convert an image to 8-bit RGB and turn it as EXIF says.
+
+    Args:
+        image: The image, in any mode.
+        side: Resize the image and crop its centre to side×side pixels; None keeps its size.
+    """
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range; save it with 8 or 16 bits")
@@ -117,55 +171,28 @@ def upright(image: Image.Image, side: int | None) -> Image.Image:
     if side is None:
         return image
     short = min(image.size)
-    if max(image.size) > 16 * short:  # or a line of pixels would be enlarged beyond all memory
-        image = ImageOps.fit(image, (min(image.width, 16 * short), min(image.height, 16 * short)))
-    image = image.resize(
-        (side * image.width // short, side * image.height // short), Image.Resampling.BILINEAR
-    )
-    left, top = round((image.width - side) / 2), round((image.height - side) / 2)
+    longest = 16 * short  # a single row of pixels, enlarged whole, would fill the memory
+    if max(image.size) > longest:
+        image = ImageOps.fit(image, (min(image.width, longest), min(image.height, longest)))
+    size = (side * image.width // short, side * image.height // short)
+    image = image.resize(size, Image.Resampling.BILINEAR)
+    left = round((image.width - side) / 2)
+    top = round((image.height - side) / 2)
     return image.crop((left, top, left + side, top + side))
 
 
 def memory_limit() -> float:
-    """Bytes that decoded images may take in memory: half of what the machine has free (unknown: 4 GB)."""
+    """How many bytes of memory decoded images may take: half of what is free; 4 GB if unknown."""
     try:
         with open("/proc/meminfo") as file:
-            return 512 * int(re.search(r"MemAvailable:\s+(\d+) kB", file.read())[1])
-    except (OSError, TypeError):
-        return 4e9
+            available = re.search(r"MemAvailable:\s+(\d+) kB", file.read())
+    except OSError:
+        available = None
+    return 4e9 if available is None else 1024 * int(available[1]) / 2
 
 
-def remove_parts(folder: str) -> None:
-    """Remove what programs that were killed while they filled a file have left: nobody holds its lock any more."""
-    for part in glob.glob(os.path.join(glob.escape(folder), ".*.npy.*.tmp")):
-        with suppress(OSError), open(part, "r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.remove(part)
-
-
-def cached(path: str, shape: tuple[int, ...], fill: Callable[[np.ndarray], None]) -> np.ndarray:
-    """The uint8 array in the .npy file at path, memory-mapped; if there is none, fill(out) makes it first."""
-    part = f"{path}.{os.getpid()}.tmp"
-    advice = f"make room there and leave to write, remove {path!r} if it is damaged, or take a smaller --store_size"
-    with mending(f"the images need a file of {np.prod(shape, dtype=float) / 1e9:.3f} GB: {advice}"):
-        try:
-            if not os.path.exists(path):
-                remove_parts(os.path.dirname(path))
-                with open(part, "wb") as file:
-                    with suppress(OSError):  # some network file systems have no locks
-                        fcntl.flock(file, fcntl.LOCK_EX)
-                    out = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
-                    if hasattr(
-                        os, "posix_fallocate"
-                    ):  # else a disk that fills up kills the program (SIGBUS)
-                        os.posix_fallocate(file.fileno(), 0, os.path.getsize(part))
-                    fill(out)
-                    out.flush()
-                    os.replace(part, path)
-        finally:
-            if os.path.exists(part):
-                os.remove(part)
-        out = np.lib.format.open_memmap(path, mode="r")
-        if out.shape != shape or out.dtype != np.uint8:
-            raise ValueError("it holds other images")
-        return out
+def cache_path(root: str, split: str, files: list[ImageFile], store_size: int) -> str:
+    """The hidden file for a split. Its name changes with the images and with `store_size`."""
+    marks = [(os.path.relpath(file.path, root), file.size, file.changed) for file in files]
+    name = hashlib.sha256(ascii([store_size, marks]).encode()).hexdigest()[:16]
+    return os.path.join(root, f".{split}-{name}.npy")

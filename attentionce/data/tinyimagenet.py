@@ -1,145 +1,189 @@
-"""TinyImageNet: from the zip as it is distributed, which is never unpacked to disk, or from its folder."""
+"""TinyImageNet, read from its folder or from the zip as distributed, which is never unpacked."""
 
 import os
 import re
 import stat
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable
 from io import BytesIO
+from typing import Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 from torchvision import datasets
 
-from attentionce.data.images import Images, decode, fetching, read_image
+from attentionce.data.images import Images, decode, fetching, open_image
 from attentionce.errors import UserError, mending
 
 TINY = "tiny-imagenet-200"
 TINY_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 TINY_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
-MAX_FILE = 16 * 2**20  # bytes; no file inside TinyImageNet has a tenth of it
+MAX_FILE = 16 * 2**20  # bytes; no file in TinyImageNet has a tenth of it
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 def damaged(what: str) -> UserError:
-    """TinyImageNet's errors have all the same remedy."""
+    """An error that getting the zip again will fix."""
     return UserError(f"{what}: get {TINY}.zip again (md5 {TINY_MD5}, from {TINY_URL})")
 
 
-def tiny_imagenet(root: str, split: str) -> Images:
-    """TinyImageNet from root/tiny-imagenet-200/, root itself or root/tiny-imagenet-200.zip, which is not unpacked.
+class Source(Protocol):
+    """The files of TinyImageNet. Paths are relative to it and have forward slashes."""
 
-    Downloads the zip if there is none of them. Classes: the WNIDs in the order of wnids.txt.
-    """
-    path, folder = os.path.join(root, f"{TINY}.zip"), os.path.join(root, TINY)
-    if not os.path.isdir(folder):
-        folder = root if os.path.exists(os.path.join(root, "wnids.txt")) else None
-    if folder is None and not os.path.exists(path):
-        with fetching(f"{TINY}.zip", TINY_MD5, TINY_URL, root, TINY):
-            datasets.utils.download_url(TINY_URL, root, f"{TINY}.zip.part", TINY_MD5)
-            os.replace(f"{path}.part", path)
-    with mending(str(damaged(f"cannot read {folder or path!r}"))):
-        if folder is not None:
-            return tiny_images(*tiny_folder(folder), split)
-        if not datasets.utils.check_integrity(path, TINY_MD5):
-            raise damaged(f"{path!r} does not have the md5 it should have")
-        with zipfile.ZipFile(path) as archive:
-            return tiny_images(*tiny_zip(archive), split)
+    def names(self, folder: str) -> list[str]:
+        """The names of the files in a folder."""
+
+    def read(self, path: str) -> bytes:
+        """The contents of a file."""
 
 
-def tiny_folder(folder: str) -> tuple[Callable[[str], list[str]], Callable[[str], bytes]]:
-    """Functions listing(path) and read(path) of the unpacked data set; paths are relative to it."""
+class Folder:
+    """TinyImageNet as an unpacked folder."""
 
-    def read(path: str) -> bytes:
-        path = os.path.join(folder, path)
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def names(self, folder: str) -> list[str]:
+        return os.listdir(os.path.join(self.folder, folder))
+
+    def read(self, path: str) -> bytes:
+        path = os.path.join(self.folder, path)
         info = os.stat(path)
         if not stat.S_ISREG(info.st_mode) or info.st_size > MAX_FILE:
-            raise damaged(f"{path!r} is no file of at most {MAX_FILE} bytes")
+            raise damaged(f"{path!r} is not a file of at most {MAX_FILE} bytes")
         with open(path, "rb") as file:
             return file.read()
 
-    return lambda path: os.listdir(os.path.join(folder, path)), read
 
+class Zip:
+    """TinyImageNet as a zip. The size of a file is checked before it is unpacked, in memory."""
 
-def tiny_zip(archive: zipfile.ZipFile) -> tuple[Callable[[str], list[str]], Callable[[str], bytes]]:
-    """listing(path) and read(path), as of tiny_folder, of the zip. Sizes are checked before anything is unpacked."""
-    members, folders = {}, defaultdict(list)
-    for info in archive.infolist():
-        parts = re.split(r"[/\\]", info.filename)
-        if info.filename in members or ".." in parts or not parts[0] or ":" in parts[0]:
-            raise damaged(f"{info.filename!r} is in the zip twice or leads out of it")
-        members[info.filename] = info
-        folders[os.path.dirname(info.filename)].append(os.path.basename(info.filename))
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        self.archive = archive
+        self.members: dict[str, zipfile.ZipInfo] = {}
+        self.folders: dict[str, list[str]] = defaultdict(list)
+        for info in archive.infolist():
+            parts = re.split(r"[/\\]", info.filename)
+            if info.filename in self.members or ".." in parts or not parts[0] or ":" in parts[0]:
+                raise damaged(f"{info.filename!r} is in the zip twice or leads out of it")
+            self.members[info.filename] = info
+            self.folders[os.path.dirname(info.filename)].append(os.path.basename(info.filename))
 
-    def read(path: str) -> bytes:
-        info = members.get(f"{TINY}/{path}")
+    def names(self, folder: str) -> list[str]:
+        return self.folders[f"{TINY}/{folder}"]
+
+    def read(self, path: str) -> bytes:
+        info = self.members.get(f"{TINY}/{path}")
         if info is None:
             raise damaged(f"no {TINY}/{path} in the zip")
-        # Only these two methods, and only read(size), keep zipfile from unpacking more than the declared size.
-        if info.file_size > MAX_FILE or info.compress_type not in (
-            zipfile.ZIP_STORED,
-            zipfile.ZIP_DEFLATED,
-        ):
+        # With these two methods and read(size), zipfile never unpacks more than the declared size.
+        if info.file_size > MAX_FILE or info.compress_type not in METHODS:
             raise damaged(f"{info.filename!r} in the zip is too large or packed in an unknown way")
-        with archive.open(info) as file:
+        with self.archive.open(info) as file:
             return file.read(info.file_size)
 
-    return lambda path: folders[f"{TINY}/{path}"], read
+
+def tiny_imagenet(root: str, split: str) -> Images:
+    """Read TinyImageNet; download the zip if it is not there.
+
+    Args:
+        root: The folder that holds tiny-imagenet-200/ or tiny-imagenet-200.zip, or the unpacked
+            data set itself.
+        split: "train", "pretrain" (the same) or "test" (the folder val).
+
+    Returns:
+        The images. The classes are the WNIDs in the order of wnids.txt.
+
+    Raises:
+        UserError: The data set cannot be downloaded or is damaged.
+    """
+    folder = os.path.join(root, TINY)
+    if not os.path.isdir(folder) and os.path.exists(os.path.join(root, "wnids.txt")):
+        folder = root
+    if os.path.isdir(folder):
+        with mending(str(damaged(f"cannot read {folder!r}"))):
+            return read_split(Folder(folder), split)
+    path = os.path.join(root, f"{TINY}.zip")
+    if not os.path.exists(path):
+        with fetching(f"{TINY}.zip", TINY_MD5, TINY_URL, root, TINY):
+            datasets.utils.download_url(TINY_URL, root, f"{TINY}.zip.part", TINY_MD5)
+            os.replace(f"{path}.part", path)
+    with mending(str(damaged(f"cannot read {path!r}"))):
+        if not datasets.utils.check_integrity(path, TINY_MD5):
+            raise damaged(f"{path!r} does not have the md5 it should have")
+        with zipfile.ZipFile(path) as archive:
+            return read_split(Zip(archive), split)
 
 
-def tiny_images(
-    listing: Callable[[str], list[str]], read: Callable[[str], bytes], split: str
-) -> Images:
-    """Decode one split: train ordered by class and name, val (the test split) as its annotations are."""
+def read_split(source: Source, split: str) -> Images:
+    """Decode one split: train by class and name, test in the order of its annotations."""
+    classes = read_classes(source)
+    label_of = val_labels(source, classes) if split == "test" else train_labels(source, classes)
+    names = list(label_of)
 
-    def jpegs(folder: str) -> list[str]:
-        names = sorted(n for n in listing(folder) if n.endswith(".JPEG") and not n.startswith("."))
-        if not names:
-            raise damaged(f"no images in {folder} of TinyImageNet")
-        return [f"{folder}/{name}" for name in names]
+    def read(i: int) -> Image.Image:
+        name = names[i]
+        with open_image(lambda: BytesIO(source.read(name)), name, ["JPEG"]) as image:
+            if image.size != (64, 64):  # before anything is decoded
+                raise ValueError(f"{image.width}×{image.height} pixels, not 64×64")
+            return image.convert("RGB")
 
-    def rgb(image: Image.Image) -> Image.Image:
-        if image.size != (64, 64):  # before anything is decoded
-            raise ValueError(f"{image.width}×{image.height} pixels, not 64×64")
-        return image.convert("RGB")
+    pixels = np.empty((len(names), 3, 64, 64), np.uint8)
+    decode(read, pixels, split)
+    return Images(torch.from_numpy(pixels), torch.tensor(list(label_of.values())), classes)
 
-    classes = read("wnids.txt").decode("ascii", "replace").split()
-    if (
-        not classes
-        or len(set(classes)) < len(classes)
-        or not all(re.fullmatch(r"\w+", c, re.ASCII) for c in classes)
-    ):
+
+def read_classes(source: Source) -> list[str]:
+    """The WNIDs in the order of wnids.txt."""
+    classes = source.read("wnids.txt").decode("ascii", "replace").split()
+    valid = all(re.fullmatch(r"\w+", wnid, re.ASCII) for wnid in classes)
+    if not classes or not valid or len(set(classes)) < len(classes):
         raise damaged(
             "wnids.txt of TinyImageNet is empty, names a class twice or holds something else"
         )
-    if split == "test":
-        annotations = read("val/val_annotations.txt").decode("ascii", "replace")
-        label_of = tiny_annotations(annotations, classes, jpegs("val/images"))
-    else:
-        label_of = {
-            name: i for i, wnid in enumerate(classes) for name in jpegs(f"train/{wnid}/images")
-        }
-    names = list(label_of)
-    out = np.empty((len(names), 3, 64, 64), np.uint8)
-    decode(
-        lambda i: read_image(lambda: BytesIO(read(names[i])), names[i], ["JPEG"], rgb), out, split
-    )
-    return Images(torch.from_numpy(out), torch.tensor(list(label_of.values())), classes)
+    return classes
 
 
-def tiny_annotations(text: str, classes: list[str], present: list[str]) -> dict[str, int]:
-    """Labels of the images that are present, from lines of name, tab, WNID, tab, box; every image has just one line."""
-    label, missing, label_of = {wnid: i for i, wnid in enumerate(classes)}, set(present), {}
+def train_labels(source: Source, classes: list[str]) -> dict[str, int]:
+    """The label of every training image by its path, in order of class and name."""
+    return {
+        path: label
+        for label, wnid in enumerate(classes)
+        for path in image_paths(source, f"train/{wnid}/images")
+    }
+
+
+def val_labels(source: Source, classes: list[str]) -> dict[str, int]:
+    """The label of every image in val by its path, in the order of val_annotations.txt.
+
+    Each line of that file is a name, a WNID and a box, separated by tabs. Every image has one line.
+    """
+    text = source.read("val/val_annotations.txt").decode("ascii", "replace")
+    missing = set(image_paths(source, "val/images"))
+    labels = {wnid: label for label, wnid in enumerate(classes)}
+    label_of = {}
     for number, line in enumerate(text.splitlines(), 1):
-        name, wnid = (line.split("\t") + [""])[:2]
-        path, where = f"val/images/{name}", f"val/val_annotations.txt, line {number}"
-        if wnid not in label:
-            raise damaged(f"{where}: {wnid[:80]!r} is no class of wnids.txt")
+        name, _, rest = line.partition("\t")
+        wnid = rest.partition("\t")[0]
+        path = f"val/images/{name}"
+        where = f"val/val_annotations.txt, line {number}"
+        if wnid not in labels:
+            raise damaged(f"{where}: {wnid[:80]!r} is not a class of wnids.txt")
         if path not in missing:
             raise damaged(f"{where}: {name[:80]!r} is missing or there twice")
         missing.remove(path)
-        label_of[path] = label[wnid]
+        label_of[path] = labels[wnid]
     if missing:
         raise damaged(f"{min(missing)!r} has no line in val/val_annotations.txt")
     return label_of
+
+
+def image_paths(source: Source, folder: str) -> list[str]:
+    """The paths of the JPEGs in a folder, in order of their names."""
+    names = sorted(
+        name for name in source.names(folder) if name.endswith(".JPEG") and not name.startswith(".")
+    )
+    if not names:
+        raise damaged(f"no images in {folder} of TinyImageNet")
+    return [f"{folder}/{name}" for name in names]

@@ -1,0 +1,1 @@
+"""Evaluation of an encoder: kNN accuracy and figures."""
