@@ -1,5 +1,6 @@
-"""Figures of an encoder that TensorBoard and the pictures share."""
+"""Figures of an encoder that TensorBoard and `python -m experiments.plot` share."""
 
+import copy
 from typing import TYPE_CHECKING
 
 import torch
@@ -7,79 +8,114 @@ from torch import Tensor, nn
 
 from attentionce import attention
 from attentionce.data import views
-from attentionce.training.batchnorm import constant_statistics
 
-if TYPE_CHECKING:  # it is slow to import and optional
+if TYPE_CHECKING:  # matplotlib is optional and slow to import
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
+
+EXTREMES = 3  # hardest negatives in the attention panel, and as many of the easiest
 
 
 def short(weight: Tensor) -> str:
-    """Two digits, and no zero for what is only small."""
+    """A weight with two digits; one that is small does not become 0."""
     return f"{weight:.2f}" if weight >= 0.005 else "< 0.01"
 
 
 def show(axis: "Axes", pixels: Tensor, label: str = "") -> None:
-    """One image, uint8 3×H×W or float in [0, 1], with a word below."""
+    """Show an image, uint8 3×H×W or float in [0, 1], with a label below."""
     axis.imshow(pixels.permute(1, 2, 0).numpy(), interpolation="nearest")
     axis.set(xticks=[], yticks=[])
-    axis.spines[:].set(
-        visible=True, color="0.8", linewidth=0.5
-    )  # or a white image would have no edge
+    axis.spines[:].set(visible=True, color="0.8", linewidth=0.5)  # or white images have no edge
     axis.set_xlabel(label, fontsize=9, labelpad=2)
 
 
 def displayed(view: Tensor) -> Tensor:
-    """A normalised view as it looks, in [0, 1]."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in (views.MEAN, views.STD))
+    """Undo the normalisation of a view, 3×S×S, for display: on the CPU, in [0, 1]."""
+    mean = torch.tensor(views.MEAN)[:, None, None]
+    std = torch.tensor(views.STD)[:, None, None]
     return (view.cpu() * std + mean).clamp(0, 1)
 
 
 def some_views(pixels: Tensor, count: int, num_pos: int, size: int, seed: int) -> Tensor:
-    """Views of `count` images drawn from the whole: (2 + num_pos) × count × 3 × size × size."""
-    index = torch.randperm(len(pixels), generator=views.generator(seed, 0))[:count]
-    draw = views.draw(2 + num_pos, count, *pixels.shape[2:], views.generator(seed, 0, 0))
-    return views.make(pixels[index], draw, size)
+    """Make views of randomly chosen images.
+
+    Args:
+        pixels: The images to choose from, uint8 N×3×H×W.
+        count: How many of them to choose.
+        num_pos: Positives per image, besides its two anchors.
+        size: Height and width of the views in pixels.
+        seed: Decides on the images and the views.
+
+    Returns:
+        (2 + num_pos) × count × 3 × size × size, normalised.
+    """
+    chosen = torch.randperm(len(pixels), generator=views.generator(seed, 0))[:count]
+    height, width = pixels.shape[2:]
+    draw = views.draw(2 + num_pos, count, height, width, views.generator(seed, 0, 0))
+    return views.make(pixels[chosen], draw, size)
 
 
 @torch.no_grad()
 def embed(model: nn.Module, made: Tensor) -> Tensor:
-    """Projections of views V×B×3×S×S: V×B×dim, on the CPU. BatchNorm uses each view's own statistics, as the loss sees them."""
+    """Project views as the loss sees them: BatchNorm uses each view's own statistics.
+
+    Args:
+        model: Returns (feature, projection). It is left as it is.
+        made: The views, V×B×3×S×S.
+
+    Returns:
+        Projections V×B×dim, on the CPU.
+    """
     device = next(model.parameters()).device
-    model.train()
-    with constant_statistics(model):
-        z = torch.stack([model(view.to(device))[1].cpu() for view in made])
-    model.eval()
-    return z
+    model = copy.deepcopy(model).train()  # a copy, because running statistics move in train mode
+    return torch.stack([model(view.to(device))[1].cpu() for view in made])
 
 
 def attention_panel(
-    figure: "Figure", z: Tensor, made: Tensor, d_pos: float, d_neg: float, images: int, title: str
+    figure: "Figure | SubFigure",
+    z: Tensor,
+    made: Tensor,
+    d_pos: float,
+    d_neg: float,
+    images: int,
+    title: str,
 ) -> None:
-    """Rows of images: first anchor, positives with α, its hardest and easiest negatives with β (mean 1)."""
+    """Draw an anchor per row, its positives with α, its hardest and easiest negatives with β.
+
+    Args:
+        figure: Where to draw.
+        z: The views' projections, V×B×dim (`embed`).
+        made: The views, V×B×3×S×S; the first two are the anchors.
+        d_pos: Scale of the attention on positives.
+        d_neg: Scale of the attention on negatives.
+        images: Number of rows. They show the anchors of highest contrast.
+        title: What stands above.
+    """
+    batch = z.shape[1]
     alpha = attention.positive_weights(z, d_pos)[0]
-    beta = attention.negative_weights(z, d_neg)[: z.shape[1]] * (2 * z.shape[1] - 2)
+    beta = attention.negative_weights(z, d_neg, rows=slice(batch)) * (2 * batch - 2)
+    positives = alpha.shape[1]
     anchors = made[:2].flatten(0, 1)
-    columns = 1 + alpha.shape[1] + 6
-    axes = figure.subplots(
-        images,
-        columns + 2,
-        squeeze=False,
-        width_ratios=[1] + [0.25] + [1] * alpha.shape[1] + [0.25] + [1] * 6,
-    )
+
+    # Columns: the anchor, a gap, its positives, a gap, its hardest and its easiest negatives.
+    gaps = (1, 2 + positives)
+    widths = [1, 0.25, *[1] * positives, 0.25, *[1] * (2 * EXTREMES)]
+    axes = figure.subplots(images, len(widths), squeeze=False, width_ratios=widths)
     figure.suptitle(
-        f"{title}\nan anchor, its positives with α (d_pos {d_pos:g}), its three hardest and three easiest "
-        f"negatives with β (d_neg {d_neg:g}, mean 1)",
+        f"{title}\nan anchor, its positives with α (d_pos {d_pos:g}), its three hardest and three "
+        f"easiest negatives with β (d_neg {d_neg:g}, mean 1)",
         fontsize=10,
     )
-    most_to_see = made[0].std((1, 2, 3)).argsort(descending=True)[:images].tolist()
-    for row, axis in zip(most_to_see, axes, strict=True):
-        negatives = beta[row].masked_fill(beta[row] == 0, -1).argsort(descending=True)
-        negatives = [i for i in negatives.tolist() if i % z.shape[1] != row]
-        show(axis[0], displayed(made[0, row]), "anchor")
-        for m in range(alpha.shape[1]):
-            show(axis[2 + m], displayed(made[2 + m, row]), f"α {short(alpha[row, m])}")
-        for place, k in enumerate(negatives[:3] + negatives[-3:], 3 + alpha.shape[1]):
-            show(axis[place], displayed(anchors[k]), f"β {short(beta[row, k])}")
-        for gap in (1, 2 + alpha.shape[1]):
+    contrast = made[0].std((1, 2, 3))
+    rows = contrast.argsort(descending=True)[:images].tolist()
+    for image, axis in zip(rows, axes, strict=True):
+        show(axis[0], displayed(made[0, image]), "anchor")
+        for m in range(positives):
+            show(axis[2 + m], displayed(made[2 + m, image]), f"α {short(alpha[image, m])}")
+        hardest_first = beta[image].argsort(descending=True).tolist()
+        negatives = [k for k in hardest_first if k % batch != image]
+        extremes = negatives[:EXTREMES] + negatives[-EXTREMES:]
+        for column, k in enumerate(extremes, start=3 + positives):
+            show(axis[column], displayed(anchors[k]), f"β {short(beta[image, k])}")
+        for gap in gaps:
             axis[gap].axis("off")

@@ -4,40 +4,43 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from attentionce.data.views import normalize as normalize_pixels
+from attentionce.data import views
+from attentionce.data.transfer import to_device
 from attentionce.errors import UserError
 from attentionce.training import processes
 from attentionce.training.devices import autocast
 
-BLOCK = 2**25  # cosines held at a time: 128 MiB of float32
+BLOCK = 2**25  # cosines in memory at a time: 128 MiB of float32
 
 
 @torch.no_grad()
 def features(
     f: nn.Module, pixels: Tensor, device: torch.device, dtype: torch.dtype, batch_size: int = 512
 ) -> Tensor:
-    """Features of evaluation images: no crop, no resize, `f` in eval mode (and its mode restored).
+    """Encode evaluation images as they are, without crop or resize, with `f` in eval mode.
 
-    Of several processes each encodes its share; all get all features.
+    Of several processes, each encodes its share and gets all features.
 
     Args:
-        f: the encoder without its projection head.
-        pixels: uint8 N×3×H×W, anywhere.
-        device, dtype: where and in which precision the encoder computes.
+        f: The encoder without its projection head. Its mode is restored.
+        pixels: uint8 N×3×H×W, on any device.
+        device: Where the encoder is.
+        dtype: The precision in which it computes.
+        batch_size: Images of 32×32 pixels to encode at a time. Larger images take smaller batches,
+            so that memory stays the same.
 
     Returns:
         float32 N×D on `device`, not normalised.
     """
-    batch_size = max(
-        1, batch_size * 32**2 // max(32**2, pixels.shape[2] * pixels.shape[3])
-    )  # as much memory at any size
+    height, width = pixels.shape[2:]
+    batch_size = max(1, batch_size * 32**2 // max(32**2, height * width))
     training = f.training
     f.eval()
     out = []
     for index in processes.share(len(pixels)).split(batch_size):
-        batch = pixels[index.to(pixels.device)].to(device, non_blocking=True)
+        batch = to_device(pixels[index.to(pixels.device)], device)
         with autocast(device, dtype):
-            out.append(f(normalize_pixels(batch)).flatten(1).float())
+            out.append(f(views.normalize(batch)).flatten(1).float())
     f.train(training)
     return processes.gather_rows(torch.cat(out))[: len(pixels)]
 
@@ -52,31 +55,40 @@ def knn(
     k: int = 200,
     temperature: float = 0.5,
 ) -> tuple[float, float]:
-    """Weighted kNN accuracy: the k nearest images of the bank vote with weight exp(cosine / temperature).
+    """Weighted kNN accuracy: the k nearest features vote with weight exp(cosine / temperature).
 
-    Memory stays bounded: queries go in blocks, so that at most `BLOCK` cosines are held at a time. Of several processes,
-    all called with the same, each counts a share of the queries.
+    Queries go in blocks, so that there are never more than BLOCK cosines. Of several processes, all
+    called with the same arguments, each counts a share of the queries.
 
     Args:
-        bank, queries: features N×D and Q×D on one device.
-        bank_labels, labels: their classes, N and Q integers below `classes`.
-        k: neighbours that vote; at most N (clamp before: `clamp_k`).
+        bank: Features to search, N×D.
+        bank_labels: Their classes, N integers below `classes`.
+        queries: Features to classify, Q×D, on the bank's device.
+        labels: Their true classes, Q.
+        classes: The number of classes.
+        k: How many neighbours vote, at most N (`clamp_k`).
+        temperature: The smaller it is, the more the nearest neighbours count.
 
     Returns:
-        (top-1, top-5) in percent. With fewer than five classes top-5 is 100.
+        (top-1, top-5) accuracy in percent. With fewer than five classes top-5 is 100.
 
-    Source: Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination, CVPR 2018.
+    Source: Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination,
+    CVPR 2018.
     """
-    bank, queries = normalize(bank, dim=1), normalize(queries, dim=1)
-    bank_labels, labels = bank_labels.to(bank.device), labels.to(bank.device)
-    hits = torch.zeros(2, device=bank.device)
-    rows = max(1, BLOCK // len(bank))
+    bank = normalize(bank, dim=1)
+    queries = normalize(queries, dim=1)
+    bank_labels = bank_labels.to(bank.device)
+    labels = labels.to(bank.device)
     own = slice(processes.rank(), None, processes.world())
+    rows = max(1, BLOCK // len(bank))
+    hits = torch.zeros(2, device=bank.device)
     for query, label in zip(queries[own].split(rows), labels[own].split(rows), strict=True):
         cosine, index = (query @ bank.T).topk(k, dim=1)
+        # Dividing all weights of a query by the largest changes no vote. It prevents an overflow at
+        # low temperatures.
+        weight = ((cosine - cosine[:, :1]) / temperature).exp()
         votes = torch.zeros(len(query), classes, device=bank.device)
-        # exp((cos − 1)/T) is the same vote up to a common factor and cannot overflow at small temperatures.
-        votes.scatter_add_(1, bank_labels[index], ((cosine - cosine[:, :1]) / temperature).exp())
+        votes.scatter_add_(1, bank_labels[index], weight)
         hit = votes.topk(min(5, classes), dim=1).indices == label[:, None]
         hits += torch.stack([hit[:, 0].sum(), hit.sum()])
     top1, top5 = processes.total(hits).tolist()
@@ -84,7 +96,7 @@ def knn(
 
 
 def clamp_k(k: int, images: int) -> int:
-    """k, or the number of images where that is smaller, and says so."""
+    """Reduce k to the number of images if there are fewer, and print that."""
     if k < 1:
         raise UserError(f"--k must be at least 1, not {k}")
     if k > images:
