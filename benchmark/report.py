@@ -1,44 +1,50 @@
-"""The benchmark's rows as JSON, as lines and as a Markdown table."""
+"""The rows of the table: as JSON, as printed lines, and as a Markdown table."""
 
 import statistics
 from typing import Any, NamedTuple
 
+SIDES = ("reference", "ours")  # of a row in the JSON file; ours is this code
+
 
 class Row(NamedTuple):
-    """A line of the table: what each repetition gave on both sides, in the unit; empty where a side was not measured."""
+    """What each repetition gave on both sides, in the unit; empty where a side was not measured."""
 
     name: str
     variant: str
     unit: str
     reference: list[float]
-    ours: list[float]
+    this_code: list[float]
     limit: float | None = None  # the most that the machine allows, in the unit
 
 
 def record(row: Row) -> dict[str, Any]:
-    """A row as the JSON file has it: medians with smallest and largest, and ours / reference, whose spread is the rounds'."""
-    reference, ours = summary(row.reference), summary(row.ours)
-    result = {
-        **row._asdict(),
+    """A row as in the JSON file: both sides' medians with their spread, and their ratio.
+
+    The ratio is this code / reference. It is that of the medians; its spread is that of the
+    rounds, in each of which both sides were measured once.
+    """
+    reference, this_code = summary(row.reference), summary(row.this_code)
+    ratio = share = None
+    if reference and this_code:
+        rounds = [this / ref for this, ref in zip(row.this_code, row.reference, strict=True)]
+        of_medians = this_code["median"] / reference["median"]
+        ratio = {"of_medians": of_medians, "min": min(rounds), "max": max(rounds)}
+    if row.limit and this_code:
+        share = this_code["median"] / row.limit
+    return {
+        "name": row.name,
+        "variant": row.variant,
+        "unit": row.unit,
         "reference": reference,
-        "ours": ours,
-        "ratio": None,
-        "share_of_limit": None,
+        "ours": this_code,
+        "limit": row.limit,
+        "ratio": ratio,
+        "share_of_limit": share,
     }
-    if reference and ours:
-        rounds = [o / r for o, r in zip(row.ours, row.reference, strict=True)]
-        result["ratio"] = {
-            "of_medians": ours["median"] / reference["median"],
-            "min": min(rounds),
-            "max": max(rounds),
-        }
-    if row.limit and ours:
-        result["share_of_limit"] = ours["median"] / row.limit
-    return result
 
 
 def summary(values: list[float]) -> dict[str, float] | None:
-    """Median and spread; None of nothing."""
+    """Median and spread; None if there are no values."""
     if not values:
         return None
     return {
@@ -49,50 +55,59 @@ def summary(values: list[float]) -> dict[str, float] | None:
     }
 
 
-HEADER = f"{'':16}{'':17}{'':14}{'reference':>28}{'this code':>28}{'ratio':>20}{'of limit':>10}"
+HEADER = f"{'':47}{'reference':>28}{'this code':>28}{'ratio':>20}{'of limit':>10}"
 
 
 def line(result: dict[str, Any]) -> str:
-    """A record as a line of the table: median (smallest … largest)."""
-    cells = [f"{result['name']:16}{result['variant']:17}{result['unit']:14}"]
-    for side in ("reference", "ours"):
-        values = result[side]
-        one = values and values["repetitions"] == 1
-        spread = "" if not values or one else f" ({short(values['min'])} … {short(values['max'])})"
-        cells.append(f"{short(values['median']) + spread if values else '':>28}")
+    """A record as a printed line: medians, with (smallest … largest) of several repetitions."""
+    text = f"{result['name']:16}{result['variant']:17}{result['unit']:14}"
+    for side in SIDES:
+        text += f"{median_and_spread(result[side]):>28}"
     ratio, share = result["ratio"], result["share_of_limit"]
-    of_rounds = f" ({ratio['min']:.2f} … {ratio['max']:.2f})" if ratio and not one else ""
-    cells.append(f"{short(ratio['of_medians']) + of_rounds if ratio else '':>20}")
-    cells.append(f"{share:10.1%}" if share else "")
-    return "".join(cells).rstrip()
+    cell = ""
+    if ratio:
+        cell = short(ratio["of_medians"])
+        if result["ours"]["repetitions"] > 1:
+            cell += f" ({ratio['min']:.2f} … {ratio['max']:.2f})"
+    text += f"{cell:>20}"
+    if share:
+        text += f"{share:10.1%}"
+    return text.rstrip()
+
+
+def median_and_spread(values: dict[str, float] | None) -> str:
+    """A side of a record, in short."""
+    if values is None:
+        return ""
+    if values["repetitions"] == 1:
+        return short(values["median"])
+    return f"{short(values['median'])} ({short(values['min'])} … {short(values['max'])})"
 
 
 def short(value: float) -> str:
-    """Three digits that count."""
+    """A number with three significant digits, or more before the decimal point."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """What a JSON file of the benchmark says, as the table of the README: medians of both sides and their ratio."""
+    """The content of the benchmark's JSON file as a table in Markdown: medians and their ratio.
+
+    Only rows that were measured on both sides.
+    """
     flags, machine = found["flags"], found["machine"]
+    device, torch_version = machine["device_name"], machine["torch"].split("+")[0]
     size = f"batches of {flags['batch_size']} × 6 views of {flags['image_size']} px"
     lines = [
-        f"{machine['device_name']}, torch {machine['torch'].split('+')[0]}, {flags['arch']}, {size}:",
+        f"{device}, torch {torch_version}, {flags['arch']}, {size}:",
         "",
         "| | | unit | reference recipe | this code | ratio | of limit |",
         "| --- | --- | --- | :---: | :---: | :---: | :---: |",
     ]
     for row in found["rows"]:
         if row["ratio"]:
-            medians = [short(row[side]["median"]) for side in ("reference", "ours")]
-            share = f"{row['share_of_limit']:.0%}" if row["share_of_limit"] else ""
-            cells = [
-                row["name"],
-                row["variant"],
-                row["unit"],
-                *medians,
-                f"{row['ratio']['of_medians']:.2f}",
-                share,
-            ]
+            cells = [row["name"], row["variant"], row["unit"]]
+            cells += [short(row[side]["median"]) for side in SIDES]
+            cells.append(f"{row['ratio']['of_medians']:.2f}")
+            cells.append(f"{row['share_of_limit']:.0%}" if row["share_of_limit"] else "")
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -1,13 +1,15 @@
-"""This code's side of benchmark.py: the parts of main.py, train.py, views.py and linear.py, called one at a time."""
+"""This code's side of the benchmark: what main.py and linear.py do, one part at a time."""
 
 import argparse
 import contextlib
 import dataclasses
+import functools
 import io
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +24,36 @@ from attentionce.training.pretraining import Run
 from benchmark.timing import synchronize
 from model import Model
 
-VIEWS, DIM = 6, 128  # views an image, size of an embedding
+VIEWS = 6  # per image: two anchors and four positives
+DIM = 128  # of an embedding
+
+
+def precisions(asked: str, device: torch.device) -> list[str]:
+    """The precisions to measure: the one asked for, or for `auto` fp32 and bf16 where it is fast.
+
+    bf16 is slow, and left out, on a device that does not support it natively.
+    """
+    if asked != "auto":
+        devices.choose_precision(asked, device)
+        return [asked]
+    native = devices.choose_precision("auto", device) == torch.bfloat16
+    if device.type == "cpu":
+        with contextlib.suppress(OSError):
+            flags = Path("/proc/cpuinfo").read_text().split()
+            native = not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
+    return ["fp32", "bf16"] if native else ["fp32"]
+
+
+def dtype_of(precision: str, device: torch.device) -> torch.dtype:
+    """The type that the encoder computes in."""
+    return devices.choose_precision(precision, device)
+
+
+# ------------------------------------------------------------------------------------- pretraining
 
 
 def flags_of(args: argparse.Namespace, **more: object) -> list[str]:
-    """The command line of main.py for the benchmark's flags."""
+    """The command line of main.py that corresponds to the benchmark's flags."""
     flags = {
         "dataset_name": "photos",
         "arch": args.arch,
@@ -38,81 +65,99 @@ def flags_of(args: argparse.Namespace, **more: object) -> list[str]:
         "compile": args.compile,
         **more,
     }
-    return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    words = []
+    for name, value in flags.items():
+        words += [f"--{name}", str(value)]
+    return words
 
 
 def assemble(args: argparse.Namespace, precision: str, pixels: Tensor) -> Run:
-    """A run as main.py assembles it."""
+    """A run on these images (uint8 N×3×H×W), as main.py assembles it."""
     settings = main.parse_args(flags_of(args, precision=precision, state_minutes=1e9))
     device = devices.choose_device(args.device)
     with contextlib.redirect_stdout(io.StringIO()):
-        return main.assemble(settings, pixels, device, devices.choose_precision(precision, device))
+        return main.assemble(settings, pixels, device, dtype_of(precision, device))
 
 
 def make_views(pixels: Tensor, batch_size: int, make_view: Callable[..., Tensor]) -> None:
-    """All views of all images, batch after batch and one at a time, as steps of training make them."""
+    """Make all views of all images, batch by batch and view by view, as the training steps do."""
     for step, images in enumerate(pixels.split(batch_size)):
-        draw = views.draw(VIEWS, len(images), *images.shape[2:], views.generator(0, 1, step))
+        height, width = images.shape[2:]
+        draw = views.draw(VIEWS, len(images), height, width, views.generator(0, 1, step))
         draw, images = views.to(draw, images.device), images.float()
         for view in range(VIEWS):
             make_view(images, draw, view)
 
 
-def fixed_step(run: Run, made: Tensor, grad_cache: bool = False) -> Callable[[], None]:
-    """A step as train.py takes it, on views that were made beforehand (V×B×3×S×S)."""
+def view_making(
+    pixels: Tensor, device: torch.device, batch_size: int, image_size: int, compiled: bool
+) -> functools.partial:
+    """`make_views` of these images on the device, ready to be called."""
+    ops = views.compiled() if compiled else views.Ops()
+    make_view = functools.partial(views.make_view, size=image_size, ops=ops)
+    return functools.partial(make_views, pixels.to(device), batch_size, make_view)
+
+
+def view_making_of(run: Run, pixels: Tensor) -> functools.partial:
+    """`make_views` of one batch of images in the way of a run, ready to be called."""
+    return functools.partial(make_views, pixels.to(run.device), len(pixels), run.make_view)
+
+
+def fixed_step(run: Run, made: Tensor, grad_cache: bool = False) -> functools.partial:
+    """A training step on views that were made beforehand (V×B×3×S×S), ready to be called."""
+
+    def ready_view(images: Tensor, draw: views.Draw, view: int) -> Tensor:
+        return made[view]
+
     args = argparse.Namespace(**{**vars(run.args), "grad_cache": grad_cache})
-    run = dataclasses.replace(run, args=args, make_view=lambda images, draw, view: made[view])
+    run = dataclasses.replace(run, args=args, make_view=ready_view)
     images = torch.zeros(made.shape[1], 3, 4, 4, dtype=torch.uint8, device=run.device)
-    return lambda: one_step.take_step(run, images)
+    return functools.partial(one_step.take_step, run, images)
 
 
 def epoch(run: Run) -> None:
-    """An epoch as train.py runs it."""
-    with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
+    """Train for one epoch."""
+    with contextlib.redirect_stderr(io.StringIO()):  # where the progress bar goes
         one_epoch.train_epoch(run, [], lambda: None)
     run.progress.update(epoch=run.progress["epoch"] + 1, step=0)
 
 
+# ------------------------------------------------------------------------------- linear evaluation
+
+
 class Linear:
-    """Linear evaluation as linear.py does it."""
+    """A linear classifier on an untrained encoder, as linear.py fits it."""
 
     def __init__(
         self,
         arch: str,
-        train_: Images,
+        train: Images,
         test: Images,
         batch_size: int,
         image_size: int,
         device: torch.device,
     ):
-        self.train, self.test, self.device = linear.on_device(train_, device), test, device
-        words = [
-            "--model_path",
-            "random",
-            "--batch_size",
-            str(batch_size),
-            "--image_size",
-            str(image_size),
-        ]
-        self.args = linear.parse_args(words)
-        model = Model(DIM, arch)
-        self.f = model.f.to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
-        self.classifier = nn.Linear(model.feature_size, len(train_.classes)).to(device)
+        self.train, self.test, self.device = linear.on_device(train, device), test, device
+        sizes = ["--batch_size", str(batch_size), "--image_size", str(image_size)]
+        self.args = linear.parse_args(["--model_path", "random", *sizes])
+        model = Model(DIM, arch).to(memory_format=torch.channels_last)
+        self.f = model.f.to(device).requires_grad_(False).eval()
+        self.classifier = nn.Linear(model.feature_size, len(train.classes)).to(device)
         self.optimizer = torch.optim.Adam(
             self.classifier.parameters(), lr=1e-3, weight_decay=1e-6, fused=True
         )
         self.labels = test.labels.to(device)
+        self.test_features: dict[str, Tensor] = {}  # by precision
 
     def encode(self, precision: str) -> None:
-        """Features of the test images, once for all epochs."""
-        self.asked = features(
-            self.f, self.test.pixels, self.device, devices.choose_precision(precision, self.device)
-        )
+        """The features of the test images, which serve all epochs."""
+        dtype = dtype_of(precision, self.device)
+        self.test_features[precision] = features(self.f, self.test.pixels, self.device, dtype)
 
     def epoch(self, precision: str) -> None:
-        """One pass over the training images, then the accuracy."""
-        dtype = devices.choose_precision(precision, self.device)
-        with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
+        """One pass over the training images, then the accuracy on the test images."""
+        dtype = dtype_of(precision, self.device)
+        with contextlib.redirect_stderr(io.StringIO()):  # where the progress bar goes
             linear.train_epoch(
                 self.f,
                 self.classifier,
@@ -123,7 +168,10 @@ class Linear:
                 dtype,
                 1,
             )
-        linear.accuracy(self.classifier, self.asked, self.labels)
+        linear.accuracy(self.classifier, self.test_features[precision], self.labels)
+
+
+# ---------------------------------------------------------------------------------------- start-up
 
 
 class FirstStep(Exception):
@@ -131,15 +179,22 @@ class FirstStep(Exception):
 
 
 def first_step(settings: dict) -> float:
-    """main.py from nothing to the end of its first step; returns the clock's time then."""
+    """main.py from its start to the end of its first step, on the embedded photographs.
+
+    Args:
+        settings: the benchmark's flags, as a dictionary.
+
+    Returns:
+        The time at the end (seconds since 1970).
+    """
     take_step = one_step.take_step
 
-    def only_one(run: Run, batch: Tensor) -> None:
+    def stop_after_one(run: Run, batch: Tensor) -> None:
         take_step(run, batch)
         synchronize(run.device)
         raise FirstStep
 
-    one_step.take_step = only_one
+    one_step.take_step = stop_after_one
     with tempfile.TemporaryDirectory() as folder:
         sys.argv = ["main.py", *flags_of(argparse.Namespace(**settings), results=folder)]
         with contextlib.suppress(FirstStep):

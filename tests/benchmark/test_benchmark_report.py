@@ -1,0 +1,50 @@
+"""The arithmetic of the rows, and that the documentation shows what was measured."""
+
+import json
+
+import pytest
+from conftest import ROOT
+
+from benchmark import __main__ as benchmark_main
+from benchmark import report
+from benchmark.report import Row
+
+SPEED = ROOT / "docs" / "speed.md"
+
+
+def test_record_of_a_row():
+    row = Row("step", "bf16", "images/s", [2.0, 4.0, 3.0], [6.0, 8.0, 12.0], limit=16.0)
+    result = report.record(row)
+    assert result["reference"] == {"median": 3, "min": 2, "max": 4, "repetitions": 3}
+    assert result["ours"] == {"median": 8, "min": 6, "max": 12, "repetitions": 3}
+    assert result["ratio"] == {"of_medians": pytest.approx(8 / 3), "min": 2, "max": 4}
+    assert result["share_of_limit"] == 0.5
+    cells = "step bf16 images/s 3 (2 … 4) 8 (6 … 12) 2.67 (2.00 … 4.00) 50.0%"
+    assert report.line(result).split() == cells.split()
+    empty = report.record(Row("memory", "fp32", "MB", [], [5.0]))
+    assert empty["reference"] is None and empty["ratio"] is None and empty["share_of_limit"] is None
+    assert report.line(empty).split() == ["memory", "fp32", "MB", "5"]
+
+
+def test_the_documentation_has_the_table(capsys, call, tmp_path, refused):
+    """The figures of docs/speed.md are those of the JSON file, so they cannot drift."""
+    call(benchmark_main, "--device", "cpu", "--table", "--results", ROOT / "results")
+    text = capsys.readouterr().out
+    assert text in SPEED.read_text()
+    found = json.loads((ROOT / "results" / "benchmark-cpu.json").read_text())
+    measured = [row for row in found["rows"] if row["reference"]]
+    assert len(text.splitlines()) == 4 + len(measured)
+    assert set(found["flags"]["rows"]) == set(benchmark_main.ROWS)
+    missing = refused(benchmark_main, "--device", "cpu", "--table", "--results", tmp_path)
+    assert "there is no" in missing
+
+
+def test_the_documentation_has_the_ratios_of_the_second_cpu():
+    page = SPEED.read_text()
+    second = page.split("On a second CPU")[1].split("Measured and left out")[0]
+    found = json.loads((ROOT / "results" / "without-bf16" / "benchmark-cpu.json").read_text())
+    ratios = []
+    for row in found["rows"]:
+        if row["ratio"] and row["name"] in ("views", "epoch", "memory", "loss", "linear"):
+            ratios.append(f"{row['ratio']['of_medians']:.2f}")
+    assert ratios and all(ratio in second for ratio in ratios)
