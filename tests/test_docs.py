@@ -1,25 +1,147 @@
-"""Every Python block of README.md runs, in packages that are only played here: what each of them calls is checked."""
+"""README.md and docs/: their generated tables are current, and their examples run.
 
+    python tests/test_docs.py            rewrites every generated table
+    python tests/test_docs.py main.py    rewrites this one
+
+The tables of results and of the benchmark are tested beside the programs that print them.
+"""
+
+import contextlib
 import re
+import subprocess
 import sys
 import types
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-import linear
-import loss
-import main
-from attentionce import cli
-from attentionce.runs import files
-from model import Model
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # for `python tests/test_docs.py`
 
-ROOT = Path(__file__).parent.parent
-TEXT = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+import linear  # noqa: E402
+import loss  # noqa: E402
+import main  # noqa: E402
+from attentionce import cli  # noqa: E402
+from attentionce.runs import files  # noqa: E402
+from experiments import studies  # noqa: E402
+from model import Model  # noqa: E402
+
+RESULTS = ROOT / "docs" / "results.md"
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("*.md"))]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+GENERATED = re.compile(r"<!-- generated: (\S+) -->\n(.*?)<!-- end -->", re.DOTALL)
+
+
+# ------------------------------------------------------------------------------- tables
+
+
+def flag_table(program):
+    """The flags of a program with the defaults and words of its --help."""
+    rows = ["| flag | default | meaning |", "| --- | --- | --- |"]
+
+    def note(parser, argv):
+        for action in parser._actions[1:]:  # the first is --help
+            shown = "" if action.default is None or action.default is False else action.default
+            shown = "(needed)" if action.required else shown
+            choices = f" ({', '.join(action.choices)})" if action.choices else ""
+            rows.append(f"| `{action.option_strings[0]}` | {shown} | {action.help}{choices} |")
+        raise SystemExit
+
+    with mock.patch.object(cli.Parser, "parse_args", note), contextlib.suppress(SystemExit):
+        program.parse_args([])
+    return "\n".join(rows)
+
+
+def measured():
+    """What this code reached in each of the paper's rows, best epoch, as docs/results.md has it."""
+    column, found = None, []
+    for line in RESULTS.read_text().splitlines():
+        cells = [cell.strip() for cell in line.split("|")]
+        if "Here, best epoch, %" in cells:
+            column = cells.index("Here, best epoch, %")
+        elif not line.startswith("|"):
+            column = None
+        elif column and cells[1] in {row.method for row in studies.paper_rows()}:
+            found.append(cells[column])
+    return found
+
+
+def paper_table():
+    """The paper's rows, and what this code reached in them."""
+    lines = [
+        "| data set | method | d_pos | d_neg | epochs | paper | here |",
+        "| --- | --- | :---: | :---: | :---: | :---: | :---: |",
+    ]
+    for row, here in zip(studies.paper_rows(), measured(), strict=True):
+        d_pos, d_neg = row.flags.get("d_pos", "–"), row.flags.get("d_neg", "–")
+        cells = [studies.TITLES[row.dataset], row.method, d_pos, d_neg, row.epochs]
+        cells += [f"{row.paper:.2f}", here]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+QUICK = {
+    "main.py": lambda: flag_table(main),
+    "linear.py": lambda: flag_table(linear),
+    "paper": paper_table,
+}
+
+
+def printed(*words):
+    """What a program of this project prints."""
+    command = [sys.executable, *words]
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
+def generate(name):
+    """The table that a page has between `<!-- generated: name -->` and `<!-- end -->`."""
+    if name in QUICK:
+        return QUICK[name]()
+    if name == "benchmark":
+        return printed("-m", "benchmark", "--table", "--device", "cpu")
+    words = ["--table", name]
+    if name == "folder":
+        command = re.search(
+            r"python reproduce\.py folder (.*?)\n\n", RESULTS.read_text(), re.DOTALL
+        )
+        words += re.findall(r"--\w+='[^']*'|[^\s\\]+", command[1])
+        words = [word.replace("'", "") for word in words]
+    return printed("reproduce.py", *words)
+
+
+def rewrite(wanted):
+    """Make the wanted tables again, or all; the README's last, since it needs docs/results.md."""
+    for page in PAGES:
+        text = page.read_text()
+        for name, old in GENERATED.findall(text):
+            if name in wanted or not wanted:
+                text = text.replace(
+                    f"<!-- generated: {name} -->\n{old}<!-- end -->",
+                    f"<!-- generated: {name} -->\n\n{generate(name).strip()}\n\n<!-- end -->",
+                )
+        page.write_text(text)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_tables(name):
+    """The flags are those of --help, the README's rows are the paper's."""
+    pages = [dict(GENERATED.findall(page.read_text())) for page in PAGES]
+    (found,) = [tables[name].strip() for tables in pages if name in tables]
+    assert found == QUICK[name](), "python tests/test_docs.py rewrites the tables"
+
+
+# ------------------------------------------------------------------------------- examples
+
+BLOCKS = {
+    f"{page.name} {number}": code
+    for page in PAGES
+    for number, (language, code) in enumerate(FENCE.findall(page.read_text()), 1)
+    if language == "python"
+}
 
 
 def pretend(monkeypatch, name, **content):
@@ -45,7 +167,7 @@ class Images(torch.utils.data.Dataset):
 
 
 class Solo(nn.Module):
-    """solo-learn's BaseMethod and SimCLR as one: projections of every view, and the loss of its online classifier."""
+    """solo-learn's BaseMethod and SimCLR as one: projections, and the online classifier's loss."""
 
     def __init__(self):
         super().__init__()
@@ -62,27 +184,35 @@ class SimCLR(Solo):
 
 @pytest.fixture
 def packages(monkeypatch, tmp_path):
-    """The packages that the examples are for, the repository as ./AttentioNCE, and weights of the example's name."""
-    views = types.SimpleNamespace(count=0)
+    """Stand-ins for other packages, a clone ./AttentioNCE, and weights of the example's name."""
+    counted = types.SimpleNamespace(transforms=0)
 
     def many(transforms):
-        views.count = len(transforms)
+        counted.transforms = len(transforms)
         return lambda image: [t(image) for t in transforms]
+
+    def noisy(input_size):
+        return lambda image: image + 0.1 * torch.randn(image.shape)
 
     pretend(monkeypatch, "lightning", LightningModule=nn.Module)
     pretend(monkeypatch, "lightly.data", LightlyDataset=Images)
     pretend(monkeypatch, "lightly.transforms.multi_view_transform", MultiViewTransform=many)
-    noisy = types.SimpleNamespace(
-        view=lambda input_size: lambda image: image + 0.1 * torch.randn(image.shape)
-    )
-    pretend(monkeypatch, "lightly.transforms.simclr_transform", SimCLRViewTransform=noisy.view)
+    pretend(monkeypatch, "lightly.transforms.simclr_transform", SimCLRViewTransform=noisy)
     pretend(monkeypatch, "solo.methods.simclr", SimCLR=SimCLR)
+    monkeypatch.setitem(sys.modules, "attentionce.loss", loss)  # where an installation has it
     monkeypatch.chdir(tmp_path)
     (tmp_path / "AttentioNCE").symlink_to(ROOT)
     state = {f"module.{key}": value for key, value in Model(128, "resnet10").state_dict().items()}
     files.save(tmp_path / "cifar10_SimCLR_4model_256_400_1.0_10.0.pth", state)
     torch.manual_seed(0)
-    return views
+    return counted
+
+
+def check_readers_code(names, packages):
+    encoder, views = names["encoder"], names["views"]
+    z = normalize(torch.stack([encoder(view) for view in views]), dim=-1)
+    (expected,) = torch.autograd.grad(loss.attentionce(z, 0.5, 1.0, 10.0), [encoder.weight])
+    torch.testing.assert_close(encoder.weight.grad, expected)
 
 
 def check_lightning(names, packages):
@@ -97,7 +227,7 @@ def check_lightning(names, packages):
 
 
 def check_lightly(names, packages):
-    assert packages.count == 6 == len(names["views"]) and len(names["views"][0]) == 64
+    assert packages.transforms == 6 == len(names["views"]) and len(names["views"][0]) == 64
     assert all(p.grad is not None and p.grad.isfinite().all() for p in names["model"].parameters())
 
 
@@ -108,52 +238,34 @@ def check_solo(names, packages):
     torch.testing.assert_close(value, 1 + loss.attentionce(z, 0.2, 2.0, 0.5))
 
 
-def check_hub(names, packages):
-    assert [stage.shape for stage in names["stages"].values()] == [
-        (1, 128, 32, 32),
-        (1, 256, 16, 16),
-        (1, 512, 8, 8),
-    ]
+def check_hub_encoder(names, packages):
+    shapes = [tuple(stage.shape) for stage in names["stages"].values()]
+    assert shapes == [(1, 128, 32, 32), (1, 256, 16, 16), (1, 512, 8, 8)]
 
 
 CHECKS = {
+    "from attentionce.loss import": check_readers_code,
     "import lightning": check_lightning,
     "from lightly": check_lightly,
     "from solo": check_solo,
-    "torch.hub": check_hub,
+    '"encoder", source=': check_hub_encoder,
 }
 
 
-def test_readme_has_an_example_of_every_kind():
-    assert all(any(use in block for block in BLOCKS) for use in CHECKS)
+def test_there_is_an_example_of_every_kind():
+    assert all(any(use in block for block in BLOCKS.values()) for use in CHECKS)
 
 
-@pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_example_runs(number, packages):
-    block = BLOCKS[number]
+@pytest.mark.parametrize("name", BLOCKS)
+def test_example_runs(name, packages):
+    block = BLOCKS[name]
     assert len([line for line in block.splitlines() if line.strip()]) < 20
-    names = {"__name__": "example"}
-    exec(compile(block, f"README.md, Python block {number + 1}", "exec"), names)
-    for use, check in CHECKS.items():
-        if use in block:
-            check(names, packages)
+    (check,) = [check for use, check in CHECKS.items() if use in block]
+    # the reader's own
+    names = {"__name__": "example", "encoder": nn.Linear(4, 5), "views": torch.randn(6, 3, 4)}
+    exec(compile(block, name, "exec"), names)
+    check(names, packages)
 
 
-@pytest.mark.parametrize("program", [main, linear])
-def test_readme_has_every_flag(program, monkeypatch):
-    """With its default and the words of --help."""
-    rows = []
-
-    def note(parser, argv):
-        for action in parser._actions[1:]:  # the first is --help
-            shown = "" if action.default is None or action.default is False else action.default
-            shown = "(needed)" if action.required else shown
-            choices = f" ({', '.join(action.choices)})" if action.choices else ""
-            rows.append(f"| `{action.option_strings[0]}` | {shown} | {action.help}{choices} |")
-        raise SystemExit
-
-    monkeypatch.setattr(cli.Parser, "parse_args", note)
-    with pytest.raises(SystemExit):
-        program.parse_args([])
-    print("\n".join(rows))  # what to put there
-    assert "\n".join(rows) in TEXT
+if __name__ == "__main__":
+    rewrite(sys.argv[1:])

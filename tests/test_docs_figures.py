@@ -1,0 +1,247 @@
+"""Every figure that a sentence of README.md or docs/ takes from results/ is what the file says."""
+
+import csv
+import json
+import math
+import statistics
+
+import pytest
+from conftest import ROOT
+
+from benchmark.scaling import sent
+
+RESULTS = ROOT / "results"
+PHOTOS = "resnet10-10/seed{}/photos/photos_SimCLR_{}"
+SHORT = "resnet10-4/seed0/folder/folder_SimCLR_{}"
+
+
+def says(page, sentence):
+    """The page has this sentence, wherever its lines break."""
+    text = " ".join((ROOT / page).read_text().split())
+    assert sentence in text, f"{page} should say: {sentence}"
+
+
+def found(path):
+    return json.loads((RESULTS / path).read_text())
+
+
+@pytest.fixture
+def rows():
+    """rows(path): the medians of a benchmark's file, by row and variant."""
+
+    def function(path):
+        return {(row["name"], row["variant"]): row for row in found(path)["rows"]}
+
+    return function
+
+
+def ratios(table, *keys):
+    return [table[key]["ratio"]["of_medians"] for key in keys]
+
+
+def test_speed(rows):
+    table = rows("benchmark-cpu.json")
+    fp32, bf16 = ratios(table, ("step", "fp32"), ("step", "bf16"))
+    most, least = ratios(table, ("memory", "fp32"), ("memory", "bf16"))
+    says(
+        "README.md",
+        f"a training step of resnet50 is {bf16:.2f} times as fast in bf16 as the published "
+        f"scripts' recipe ({fp32:.2f} times in fp32), with {least:.2f} of the memory ({most:.2f}).",
+    )
+    eager, compiled = ratios(table, ("views", "cpu eager"), ("views", "cpu compiled"))
+    slow, fast = (1 / r for r in ratios(table, ("linear", "fp32"), ("linear", "bf16")))
+    says(
+        "README.md",
+        f"Making views is {eager:.0f} to {compiled:.0f} times as fast, an epoch of linear "
+        f"evaluation {slow:.1f} to {fast:.1f} times",
+    )
+    says("docs/speed.md", f"the step is {fp32:.2f} times as fast as the recipe's")
+    limits = [table["limit", precision]["ours"]["median"] for precision in ("bf16", "fp32")]
+    says("docs/speed.md", f"bfloat16, in which it multiplies {limits[0] / limits[1]:.1f} times")
+    making = table["view making", "bf16"]["ours"]["median"]
+    says("docs/speed.md", f"Making views is {making:.1f} % of a step.")
+    steps = [table["step", precision]["ours"]["median"] for precision in ("bf16", "fp32")]
+    says("docs/speed.md", f"`--precision bf16`, which is {steps[0] / steps[1]:.1f} times as fast")
+    assert least < 0.5  # "less than half of the recipe's memory"
+
+
+def test_memory(rows):
+    """Measured for 16 × 6 views; in proportion for 256 × 6, but for what does not grow."""
+    table, parameters = rows("benchmark-cpu.json"), found("scaling-cpu.json")["parameters"]
+    variants = ("bf16", "fp32", "bf16 grad_cache")
+    gb = [table["memory", variant]["ours"]["median"] / 1000 for variant in variants]
+    says(
+        "docs/speed.md",
+        f"takes {gb[0]:.1f} GB in bf16, {gb[1]:.1f} GB in fp32 and {gb[2]:.1f} GB in bf16 with",
+    )
+    fixed = 4 * 4 * parameters / 1e9  # weights, gradients, two moments in float32
+    says("docs/speed.md", f"Weights, gradients and optimiser are {fixed:.1f} GB of that.")
+    scaled = [fixed + (value - fixed) * 256 / 16 for value in gb]
+    says(
+        "docs/speed.md",
+        "256 × 6 views would take {:.0f}, {:.0f} and {:.0f} GB uncompiled".format(*scaled),
+    )
+
+
+def test_second_cpu(rows):
+    table = rows("without-bf16/benchmark-cpu.json")
+    views = ratios(table, ("views", "cpu eager"), ("views", "cpu compiled"))
+    step, epoch = ratios(table, ("step", "fp32"), ("epoch", "fp32"))
+    memory = ratios(table, ("memory", "fp32"), ("memory", "fp32 grad_cache"))
+    loss = ratios(table, *(("loss", f"batch {batch}") for batch in ("256", "1,024", "4,096")))
+    linear = ratios(table, ("linear", "fp32"))
+    assert f"{step:.2f}" == f"{epoch:.2f}"
+    sentence = (
+        "the ratios are {:.2f} and {:.2f} for views, {:.2f} for step and epoch, {:.2f} for memory "
+        "({:.2f} with `--grad_cache`), {:.2f}, {:.2f} and {:.2f} for the loss, and {:.2f} for "
+        "linear evaluation"
+    )
+    says("docs/speed.md", sentence.format(*views, step, *memory, *loss, *linear))
+
+
+def test_scaling():
+    result = found("scaling-cpu.json")
+    one, two = (measured["images_per_second"] for measured in result["measured"])
+    says(
+        "docs/several-gpus.md",
+        f"measured {one:.1f} images/s in one process and {two:.1f} in two, {two / one / 2:.0%} of "
+        "twice as many".replace("%", " %"),
+    )
+    megabytes = [
+        sum(sent(*exchange, n) for exchange in result["exchanges"][str(n)].values()) / 1e6
+        for n in (2, 8, 512)
+    ]
+    sentence = "each of two processes sends {:.1f} MB, each of 8 sends {:.1f} MB and each of 512"
+    says("docs/several-gpus.md", f"{sentence} sends {{:.1f}} MB".format(*megabytes))
+
+
+def test_what_to_expect_of_a_gpu():
+    """Views of 400 epochs, and hours at 13 and 17 thousand per second."""
+    for images, name in (
+        (50_000, "CIFAR-10 or CIFAR-100"),
+        (100_000, "TinyImageNet"),
+        (105_000, "STL10"),
+    ):
+        views = 400 * (images // 256) * 256 * 6
+        hours = [views / rate / 3600 for rate in (17_000, 13_000)]
+        cells = f"| {views / 1e6:.0f} million | {hours[0]:.1f}–{hours[1]:.1f} hours |"
+        says("docs/speed.md", f"| AttentioNCE on {name} {cells}")
+        if images == 50_000:
+            says("README.md", f"or {hours[0]:.1f} to {hours[1]:.1f} hours for 400 epochs")
+    says("docs/speed.md", "moves about 160 GB")
+    full, part = (160 / (share * 3350) for share in (0.8, 0.7))
+    assert round(1000 * full, -1) == 60 and round(1000 * part, -1) == 70
+    says(
+        "docs/speed.md",
+        "At 70 to 80 % of an H100's bandwidth of 3.35 TB/s that alone takes 60 to 70 ms",
+    )
+    assert [round(256 * 6 / ms) for ms in (120, 90)] == [13, 17]
+
+
+# ------------------------------------------------------------------------------- the study
+
+
+def photos(name, pick):
+    """Mean and standard deviation of a run of the study over its seeds."""
+    values = [pick(found(PHOTOS.format(seed, f"{name}_linear.json"))) for seed in range(3)]
+    return statistics.mean(values), statistics.stdev(values)
+
+
+def knn(result):
+    return result["knn_top1"]
+
+
+def linear(result):
+    return result["best_epoch"]["top1"]
+
+
+def ahead(a, b, pick):
+    """How many points run `a` is ahead of `b`; 0 where that is within the deviations."""
+    (mean_a, spread_a), (mean_b, spread_b) = photos(a, pick), photos(b, pick)
+    gap = mean_a - mean_b
+    return gap if abs(gap) > math.hypot(spread_a, spread_b) else 0
+
+
+def attention(d_pos=1.0, d_neg=10.0, positives=4):
+    return f"{positives}model_64_10_{d_pos}_{d_neg}"
+
+
+OTHERS = {"SimCLR": "simclr_64_{}", "DCL": "dcl_64_{}_0.1", "HCL": "hcl_64_{}_0.1_1.0"}
+OTHERS["BCL"] = "bcl_64_{}_0.1_0.9_0.9"
+
+
+def test_against_the_other_losses():
+    def gaps(epochs, pick):
+        return {
+            method: ahead(attention(), name.format(epochs), pick) for method, name in OTHERS.items()
+        }
+
+    equal = gaps(10, knn).values()
+    assert min(equal) > 0 and not any(gaps(30, knn).values())
+    says(
+        "docs/study-photographs.md",
+        f"ahead of all four at equal epochs, by {min(equal):.1f} to {max(equal):.1f} points, and "
+        "level with all four at equal numbers of encoded views",
+    )
+    equal, more = gaps(10, linear), gaps(30, linear)
+    assert [method for method in OTHERS if equal[method]] == ["DCL"]
+    assert [method for method in OTHERS if more[method]] == ["SimCLR", "HCL"]
+    says(
+        "docs/study-photographs.md",
+        f"ahead of DCL at equal epochs, by {equal['DCL']:.1f} points; at equal views it is behind "
+        f"SimCLR, by {-more['SimCLR']:.1f}, and HCL, by {-more['HCL']:.1f}, and level with",
+    )
+
+
+def test_number_of_positives():
+    one, two, four, eight = (attention(positives=positives) for positives in (1, 2, 4, 8))
+    says(
+        "docs/study-photographs.md",
+        f"one is worse than two in kNN (by {ahead(two, one, knn):.1f}) and in linear accuracy (by "
+        f"{ahead(two, one, linear):.1f}). Eight are worse than two in kNN (by "
+        f"{ahead(two, eight, knn):.1f}), but better than one and four in linear accuracy (by "
+        f"{ahead(eight, one, linear):.1f} and {ahead(eight, four, linear):.1f}).",
+    )
+
+
+def test_d_pos_and_d_neg():
+    costs = [ahead(attention(d, 10.0), attention(d, 0.1), linear) for d in (0.1, 1.0, 10.0)]
+    of_knn = [ahead(attention(d, 10.0), attention(d, 0.1), knn) for d in (1.0, 10.0)]
+    says(
+        "docs/study-photographs.md",
+        f"0.1 instead of 10 costs {min(costs):.1f} to {max(costs):.1f} points of linear accuracy "
+        f"and, where d_pos is 1 or 10, {min(of_knn):.1f} to {max(of_knn):.1f} points of kNN.",
+    )
+    cost = ahead(attention(), attention(0.1), knn)
+    says("docs/study-photographs.md", f"0.1 instead of 1 costs {cost:.1f} points of kNN")
+    grid = [attention(d_pos, d_neg) for d_pos in (0.1, 1.0, 10.0) for d_neg in (0.1, 1.0, 10.0)]
+    better = [ahead(name, attention(), pick) > 0 for name in grid for pick in (knn, linear)]
+    assert not any(better)  # "no sharper setting did better"
+
+
+def test_effective_numbers():
+    last = []
+    for seed in range(3):
+        with open(RESULTS / PHOTOS.format(seed, f"{attention()}.csv"), newline="") as file:
+            last.append(list(csv.DictReader(file))[-1])
+    positives, negatives = (
+        statistics.mean(float(row[f"effective_{kind}"]) for row in last)
+        for kind in ("positives", "negatives")
+    )
+    sentence = f"{positives:.1f} of 4 positives and {negatives:.1f} of 126 negatives count"
+    says("docs/study-photographs.md", sentence)
+
+
+def test_short_run_on_real_images():
+    def gap(ours, theirs, pick):
+        results = [found(SHORT.format(f"{name}_linear.json")) for name in (ours, theirs)]
+        return pick(results[0]) - pick(results[1])
+
+    full = "4model_64_4_1.0_10.0"
+    views = [gap(full, "simclr_64_12", pick) for pick in (knn, linear)]
+    epochs = [gap(full, "simclr_64_4", pick) for pick in (knn, linear)]
+    says(
+        "docs/results.md",
+        f"ahead of SimCLR by {views[0]:.2f} points of kNN and {views[1]:.2f} of linear accuracy "
+        f"(best epoch); at equal epochs (4) it is ahead by {epochs[0]:.2f} and {epochs[1]:.2f}.",
+    )
