@@ -243,12 +243,17 @@ def check_hub_encoder(names, packages):
     assert shapes == [(1, 128, 32, 32), (1, 256, 16, 16), (1, 512, 8, 8)]
 
 
+def check_hub_loss(names, packages):
+    torch.testing.assert_close(names["loss"], loss.attentionce(names["z"], 0.5, 1.0, 10.0))
+
+
 CHECKS = {
     "from attentionce.loss import": check_readers_code,
     "import lightning": check_lightning,
     "from lightly": check_lightly,
     "from solo": check_solo,
     '"encoder", source=': check_hub_encoder,
+    '"attentionce", source=': check_hub_loss,
 }
 
 
