@@ -1,4 +1,7 @@
-"""torchvision's data sets, photographs and load, on small files in the true on-disk formats; every fault is one UserError."""
+"""torchvision's data sets, on small files in the true formats, the photographs, and load.
+
+Every fault is a UserError of one line.
+"""
 
 import io
 import os
@@ -19,7 +22,7 @@ from utils import load
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
-    """Any attempt to download fails, and leaves its URL in the list."""
+    """Make every download fail; return the list of the URLs that were tried."""
     return cut_network(monkeypatch)
 
 
@@ -28,26 +31,26 @@ def no_network(monkeypatch):
 
 @pytest.fixture(params=["cifar10", "cifar100"])
 def cifar(request, monkeypatch):
-    """A small CIFAR: (name, torchvision's class, files by name, pixels and labels of train, of test)."""
+    """A small CIFAR.
+
+    Returns:
+        (name, torchvision's class, files by name, train's pixels and labels, test's)
+    """
     source = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[request.param]
     key = "labels" if request.param == "cifar10" else "fine_labels"
     files, lists, contents = {}, [], []
     for seed, entries in enumerate((source.train_list, source.test_list)):
         batches = []
         for i, (name, _) in enumerate(entries):
-            batch = {
-                "data": noise(4, 3072, seed=10 * seed + i),
-                key: [(i + j) % 3 for j in range(4)],
-            }
+            labels = [(i + j) % 3 for j in range(4)]
+            batch = {"data": noise(4, 3072, seed=10 * seed + i), key: labels}
             files[name] = pickle.dumps(batch, protocol=2)
             batches.append(batch)
         lists.append([[name, md5(files[name])] for name, _ in entries])
-        contents.append(
-            (np.concatenate([b["data"] for b in batches]), sum((b[key] for b in batches), []))
-        )
-    files[source.meta["filename"]] = meta = pickle.dumps(
-        {source.meta["key"]: ["apple", "bear", "chair"]}, protocol=2
-    )
+        data = np.concatenate([batch["data"] for batch in batches])
+        contents.append((data, [label for batch in batches for label in batch[key]]))
+    meta = pickle.dumps({source.meta["key"]: ["apple", "bear", "chair"]}, protocol=2)
+    files[source.meta["filename"]] = meta
     monkeypatch.setattr(source, "train_list", lists[0])
     monkeypatch.setattr(source, "test_list", lists[1])
     monkeypatch.setattr(source, "meta", {**source.meta, "md5": md5(meta)})
@@ -55,7 +58,7 @@ def cifar(request, monkeypatch):
 
 
 def pack(path, folder, contents):
-    """A .tar.gz as distributed: the files in one folder. Returns its md5."""
+    """Make a .tar.gz as distributed, with the files in one folder; return its md5."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with tarfile.open(path, "w:gz") as tar:
         for name, data in contents.items():
@@ -94,13 +97,8 @@ def test_cifar_archive(cifar, tmp_path, no_network, monkeypatch):
 def test_cifar_without_network(cifar, tmp_path, capsys):
     name, source, _, _, _ = cifar
     message = refusal(name, str(tmp_path / "new"), "train")
-    for part in (
-        source.filename,
-        source.tgz_md5,
-        source.url,
-        repr(str(tmp_path / "new")),
-        "no network",
-    ):
+    place = repr(str(tmp_path / "new"))
+    for part in (source.filename, source.tgz_md5, source.url, place, "no network"):
         assert part in message
     assert capsys.readouterr().out == ""
 
@@ -142,7 +140,10 @@ def test_archive_cannot_leave_root(tmp_path, monkeypatch, escape):
 
 @pytest.fixture
 def stl10(monkeypatch):
-    """A small STL10: files, and for each split what the binaries hold (columns before rows, labels from 1)."""
+    """A small STL10: its files, and the images of each split.
+
+    The binaries hold columns before rows, and labels from 1.
+    """
     parts = {"train": noise(5, 3, 96, 96, seed=1), "unlabeled": noise(7, 3, 96, 96, seed=2)}
     parts["test"] = noise(4, 3, 96, 96, seed=3)
     files = {f"{part}_X.bin": data.tobytes() for part, data in parts.items()}
@@ -157,9 +158,9 @@ def stl10(monkeypatch):
 def test_stl10(stl10, tmp_path, no_network):
     files, parts = stl10
     put(tmp_path / "stl10_binary", files)
-    pretrain, train, test = (
-        load("stl10", str(tmp_path), split) for split in ("pretrain", "train", "test")
-    )
+    pretrain = load("stl10", str(tmp_path), "pretrain")
+    train = load("stl10", str(tmp_path), "train")
+    test = load("stl10", str(tmp_path), "test")
     assert torch.equal(pretrain.pixels, torch.cat([parts["train"], parts["unlabeled"]]))
     assert torch.equal(train.pixels, parts["train"])
     assert torch.equal(test.pixels, parts["test"])
@@ -208,18 +209,18 @@ def test_photos(photos):
 
 
 def test_photos_do_not_overlap(monkeypatch):
-    """In a photograph whose pixels are their own column (in units of 4), the crops tell where they come from."""
+    """Where the value of a pixel is its column divided by 4, crops tell where they come from."""
     from skimage import data
 
     monkeypatch.setattr(utils, "PHOTOS", ["ramp", "narrow"])
     ramp = np.tile((np.arange(512) // 4).astype(np.uint8), (70, 1))
     monkeypatch.setattr(data, "ramp", lambda: ramp, raising=False)
-    monkeypatch.setattr(
-        data, "narrow", lambda: ramp[:64, :384], raising=False
-    )  # no taller than a crop
+    narrow = ramp[:64, :384]  # as high as a crop
+    monkeypatch.setattr(data, "narrow", lambda: narrow, raising=False)
     train, test = load("photos", "", "train"), load("photos", "", "test")
     for label, width in enumerate((512, 384)):
-        left, right = (4 * x.pixels[x.labels == label].int() for x in (train, test))
+        left = 4 * train.pixels[train.labels == label].int()
+        right = 4 * test.pixels[test.labels == label].int()
         assert left.max() < 0.6 * width < right.min() + 4
         assert left.max() > 0.55 * width  # and the bounds are used
         assert right.min() < 0.65 * width
@@ -229,13 +230,13 @@ def test_photos_do_not_overlap(monkeypatch):
 
 
 def test_photos_are_means_of_four(photos):
-    """Some place of the photograph gives the crop; the photograph is read apart from utils' list."""
+    """Every crop is found in the photograph, which is read without utils."""
     from skimage import data
 
     for name, picture in (("camera", data.camera()), ("chelsea", data.chelsea())):
-        picture = np.broadcast_to(
-            picture.reshape(*picture.shape[:2], -1), (*picture.shape[:2], 3)
-        ).astype(int)
+        height, width = picture.shape[:2]
+        picture = np.broadcast_to(picture.reshape(height, width, -1), (height, width, 3))
+        picture = picture.astype(int)
         sums = picture[:-1, :-1] + picture[1:, :-1] + picture[:-1, 1:] + picture[1:, 1:]
         means = np.floor(sums / 4 + 0.5)
         crop = photos[0].pixels[64 * utils.PHOTOS.index(name)].permute(1, 2, 0).numpy()

@@ -1,4 +1,4 @@
-"""TinyImageNet's reader, on small zips and folders; every fault is one line of UserError."""
+"""TinyImageNet's reader, on small zips and folders; every fault is a UserError of one line."""
 
 import io
 import os
@@ -24,17 +24,20 @@ WNIDS = ["n03", "n01", "n02"]  # not in alphabetical order, as in the real file
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
-    """Any attempt to download fails, and leaves its URL in the list."""
+    """Make every download fail; return the list of the URLs that were tried."""
     return cut_network(monkeypatch)
 
 
 def rgb(data):
-    """3×H×W of an encoded image, decoded apart from the reader."""
+    """The pixels of an encoded image, 3×H×W, decoded without the reader."""
     return torch.from_numpy(np.array(Image.open(io.BytesIO(data)).convert("RGB"))).permute(2, 0, 1)
 
 
 def tiny_files():
-    """A small TinyImageNet: contents by path. Two of the JPEGs are grayscale; val is not in order of its names."""
+    """A small TinyImageNet: contents by path.
+
+    Two of the JPEGs are grayscale. The annotations of val are not in order of its names.
+    """
     files = {
         "wnids.txt": "".join(f"{wnid}\n" for wnid in WNIDS).encode(),
         "words.txt": b"n01\tcat\n",
@@ -45,20 +48,23 @@ def tiny_files():
             shape = (64, 64) if (c, i) == (1, 1) else (64, 64, 3)
             files[f"train/{wnid}/images/{wnid}_{i}.JPEG"] = picture(shape, seed=10 * c + i)
     for i in range(4):
-        files[f"val/images/val_{i}.JPEG"] = picture(
-            (64, 64) if i == 2 else (64, 64, 3), seed=100 + i
-        )
+        shape = (64, 64) if i == 2 else (64, 64, 3)
+        files[f"val/images/val_{i}.JPEG"] = picture(shape, seed=100 + i)
     lines = [
         f"val_{i}.JPEG\t{wnid}\t0\t32\t44\t62\n"
         for i, wnid in ((2, "n01"), (0, "n02"), (3, "n03"), (1, "n02"))
     ]
     files["val/val_annotations.txt"] = "".join(lines).encode()
-    files["test/images/test_0.JPEG"] = files["train/n01/images/._n01_0.JPEG"] = b"never read"
+    files["test/images/test_0.JPEG"] = b"never read"
+    files["train/n01/images/._n01_0.JPEG"] = b"never read"
     return files
 
 
 def tiny_put(root, form, files, monkeypatch, extra=()):
-    """Write files as the form folder, bare (root itself is the folder) or zip; extra = more (name, data) of the zip."""
+    """Write the files below root.
+
+    form: "folder", "bare" (root itself is the folder) or "zip"; extra: more (name, data) for it.
+    """
     if form != "zip":
         put(root / "tiny-imagenet-200" if form == "folder" else root, files)
         return
@@ -66,9 +72,9 @@ def tiny_put(root, form, files, monkeypatch, extra=()):
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about duplicates
         archive.writestr("tiny-imagenet-200/", b"")
-        for name, data in [
-            (f"tiny-imagenet-200/{name}", data) for name, data in files.items()
-        ] + list(extra):
+        for name, data in files.items():
+            archive.writestr(f"tiny-imagenet-200/{name}", data)
+        for name, data in extra:
             archive.writestr(name, data)
     zip_put(root, file.getvalue(), monkeypatch)
 
@@ -89,10 +95,9 @@ def test_tiny(tmp_path, monkeypatch, form, no_network):
         assert images.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
         assert images.pixels.shape == (9, 3, 64, 64)
         assert images.labels.dtype == torch.int64
-        for pixels, (wnid, i) in zip(
-            images.pixels, [(wnid, i) for wnid in WNIDS for i in range(3)], strict=True
-        ):
-            assert torch.equal(pixels, rgb(files[f"train/{wnid}/images/{wnid}_{i}.JPEG"]))
+        paths = [f"train/{wnid}/images/{wnid}_{i}.JPEG" for wnid in WNIDS for i in range(3)]
+        for pixels, path in zip(images.pixels, paths, strict=True):
+            assert torch.equal(pixels, rgb(files[path]))
     test = load("tinyImageNet", str(tmp_path), "test")
     assert test.labels.tolist() == [1, 2, 0, 2]
     assert test.classes == WNIDS
@@ -119,11 +124,11 @@ def test_tiny_download(tmp_path, monkeypatch):
     assert tinyimagenet.TINY_MD5 in message
     assert tinyimagenet.TINY_URL in message
     assert not os.path.exists(root / "tiny-imagenet-200.zip")
-    monkeypatch.setattr(
-        datasets.utils,
-        "_urlretrieve",
-        lambda url, path: write(path, b"a page of a hotel's network"),
-    )
+
+    def login_page(url, path):
+        write(path, b"a page of a hotel's network")
+
+    monkeypatch.setattr(datasets.utils, "_urlretrieve", login_page)
     assert tinyimagenet.TINY_MD5 in refusal("tinyImageNet", str(root), "test")
     assert not os.path.exists(root / "tiny-imagenet-200.zip")
     copied = []
@@ -154,9 +159,8 @@ def test_tiny_zip_with_wrong_md5_is_left_alone(tmp_path, monkeypatch, no_network
     tiny_put(tmp_path, "zip", tiny_files(), monkeypatch)
     monkeypatch.setattr(tinyimagenet, "TINY_MD5", "0" * 32)
     before = tree(tmp_path)
-    assert repr(str(tmp_path / "tiny-imagenet-200.zip")) in refusal(
-        "tinyImageNet", str(tmp_path), "train"
-    )
+    message = refusal("tinyImageNet", str(tmp_path), "train")
+    assert repr(str(tmp_path / "tiny-imagenet-200.zip")) in message
     assert tree(tmp_path) == before
     assert not no_network
 
@@ -213,7 +217,7 @@ def test_tiny_faults(tmp_path, monkeypatch, form, fault):
     changes, split, named = BAD_TINY[fault]
     files = {name: data for name, data in {**tiny_files(), **changes}.items() if data is not None}
     tiny_put(tmp_path, form, files, monkeypatch)
-    if form == "folder":  # so that only files are missing, and root is still seen as the data set
+    if form == "folder":  # only files are missing, so that the folder still counts as the data set
         os.makedirs(tmp_path / "tiny-imagenet-200" / "val" / "images", exist_ok=True)
     message = refusal("tinyImageNet", str(tmp_path), split)
     assert named in message and "tiny-imagenet-200" in message or "replace or remove" in message
@@ -223,7 +227,8 @@ def test_tiny_faults(tmp_path, monkeypatch, form, fault):
     "name", ["/etc/evil", "../evil", "tiny-imagenet-200/../evil", "..\\evil", "C:/evil", "wnids"]
 )
 def test_tiny_zip_names(tmp_path, monkeypatch, name):
-    name = "tiny-imagenet-200/wnids.txt" if name == "wnids" else name  # the second of that name
+    if name == "wnids":
+        name = "tiny-imagenet-200/wnids.txt"  # a second file of that name
     tiny_put(tmp_path, "zip", tiny_files(), monkeypatch, extra=[(name, b"evil")])
     assert repr(name) in refusal("tinyImageNet", str(tmp_path), "train")
 
@@ -249,7 +254,7 @@ def test_tiny_zip_bomb(tmp_path, monkeypatch, method):
             archive.writestr(f"tiny-imagenet-200/{name}", data)
         archive.writestr(bomb, bytes(size))
     data = file.getvalue()
-    if method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, "lying"):  # declare less than is there
+    if method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, "lying"):  # declares less than is there
         assert data.count(struct.pack("<L", size)) == 2
         data = data.replace(struct.pack("<L", size), struct.pack("<L", 3000))
     zip_put(tmp_path, data, monkeypatch)
@@ -274,13 +279,12 @@ def test_fuzz_tiny(tmp_path, monkeypatch, under_1_gb):
     assert len(load("tinyImageNet", str(tmp_path / "zip"), "train").labels) == 3
     directory = good.index(b"PK\1\2")
     refused = 0
-    for i in range(
-        200
-    ):  # every second time only the directory at the end, the part with the most to go wrong
-        data = mutated(good, draw) if i % 2 else good[:directory] + mutated(good[directory:], draw)
+    for i in range(200):
+        start = 0 if i % 2 else directory  # at the end, where most can go wrong
+        data = good[:start] + mutated(good[start:], draw)
         zip_put(tmp_path / "zip", data, monkeypatch)
         refused += refusals("tinyImageNet", tmp_path / "zip")
-    assert 200 < refused < 390  # or the fuzzer tests nothing
+    assert 200 < refused < 390  # else the fuzzer tests nothing
     tiny_put(tmp_path, "folder", files, monkeypatch)
     refused = 0
     for _ in range(150):

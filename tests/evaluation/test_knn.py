@@ -1,4 +1,4 @@
-"""kNN accuracy against scikit-learn and a loop; features that leave the encoder alone."""
+"""kNN accuracy against scikit-learn and a loop; features, which leave the encoder alone."""
 
 import math
 
@@ -20,13 +20,13 @@ def clusters(classes=9, bank=240, queries=90, dim=8):
     random = torch.manual_seed(1)
     centres = torch.randn(classes, dim, generator=random)
     labels = torch.randint(classes, (bank + queries,), generator=random)
-    lengths = torch.rand(bank + queries, 1, generator=random) + 0.1  # which must not matter
+    lengths = torch.rand(bank + queries, 1, generator=random) + 0.1  # must not matter
     x = lengths * (centres[labels] + 1.3 * torch.randn(bank + queries, dim, generator=random))
     return x[:bank], labels[:bank], x[bank:], labels[bank:], classes
 
 
 def loop(bank, bank_labels, queries, labels, classes, k, temperature):
-    """The definition, query after query, in float64."""
+    """The definition, one query at a time, in float64."""
     bank, queries = bank.double(), queries.double()
     hits = [0, 0]
     for query, label in zip(queries, labels, strict=True):
@@ -43,14 +43,12 @@ def loop(bank, bank_labels, queries, labels, classes, k, temperature):
 @pytest.mark.parametrize(
     ("k", "temperature"), [(1, 0.5), (20, 0.07), (20, 5.0), (200, 0.1), (240, 0.5)]
 )
-def test_accuracy_is_that_of_the_definition(k, temperature):
+def test_accuracy_follows_the_definition(k, temperature):
     data = clusters()
     top1, top5 = knn.knn(*data, k=k, temperature=temperature)
     expected = loop(*data, k, temperature)
     assert top1 == pytest.approx(expected[0], abs=1e-9)
-    if (
-        k > 1
-    ):  # else all classes but one have no vote, and which of them are among the five is chance
+    if k > 1:  # else only one class has votes, and the other four of the five are arbitrary
         assert top5 == pytest.approx(expected[1], abs=1e-9)
     assert 20 < top1 < top5 < 100
 
@@ -58,10 +56,8 @@ def test_accuracy_is_that_of_the_definition(k, temperature):
 def test_the_test_data_tell_settings_apart():
     """Else the test above could pass with weights or k ignored."""
     data = clusters()
-    found = {
-        loop(*data, k, t) for k, t in [(1, 0.5), (20, 0.07), (20, 5.0), (200, 0.1), (200, 5.0)]
-    }
-    assert len(found) == 5
+    settings = [(1, 0.5), (20, 0.07), (20, 5.0), (200, 0.1), (200, 5.0)]
+    assert len({loop(*data, k, temperature) for k, temperature in settings}) == 5
 
 
 @pytest.mark.parametrize("temperature", [0.07, 0.5])
@@ -71,9 +67,8 @@ def test_accuracy_is_that_of_scikit_learn(temperature):
     def weights(distance):
         return torch.from_numpy((1 - distance) / temperature).exp().numpy()
 
-    oracle = KNeighborsClassifier(30, weights=weights, metric="cosine").fit(
-        bank.double(), bank_labels
-    )
+    oracle = KNeighborsClassifier(30, weights=weights, metric="cosine")
+    oracle.fit(bank.double(), bank_labels)
     ranking = torch.from_numpy(oracle.predict_proba(queries.double())).argsort(1, descending=True)
     hit = ranking[:, :5] == labels[:, None]
     expected = 100 * hit[:, 0].double().mean().item(), 100 * hit.any(1).double().mean().item()
@@ -103,9 +98,8 @@ def test_few_classes_and_small_temperatures():
     bank, bank_labels, queries, labels, _ = clusters(classes=3)
     assert knn.knn(bank, bank_labels, queries, labels, 3, k=20)[1] == 100
     nearest = knn.knn(bank, bank_labels, queries, labels, 3, k=1)[0]
-    assert (
-        knn.knn(bank, bank_labels, queries, labels, 3, k=20, temperature=1e-4)[0] == nearest
-    )  # exp(1e4) overflows
+    top1, _ = knn.knn(bank, bank_labels, queries, labels, 3, k=20, temperature=1e-4)
+    assert top1 == nearest  # although exp(1e4) overflows
 
 
 def test_k_is_clamped_and_says_so(capsys):
@@ -113,7 +107,8 @@ def test_k_is_clamped_and_says_so(capsys):
     assert capsys.readouterr().out == ""
     assert knn.clamp_k(200, 24) == 24
     said = capsys.readouterr().out
-    assert "--k 200" in said and "24" in said
+    assert "--k 200" in said
+    assert "24" in said
     with pytest.raises(UserError, match="--k"):
         knn.clamp_k(0, 10)
 
@@ -127,30 +122,46 @@ def test_features_leave_the_encoder_alone(training):
     whole = knn.features(f, pixels, CPU, torch.float32)
     assert all(module.training == training for module in f.modules())
     assert all(torch.equal(before[key], value) for key, value in f.state_dict().items())
-    assert whole.shape == (10, 512) and whole.dtype == torch.float32 and not whole.requires_grad
-    with torch.no_grad():
-        expected = f.eval()(views.normalize(pixels)).flatten(
-            1
-        )  # no crop, no resize, running statistics
+    assert whole.shape == (10, 512)
+    assert whole.dtype == torch.float32
+    assert not whole.requires_grad
+    with torch.no_grad():  # no crop, no resize, running statistics
+        expected = f.eval()(views.normalize(pixels)).flatten(1)
     torch.testing.assert_close(whole, expected)
     torch.testing.assert_close(knn.features(f, pixels, CPU, torch.float32, batch_size=3), whole)
 
 
 def test_large_images_go_in_smaller_batches():
-    """So that the encoder's memory does not grow with them."""
+    """So the encoder's memory does not grow with them."""
     sizes, f = [], nn.Conv2d(3, 4, 1)
     f.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
     for side, batch in ((16, 8), (32, 8), (64, 2), (96, 1)):
         sizes.clear()
-        knn.features(
-            f, torch.zeros(9, 3, side, side, dtype=torch.uint8), CPU, torch.float32, batch_size=8
-        )
-        assert max(sizes) == batch and sum(sizes) == 9
+        pixels = torch.zeros(9, 3, side, side, dtype=torch.uint8)
+        knn.features(f, pixels, CPU, torch.float32, batch_size=8)
+        assert max(sizes) == batch
+        assert sum(sizes) == 9
+
+
+def test_images_go_to_the_device_by_a_safe_copy(monkeypatch):
+    """All of them go through `to_device`, which does not copy to MPS in the background."""
+    copied = []
+
+    def to_device(x, device):
+        copied.append(len(x))
+        return x.to(device)
+
+    monkeypatch.setattr(knn, "to_device", to_device)
+    pixels = torch.zeros(9, 3, 32, 32, dtype=torch.uint8)
+    knn.features(nn.Conv2d(3, 4, 1), pixels, CPU, torch.float32, batch_size=4)
+    assert copied == [4, 4, 1]
 
 
 def test_features_in_half_precision_are_float32():
     f = Model(8, "resnet10").f.eval()
     pixels = torch.randint(256, (3, 3, 8, 8), dtype=torch.uint8)
-    exact, half = (knn.features(f, pixels, CPU, dtype) for dtype in (torch.float32, torch.bfloat16))
-    assert half.dtype == torch.float32 and not torch.equal(exact, half)
+    exact = knn.features(f, pixels, CPU, torch.float32)
+    half = knn.features(f, pixels, CPU, torch.bfloat16)
+    assert half.dtype == torch.float32
+    assert not torch.equal(exact, half)
     torch.testing.assert_close(half, exact, rtol=0.1, atol=0.05)

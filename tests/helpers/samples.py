@@ -1,4 +1,4 @@
-"""What the tests of the readers share: small files in the true on-disk formats, damage to them, and load's refusals."""
+"""What the tests of the readers share: small files in the true formats, damage, refusals."""
 
 import hashlib
 import io
@@ -34,13 +34,57 @@ def put(folder, contents):
 
 
 def picture(shape, seed=0, format="JPEG", **options):
+    """The bytes of an image file that holds noise."""
     file = io.BytesIO()
     Image.fromarray(noise(*shape, seed=seed)).save(file, format, **options)
     return file.getvalue()
 
 
+def two_classes(root, train, test, held_out="test", suffix=".png", **options):
+    """Save arrays or images in the folders 0 and 1 of two splits, in turn; return the root."""
+    for split, pictures in (("train", train), (held_out, test)):
+        for i, data in enumerate(pictures):
+            path = root / split / str(i % 2) / f"{i}{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image = data if isinstance(data, Image.Image) else Image.fromarray(data)
+            image.save(path, **options)
+    return str(root)
+
+
+def odd_images(root):
+    """Make a folder of odd images; return its path and the paths of train in reading order."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    images = {
+        "train/a/cmyk.JPG": (noise(70, 81, 4, seed=1), "CMYK", {"format": "JPEG"}),
+        "train/a/deep/er/wide.png": (noise(50, 333, 3, seed=2), "RGB", {}),
+        "train/b/exif.jpeg": (noise(75, 91, 3, seed=3), "RGB", {"exif": turned}),
+        "train/b/gray.png": (noise(99, 64, seed=4), "L", {}),
+        "train/b/la.png": (noise(64, 67, 2, seed=5), "LA", {}),
+        "train/b/rgba.png": (noise(99, 71, 4, seed=6), "RGBA", {}),
+        "train/b/tall.webp": (noise(321, 68, 3, seed=7), "RGB", {"lossless": True}),
+        "train/b/tiny.bmp": (noise(3, 2, 3, seed=8), "RGB", {}),
+        "train/c d/palette.gif": (noise(80, 64, 3, seed=9), "P", {}),
+        "test/b/x.png": (noise(77, 78, 3, seed=10), "RGB", {}),
+    }
+    for name, (data, mode, options) in images.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if mode == "P":
+            image = Image.fromarray(data).convert("P")
+        else:
+            image = Image.frombytes(mode, data.shape[1::-1], data)
+        image.save(path, **options)
+    (root / "train" / "empty").mkdir()
+    junk = ["train/readme.png", ".x/y.png", "train/.git/x.png", "train/b/noextension"]
+    junk += ["train/a/notes.txt", "train/a/film.mpg", "train/a/run.eps"]
+    junk += ["train/a/.hidden.png", "train/a/.thumbs/x.png"]
+    put(root, dict.fromkeys(junk, b"not an image"))
+    return str(root), [str(root / name) for name in images if name.startswith("train")]
+
+
 def tree(folder):
-    """Every file below folder with its contents and time."""
+    """Every file below a folder, by path: its contents and the time of its last change."""
     found = {}
     for where, _, names in os.walk(folder):
         for name in names:
@@ -51,7 +95,7 @@ def tree(folder):
 
 
 def mutated(data, draw):
-    """The bytes with some flipped, cut out, repeated, or the end missing."""
+    """The bytes with some of them changed, cut out or repeated, or without their end."""
     data, kind = bytearray(data), draw.randrange(4)
     at, length = draw.randrange(len(data)), draw.randrange(1, 40)
     if kind == 0:
@@ -67,7 +111,7 @@ def mutated(data, draw):
 
 
 def refusal(*arguments, **options):
-    """The message of the UserError that load raises, which must be one printable line."""
+    """The message of the UserError that load raises; it must be one printable line."""
     with pytest.raises(UserError) as caught:
         load(*arguments, **options)
     message = str(caught.value)
@@ -77,7 +121,7 @@ def refusal(*arguments, **options):
 
 
 def refusals(name, root):
-    """How many of train and test load refuses; it does so in one line, and does nothing else but load."""
+    """How many of train and test load refuses. It must refuse in one line or load them."""
     messages = []
     for split in ("train", "test"):
         try:
@@ -89,7 +133,7 @@ def refusals(name, root):
 
 
 def cut_network(monkeypatch):
-    """Any attempt to download fails from now on, and leaves its URL in the list returned."""
+    """Make every download fail from now on; return the list of the URLs that were tried."""
     tried = []
 
     def fail(url, *_, **__):

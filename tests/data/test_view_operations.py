@@ -1,0 +1,137 @@
+"""Every operation of the views against torchvision's, image by image."""
+
+import pytest
+import torch
+from helpers.view_samples import OPS, TORCHVISION, check_close, draw, random_images
+from torchvision.transforms.v2 import functional as F
+
+from attentionce.data import views
+
+
+def each(x, function, values):
+    """Apply `function` image by image, each with its own parameter."""
+    pairs = zip(x, values.tolist(), strict=True)
+    return torch.stack([function(image, value) for image, value in pairs])
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size"),
+    [
+        (32, 32, 32),
+        (96, 96, 32),
+        (64, 64, 32),
+        (20, 45, 32),
+        (90, 50, 24),
+        (32, 32, 64),
+        (7, 5, 16),
+        (64, 33, 11),
+    ],
+)
+def test_crop_is_torchvisions(height, width, size):
+    images = random_images(60, height, width)
+    g = torch.Generator().manual_seed(0)
+    h = torch.randint(1, height + 1, (60,), generator=g)
+    w = torch.randint(1, width + 1, (60,), generator=g)
+    h[:4] = torch.tensor([1, height, 1, height])
+    w[:4] = torch.tensor([1, width, width, 1])
+    top = (torch.rand(60, generator=g) * (height - h + 1)).long()
+    left = (torch.rand(60, generator=g) * (width - w + 1)).long()
+    top[4:20] = 0
+    left[12:28] = 0
+    top[20:36] = (height - h)[20:36]
+    left[28:44] = (width - w)[28:44]
+    flip = torch.rand(60, generator=g) < 0.5
+
+    box = torch.stack([top, left, h, w])
+    ours = views.crop(images, *box.float(), flip.float(), size)
+    for n, image in enumerate(images / 255):
+        expected = F.resized_crop(image, *box[:, n].tolist(), [size, size], antialias=True)
+        if flip[n]:
+            expected = F.horizontal_flip(expected)
+        check_close(ours[n], expected)
+
+
+def test_crop_at_32_pixels_is_torchvisions_to_the_last_bits():
+    images, d = random_images(256, 32, 32), draw(1, 256)
+    ours = views.crop(images, *(p[0] for p in d[:4]), torch.zeros(256), 32)
+    boxes = torch.stack(d[:4], -1)[0].int()
+    expected = each(images / 255, lambda image, box: F.resized_crop(image, *box, [32, 32]), boxes)
+    assert (ours - expected).abs().max() <= 3e-7
+
+
+@pytest.mark.parametrize("index", range(3))
+@pytest.mark.parametrize("factor", [None, 0.0, 0.25, 0.6, 1.0, 1.4, 5.0])
+def test_brightness_contrast_saturation_are_torchvisions(index, factor):
+    x = random_images(40, 13, 9) / 255
+    factors = torch.linspace(0.6, 1.4, 40) if factor is None else torch.full((40,), factor)
+    expected = each(x, TORCHVISION[index], factors)
+    check_close(OPS[index](x, factors), expected)
+
+
+@pytest.mark.parametrize("bound", [0.1, 0.5])
+def test_hue_is_torchvisions(bound):
+    x = random_images(101, 13, 9) / 255
+    for seed in range(3):
+        order = torch.randperm(101, generator=views.generator(seed))
+        turns = torch.linspace(-bound, bound, 101)[order]
+        check_close(views.hue(x, turns), each(x, F.adjust_hue, turns), atol=1e-5)
+
+
+def test_hue_of_every_kind_of_pixel():
+    levels = torch.linspace(0, 1, 13)
+    colours = torch.cartesian_prod(levels, levels, levels).T.reshape(1, 3, 13, -1)
+    for turn in torch.linspace(-0.5, 0.5, 41):
+        expected = F.adjust_hue(colours[0], turn.item())
+        check_close(views.hue(colours, turn[None])[0], expected, atol=1e-5)
+
+
+def test_colour_operations_when_an_image_exceeds_one_by_rounding():
+    x = torch.full((1, 3, 4, 4), 1 + 2**-23)
+    for op, value in zip(OPS, (1.0, 1.0, 1.0, 0.05), strict=True):
+        check_close(op(x, torch.tensor([value])), torch.ones_like(x))
+
+
+def test_gray_is_torchvisions():
+    x = random_images(6, 8, 8) / 255
+    expected = F.rgb_to_grayscale(x, num_output_channels=3)
+    check_close(views.saturation(x, torch.zeros(6)), expected)
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (13, 40), (2, 3)])
+def test_blur_is_torchvisions(shape):
+    x = random_images(20, *shape) / 255
+    sigma = torch.linspace(0.1, 2, 20)
+    expected = each(x, lambda image, s: F.gaussian_blur(image, [3, 3], [s, s]), sigma)
+    check_close(views.blur(x, views.blur_share(sigma)), expected)
+
+
+def test_normalize_is_torchvisions():
+    images = random_images(6, 20, 9)
+    for given in (images, images.float()):
+        before = given.clone()
+        expected = F.normalize(images / 255, list(views.MEAN), list(views.STD))
+        check_close(views.normalize(given), expected)
+        assert torch.equal(given, before)
+
+
+def test_neutral_parameters_change_nothing():
+    images = random_images(6, 32, 32)
+    x, one, zero = images / 255, torch.ones(6), torch.zeros(6)
+    assert torch.equal(views.brightness(x, one), x)
+    assert torch.equal(views.contrast(x, one), x)
+    assert torch.equal(views.saturation(x, one), x)
+    assert torch.equal(views.blur(x, zero), x)
+    check_close(views.hue(x, zero), x)
+    check_close(views.crop(images, zero, zero, 32 * one, 32 * one, zero, 32), x)
+    check_close(views.finish(x, one, zero), views.normalize(images))
+
+
+def test_operations_leave_their_arguments_alone():
+    x = random_images(6, 32, 32) / 255
+    before, half, box = x.clone(), torch.full((6,), 0.5), torch.full((6,), 10.0)
+    for op in (*OPS, views.blur):
+        op(x, half)
+        assert torch.equal(x, before), op.__name__
+    views.finish(x, half, half)
+    views.crop(x, box, box, box, box, box, 32)
+    assert torch.equal(x, before)
