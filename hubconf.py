@@ -1,38 +1,56 @@
-"""For torch.hub: the encoder in torchvision's own ResNet naming, for detection, timm-like and other code.
+"""For torch.hub: the encoder with the names of torchvision's ResNet, and the loss as a module.
 
-encoder = torch.hub.load(PATH_OR_REPO, "encoder", weights="cifar10_SimCLR_4model_256_400_1.0_1.0.pth")
+encoder = torch.hub.load(REPO, "encoder", weights="cifar10_SimCLR_4model_256_400_1.0_10.0.pth")
+criterion = torch.hub.load(REPO, "attentionce", temperature=0.5, d_pos=1.0, d_neg=10.0)
 """
 
+import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 
-dependencies = ["torch", "torchvision", "numpy", "PIL", "tqdm"]
+dependencies = ["torch", "torchvision"]
 
-# The caller may have modules of these names: theirs step aside while ours are imported.
-_ours = [path.stem for path in Path(__file__).parent.glob("*.py") if path.stem != "hubconf"]
-_theirs = {name: sys.modules.pop(name) for name in _ours if name in sys.modules}
-try:
-    from model import as_resnet, backbone, load_model
-finally:
-    for _name in _ours:
-        sys.modules.pop(_name, None)
-    sys.modules.update(_theirs)
+
+def _beside(name: str) -> ModuleType:
+    """The file beside this one, as attentionce.`name`: the caller may have a module `name`."""
+    path = Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"attentionce.{name}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+_loss, _model = _beside("loss"), _beside("model")
 
 
 def encoder(weights=None, arch=None):
-    """A torchvision ResNet for small images: 3×3 stride-1 conv1, no max-pool, no fc; it returns features B×512 or B×2048.
+    """A torchvision ResNet for small images: 3×3 stride-1 conv1, no max-pool, no fc.
 
-    It wants images normalised with mean (0.4914, 0.4822, 0.4465) and std (0.2023, 0.1994, 0.2010), and like torchvision's
-    is in train mode until .eval().
+    It returns features, B×512 or B×2048, and expects images normalised with mean (0.4914, 0.4822,
+    0.4465) and std (0.2023, 0.1994, 0.2010). Like torchvision's it is in train mode until .eval().
 
     Args:
-        weights: a file of main.py or of the reference, opened without running anything in it; None: untrained.
-        arch: resnet10, resnet18, resnet34 or resnet50; read off the weights by default (untrained: resnet50).
+        weights: A file of main.py or of the reference. Nothing in it is run. None: untrained.
+        arch: resnet10, resnet18, resnet34 or resnet50. By default it is read off the weights;
+            untrained, it is resnet50.
 
     Raises:
-        ValueError: one line; the weights are missing, damaged, of another arch, or hold more than tensors.
+        ValueError: In one line: the weights are missing, damaged, of another arch, or hold more than
+            tensors.
     """
     if weights is None:
-        return backbone(arch or "resnet50")
-    model, arch = load_model(weights, arch)
-    return as_resnet(model.f, arch)
+        return _model.backbone(arch or "resnet50")
+    model, arch = _model.load_model(weights, arch)
+    return _model.as_resnet(model.f, arch)
+
+
+def attentionce(temperature=0.5, d_pos=1.0, d_neg=1.0):
+    """The loss as a module: embeddings (2 + M) × batch × dim, two anchors first → mean loss.
+
+    Raises:
+        ValueError: A parameter is not positive and finite; the message names it.
+    """
+    return _loss.AttentioNCE(temperature, d_pos, d_neg)

@@ -1,10 +1,14 @@
-"""Fit a linear classifier on frozen features: python linear.py --dataset_name cifar10 --model_path results/cifar10/….pth"""
+"""Fit a linear classifier on frozen features:
+
+python linear.py --dataset_name cifar10 --model_path results/cifar10/….pth
+"""
 
 import argparse
-import math
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,62 +25,49 @@ from attentionce.training import devices, processes
 from model import ARCHS, Model, as_resnet, load_model
 from utils import DATASETS, load
 
+# ------------------------------------------------------------------------------------- settings
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The settings, with the reference's names and defaults where it has them."""
     parser = cli.Parser(description=__doc__, formatter_class=cli.Help)
-    add = parser.add_argument
+    add = parser.add_argument_group("encoder").add_argument
     add(
         "--model_path",
         required=True,
         nargs="+",
         metavar="PATH",
-        help="weights of main.py or of the reference; random: an untrained encoder; several are compared",
+        help="weights of main.py or of the reference, or random for an untrained encoder; "
+        "several are compared",
     )
-    add(
-        "--export",
-        metavar="FILE",
-        help="write the encoder as safetensors in torchvision's ResNet naming, and end",
-    )
-    add(
-        "--root",
-        default="data",
-        help="folder of the data sets; with --dataset_name folder, of your images",
-    )
-    add("--dataset_name", default="cifar10", metavar="NAME", help=", ".join(DATASETS))
-    add(
-        "--store_size",
-        type=int,
-        default=64,
-        help="side that the images of a folder are kept at, in pixels",
-    )
-    add(
-        "--image_size",
-        type=int,
-        default=32,
-        help="side of a training view, in pixels; test images keep theirs",
-    )
-    add("--arch", choices=ARCHS, help="encoder (default: read off the weights; random: resnet50)")
-    add("--batch_size", type=int, default=512, help="images a step")
-    add("--epochs", type=int, default=100, help="passes over the training images")
-    add("--lr", type=float, help="learning rate of Adam (default: 1e-3; stl10: 1e-2)")
-    add("--weight_decay", type=float, default=1e-6, help="of Adam")
+    add("--arch", choices=ARCHS, help="default: read off the weights; random: resnet50")
     add(
         "--encoder_mode",
         default="frozen",
         choices=["frozen", "reference"],
-        help="reference: the encoder stays in train mode while the classifier trains, so BatchNorm drifts",
+        help="reference: the encoder stays in train mode, so BatchNorm's statistics drift",
     )
-    add("--k", type=int, default=200, help="neighbours of the kNN accuracy")
-    add("--temperature", type=float, default=0.5, help="of the kNN vote")
-    add("--seed", type=int, default=0, help="of the classifier, the views and an untrained encoder")
-    add("--device", help="cuda, mps or cpu (default: the first that is there)")
     add(
-        "--precision",
-        default="auto",
-        choices=devices.PRECISIONS,
-        help="auto: bf16 on CUDA that has it, else fp32",
+        "--export",
+        metavar="FILE",
+        help="only write the encoder as safetensors with torchvision's ResNet names",
     )
+    cli.add_data_flags(parser, DATASETS)
+    add = parser.add_argument_group("classifier").add_argument
+    add(
+        "--image_size",
+        type=int,
+        default=32,
+        help="side of a training view, in pixels; test images keep their size",
+    )
+    add("--batch_size", type=int, default=512, help="images per step")
+    add("--epochs", type=int, default=100, help="passes over the training images")
+    add("--lr", type=float, help="learning rate of Adam (default: 1e-3; stl10: 1e-2)")
+    add("--weight_decay", type=float, default=1e-6, help="of Adam")
+    add("--seed", type=int, default=0, help="of the classifier, views and an untrained encoder")
+    add("--k", type=int, default=200, help="neighbours that vote in the kNN accuracy")
+    add("--temperature", type=float, default=0.5, help="of the kNN vote")
+    cli.add_device_flags(parser)
     add(
         "--results",
         default="results",
@@ -92,7 +83,7 @@ def check_args(args: argparse.Namespace) -> None:
     """Refuse what cannot work before anything is loaded or written.
 
     Raises:
-        UserError: names the flag, its value and what would do.
+        UserError: Names the flag, its value, and what would work.
     """
     if args.export and len(args.model_path) > 1:
         raise UserError(
@@ -100,27 +91,26 @@ def check_args(args: argparse.Namespace) -> None:
         )
     if args.dataset_name not in DATASETS:
         raise UserError(f"--dataset_name {args.dataset_name} is not one of {', '.join(DATASETS)}")
-    for name in ("temperature", "lr"):
-        if not (getattr(args, name) > 0 and math.isfinite(getattr(args, name))):
-            raise UserError(f"--{name} must be a positive number, not {getattr(args, name)}")
-    for name, least in {
-        "epochs": 1,
-        "batch_size": 2,
-        "k": 1,
-        "seed": 0,
-        "image_size": 4,
-        "weight_decay": 0,
-    }.items():
-        if not getattr(args, name) >= least:
-            raise UserError(f"--{name} must be at least {least}, not {getattr(args, name)}")
+    cli.check_positive(args, "temperature", "lr")
+    cli.check_at_least(
+        args, epochs=1, batch_size=2, k=1, seed=0, image_size=4, weight_decay=0, store_size=1
+    )
 
 
-def main() -> None:
-    """Evaluate every model of `--model_path`; more than one end in a table."""
-    args = parse_args()
+# ------------------------------------------------------------------------------------- programs
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate every model of `--model_path`; more than one end in a table.
+
+    Returns:
+        The exit status.
+    """
+    args = parse_args(argv)
     check_args(args)
     if args.export:
-        return processes.from_first(lambda: export(args))
+        processes.from_first(lambda: export(args))
+        return 0
     device = devices.choose_device(args.device)
     dtype = devices.choose_precision(args.precision, device)
     devices.reproducible(False)
@@ -129,30 +119,29 @@ def main() -> None:
     test = processes.in_turn(load, args.dataset_name, args.root, "test", args.store_size)
     results = []
     for path, model, arch, out in encoders:
-        result = evaluate(
-            model.f.to(device, memory_format=torch.channels_last),
-            train,
-            test,
-            args,
-            device,
-            dtype,
-            out,
-        )
+        f = model.f.to(device, memory_format=torch.channels_last)
+        result = evaluate(f, train, test, args, device, dtype, out)
         print(f"{path} ({arch}): kNN top-1 {result['knn_top1']:.2f} %")
         for which in ("last", "best"):
             row = result[f"{which}_epoch"]
             print(
-                f"  {which} epoch ({row['epoch']}): top-1 {row['top1']:.2f} %, top-5 {row['top5']:.2f} %",
+                f"  {which} epoch ({row['epoch']}): "
+                f"top-1 {row['top1']:.2f} %, top-5 {row['top5']:.2f} %",
                 flush=True,
             )
         results.append((path, result))
     if len(results) > 1:
-        print(
-            f"\n{'kNN':>8} {'linear, last':>13} {'linear, best':>13}   top-1 on {args.dataset_name}, percent"
-        )
-        for path, result in results:
-            numbers = result["knn_top1"], result["last_epoch"]["top1"], result["best_epoch"]["top1"]
-            print("{:8.2f} {:13.2f} {:13.2f}   {}".format(*numbers, Path(path).name))
+        print_comparison(results, args.dataset_name)
+    return 0
+
+
+def print_comparison(results: list[tuple[str, dict[str, Any]]], dataset: str) -> None:
+    """A line per model."""
+    names = f"{'kNN':>8} {'linear, last':>13} {'linear, best':>13}"
+    print(f"\n{names}   top-1 on {dataset}, percent")
+    for path, result in results:
+        last, best = result["last_epoch"]["top1"], result["best_epoch"]["top1"]
+        print(f"{result['knn_top1']:8.2f} {last:13.2f} {best:13.2f}   {Path(path).name}")
 
 
 def open_encoder(path: str, args: argparse.Namespace) -> tuple[Model, str]:
@@ -165,33 +154,36 @@ def open_encoder(path: str, args: argparse.Namespace) -> tuple[Model, str]:
 
 
 def open_encoders(args: argparse.Namespace) -> list[tuple[str, Model, str, Path]]:
-    """(path, model, arch, the results' path without ending) of every `--model_path`: all, before any takes hours.
+    """Every model of `--model_path`, all before any of them takes hours.
 
-    Results lie beside the weights. Another data set than the one in the weights' name, and another mode, are part of theirs.
+    Results go beside the weights. A data set other than that of the weights, and another mode than
+    frozen, are part of their name.
+
+    Returns:
+        For each (path, model, arch, path of its results without ending).
     """
     opened = []
     for path in args.model_path:
         model, arch = open_encoder(path, args)
-        name = (
-            f"random_{arch}_{args.seed}"
-            if path == "random"
-            else Path(path).name.removesuffix(".pth")
-        )
-        name += (
-            f"_{args.dataset_name}"
-            if path != "random" and name.split("_")[0] != args.dataset_name
-            else ""
-        )
-        name += "" if args.encoder_mode == "frozen" else f"_{args.encoder_mode}"
         folder = Path(args.results) / args.dataset_name
-        if path != "random" and os.access(Path(path).parent, os.W_OK):
-            folder = Path(path).parent
+        if path == "random":
+            name = f"random_{arch}_{args.seed}"
+        else:
+            name = Path(path).name.removesuffix(".pth")
+            if name.split("_")[0] != args.dataset_name:
+                name += f"_{args.dataset_name}"
+            if os.access(Path(path).parent, os.W_OK):
+                folder = Path(path).parent
+        if args.encoder_mode != "frozen":
+            name += f"_{args.encoder_mode}"
         opened.append((path, model, arch, files.writable_folder(folder) / name))
     return opened
 
 
 def export(args: argparse.Namespace) -> None:
-    """Write the encoder to `--export` in the names of torchvision's ResNet, with arch and normalisation as metadata.
+    """Write the encoder to `--export` with the names of torchvision's ResNet.
+
+    Arch and normalisation are in the file's metadata.
 
     Raises:
         UserError: safetensors is not installed, or the file cannot be written.
@@ -207,6 +199,9 @@ def export(args: argparse.Namespace) -> None:
     print(f"{args.export}: {arch}, 3×3 stride-1 conv1, no max-pool, no fc")
 
 
+# ------------------------------------------------------------------------------------- evaluation
+
+
 def evaluate(
     f: nn.Module,
     train: Images,
@@ -215,34 +210,39 @@ def evaluate(
     device: torch.device,
     dtype: torch.dtype,
     out: Path,
-) -> dict:
-    """kNN accuracy of `f`, then a linear classifier on its features, tested after every epoch; rank 0 writes CSV and JSON.
+) -> dict[str, Any]:
+    """kNN accuracy of `f`, then a linear classifier on its features, tested after every epoch.
 
-    `f` is frozen: nothing of it changes, BatchNorm's statistics included, except with `--encoder_mode reference`.
+    `f` is frozen: nothing in it changes, BatchNorm's statistics included, except with
+    `--encoder_mode reference`. Rank 0 writes CSV and JSON.
+
+    Args:
+        out: The path of the results, without ending.
 
     Returns:
-        the content of the JSON file: the last epoch's accuracies and the best epoch's, each named as what it is.
+        The content of the JSON file: the accuracies of the last epoch and those of the best.
     """
     began = time.monotonic()
     f.requires_grad_(False).eval()
     train = on_device(train, device)
-    known, asked = (features(f, split.pixels, device, dtype) for split in (train, test))
+    known = features(f, train.pixels, device, dtype)
+    asked = features(f, test.pixels, device, dtype)
     k = clamp_k(args.k, len(train.pixels))
     knn_top1, knn_top5 = knn(
         known, train.labels, asked, test.labels, len(train.classes), k, args.temperature
     )
     torch.manual_seed(args.seed)
     classifier = nn.Linear(known.shape[1], len(train.classes)).to(device)
-    optimizer = torch.optim.Adam(
+    adam = torch.optim.Adam(
         classifier.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True
     )
     labels = test.labels.to(device)
     rows = []
     for epoch in range(1, args.epochs + 1):
-        loss = train_epoch(f, classifier, optimizer, train, args, device, dtype, epoch)
+        loss = train_epoch(f, classifier, adam, train, args, device, dtype, epoch)
         if args.encoder_mode == "reference":
             processes.same_buffers(f)
-            asked = features(f, test.pixels, device, dtype)  # its statistics have moved
+            asked = features(f, test.pixels, device, dtype)  # BatchNorm's statistics have moved
         top1, top5 = accuracy(classifier, asked, labels)
         rows.append({"epoch": epoch, "loss": loss, "top1": top1, "top5": top5})
     result = {
@@ -276,9 +276,13 @@ def train_epoch(
     dtype: torch.dtype,
     epoch: int,
 ) -> float:
-    """One pass over the training images, one random view each; returns the mean loss.
+    """One pass over the training images, one random view each.
 
-    Of several processes each encodes its share of a batch, then all take the same step on the features of the whole.
+    Of several processes each encodes its share of a batch. Then all take the same step on the
+    features of the whole batch.
+
+    Returns:
+        The mean loss.
     """
     f.train(args.encoder_mode == "reference")
     total = torch.zeros((), device=device)
@@ -290,19 +294,17 @@ def train_epoch(
         disable=processes.rank() > 0,
     )
     for step, index in enumerate(bar):
-        draw = views.draw(
-            1, len(index), *train.pixels.shape[2:], views.generator(args.seed, epoch, step)
-        )
-        own = processes.share(len(index))
-        first, last = own[0].item(), own[-1].item() + 1
+        generator = views.generator(args.seed, epoch, step)
+        draw = views.draw(1, len(index), *train.pixels.shape[2:], generator)
+        share = processes.share(len(index))
+        first, last = share[0].item(), share[-1].item() + 1
         batch = train.pixels[index[first:last].to(train.pixels.device)].to(device)
         with torch.no_grad(), devices.autocast(device, dtype):
-            view = views.make_view(
-                batch, views.to(views.part(draw, first, last), device), 0, args.image_size
-            )
+            own_draw = views.to(views.part(draw, first, last), device)
+            view = views.make_view(batch, own_draw, 0, args.image_size)
             feature = f(view).flatten(1).float()
         if processes.world() > 1:
-            feature = processes.gather_rows(feature[own.to(device) - first])[: len(index)]
+            feature = processes.gather_rows(feature[share.to(device) - first])[: len(index)]
         loss = cross_entropy(classifier(feature), train.labels[index.to(train.labels.device)])
         optimizer.zero_grad()
         loss.backward()
@@ -313,8 +315,12 @@ def train_epoch(
 
 
 @torch.no_grad()
-def accuracy(classifier: nn.Linear, feature: Tensor, labels: Tensor) -> tuple[float, float]:
-    """(top-1, top-5) in percent of labels N from features N×D; with fewer than five classes top-5 is 100."""
+def accuracy(classifier: nn.Module, feature: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Of labels N from features N×D, in percent; with fewer than five classes top-5 is 100.
+
+    Returns:
+        (top-1, top-5)
+    """
     scores = classifier(feature)
     hit = scores.topk(min(5, scores.shape[1]), dim=1).indices == labels[:, None]
     return 100 * hit[:, 0].float().mean().item(), 100 * hit.any(1).float().mean().item()

@@ -1,98 +1,95 @@
 """Pretrain an encoder: python main.py --dataset_name cifar10 --d_pos 1 --d_neg 10"""
 
 import argparse
-import functools
-import math
+import inspect
 import shlex
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-import loss as losses
 from attentionce import cli
 from attentionce.data import views
 from attentionce.data.images import Images
 from attentionce.errors import UserError
 from attentionce.evaluation.knn import clamp_k, features, knn
-from attentionce.runs import file_names, files, locks, signals, states
-from attentionce.runs.tensorboard import open_board, write_epoch
+from attentionce.runs import file_names, files, locks, signals, states, tensorboard
 from attentionce.training import devices, processes
 from attentionce.training.moco import MoCo
 from attentionce.training.one_epoch import NonFinite, train_epoch
-from attentionce.training.pretraining import Run, new_progress
+from attentionce.training.pretraining import Run, new_progress, restore, state_of
+from loss import LOSSES
 from model import ARCHS, Model, cost
 from utils import DATASETS, load
 
+# ------------------------------------------------------------------------------------- settings
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The settings, all of them, with the reference's names and defaults where it has them."""
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The settings, with the reference's names and defaults where it has them."""
     parser = cli.Parser(description=__doc__, formatter_class=cli.Help)
-    add = parser.add_argument
-    add(
-        "--root",
-        default="data",
-        help="folder of the data sets; with --dataset_name folder, of your images",
-    )
-    add("--dataset_name", default="cifar10", metavar="NAME", help=", ".join(DATASETS))
-    add(
-        "--store_size",
-        type=int,
-        default=64,
-        help="side that the images of a folder are kept at, in pixels",
-    )
+    cli.add_data_flags(parser, DATASETS)
+    add_method_flags(parser)
+    add_training_flags(parser)
+    cli.add_device_flags(parser)
+    add_run_flags(parser)
+    args = parser.parse_args(argv)
+    if args.save_every is None:
+        args.save_every = 100 if args.dataset_name == "tinyImageNet" else 200
+    for name, users in losses_by_parameter().items():
+        if getattr(args, name) is None:
+            user = args.loss if args.loss in users else users[-1]
+            setattr(args, name, authors_setting(user, name, args.dataset_name))
+    return args
+
+
+def losses_by_parameter() -> dict[str, list[str]]:
+    """Every parameter of a loss besides the temperature, with the losses that take it."""
+    users: dict[str, list[str]] = {}
+    for loss, entry in LOSSES.items():
+        for name in entry.parameters:
+            users.setdefault(name, []).append(loss)
+    return users
+
+
+def authors_setting(loss: str, name: str, dataset: str) -> float:
+    """A parameter's value on a data set as the loss's authors choose it."""
+    default = inspect.signature(LOSSES[loss].function).parameters[name].default
+    return LOSSES[loss].settings.get(dataset, {}).get(name, default)
+
+
+def add_method_flags(parser: argparse.ArgumentParser) -> None:
+    """Views, loss, framework and encoder."""
+    add = parser.add_argument_group("method").add_argument
     add("--image_size", type=int, default=32, help="side of a view, in pixels")
-    add(
-        "--loss",
-        default="attentionce",
-        choices=file_names.PARAMETERS,
-        help="what the encoder minimises",
-    )
-    add(
-        "--temperature", type=float, default=0.5, help="temperature of the loss and of the kNN vote"
-    )
-    add(
-        "--d_pos",
-        type=float,
-        default=1.0,
-        help="scaling factor of the attention on positives: large, all count alike",
-    )
-    add(
-        "--d_neg",
-        type=float,
-        default=1.0,
-        help="scaling factor of the attention on negatives: small, the hardest alone",
-    )
-    add("--num_pos", type=int, default=4, help="attentionce: positives an image, M")
-    add("--tau_plus", type=float, default=0.1, help="dcl, hcl, bcl: share of false negatives")
-    add(
-        "--alpha",
-        type=float,
-        help="bcl: how well the encoder ranks, 0.5 is chance (default: its authors', see README)",
-    )
-    add(
-        "--beta",
-        type=float,
-        help="hcl, bcl: weight of hard negatives (default: its authors', see README)",
-    )
-    add(
-        "--estimator",
-        default="SimCLR",
-        choices=["SimCLR", "MoCo"],
-        help="the framework; part of the file name",
-    )
-    add(
-        "--momentum",
-        type=float,
-        default=0.99,
-        help="MoCo: what the momentum encoder keeps of itself at a step",
-    )
+    add("--loss", default="attentionce", choices=LOSSES, help="what the encoder minimises")
+    add("--temperature", type=float, default=0.5, help="of the loss and of the kNN vote")
+    add("--num_pos", type=int, default=4, help="positives per image, M, of losses that take any")
+    for name, users in losses_by_parameter().items():
+        values = {authors_setting(user, name, dataset) for user in users for dataset in DATASETS}
+        one = len(values) == 1
+        text = f"{', '.join(users)}: {LOSSES[users[0]].parameters[name]}"
+        text += "" if one else " (default: its authors', see docs/flags.md)"
+        add(f"--{name}", type=float, default=values.pop() if one else None, help=text)
+    add("--estimator", default="SimCLR", choices=["SimCLR", "MoCo"], help="the framework")
+    add("--momentum", type=float, default=0.99, help="MoCo: of the momentum encoder")
     add("--queue", type=int, default=4096, help="MoCo: negatives in the queue")
     add("--arch", default="resnet50", choices=ARCHS, help="encoder")
     add("--feature_dim", type=int, default=128, help="size of the projection")
-    add("--batch_size", type=int, default=256, help="images a step")
+    add(
+        "--bn",
+        default="local",
+        choices=["local", "sync"],
+        help="BatchNorm's batch: that of each process (as in DataParallel) or of all processes",
+    )
+
+
+def add_training_flags(parser: argparse.ArgumentParser) -> None:
+    """The optimiser's settings, and how a step computes."""
+    add = parser.add_argument_group("training").add_argument
+    add("--batch_size", type=int, default=256, help="images per step, over all processes")
     add("--epochs", type=int, default=400, help="passes over the images")
     add("--lr", type=float, default=1e-3, help="learning rate of Adam")
     add("--weight_decay", type=float, default=1e-6, help="of Adam")
@@ -100,188 +97,172 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add(
         "--deterministic",
         action="store_true",
-        help="CUDA runs with one seed give the same bits; slower",
-    )
-    add(
-        "--bn",
-        default="local",
-        choices=["local", "sync"],
-        help="BatchNorm's batch: a process's (as DataParallel) or all",
-    )
-    add("--device", help="cuda, mps or cpu (default: the first that is there)")
-    add(
-        "--precision",
-        default="auto",
-        choices=devices.PRECISIONS,
-        help="auto: bf16 on CUDA that has it, else fp32",
+        help="the same seed gives the same bits on CUDA too; slower",
     )
     add(
         "--grad_cache",
         action="store_true",
         help="the memory of one view instead of all, for one more forward pass",
     )
-    add(
-        "--compile",
-        default="auto",
-        choices=["auto", "on", "off"],
-        help="torch.compile; auto: on CUDA",
-    )
-    add("--k", type=int, default=200, help="neighbours of the kNN accuracy")
+    add("--compile", default="auto", choices=["auto", "on", "off"], help="auto: on CUDA")
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """What a run measures, writes and continues from."""
+    add = parser.add_argument_group("run").add_argument
+    add("--k", type=int, default=200, help="neighbours that vote in the kNN accuracy")
     add("--knn_every", type=int, default=10, help="epochs between kNN accuracies; 0: never")
-    add("--save_every", type=int, help="epochs between weights (default: 200; tinyImageNet: 100)")
-    add("--results", default="results", help="folder that weights, metrics and states go to")
+    add(
+        "--save_every",
+        type=int,
+        help="epochs between weights (default: 200; tinyImageNet: 100)",
+    )
+    add("--results", default="results", help="folder for weights, metrics and states")
     add(
         "--tensorboard",
         action="store_true",
         help="also write scalars, views and the attention for TensorBoard",
     )
     add("--resume", default="auto", help="auto: this command's own state; a state's path; never")
-    add("--state_minutes", type=float, default=10, help="minutes between states in mid-epoch")
-    args = parser.parse_args(argv)
-    if args.save_every is None:
-        args.save_every = 100 if args.dataset_name == "tinyImageNet" else 200
-    alpha, beta = {"stl10": (0.7, 1.0), "cifar100": (0.7, 1.0), "tinyImageNet": (0.8, 1.0)}.get(
-        args.dataset_name, (0.9, 0.9)
-    )
-    args.alpha = alpha if args.alpha is None else args.alpha
-    args.beta = args.beta if args.beta is not None else 1.0 if args.loss == "hcl" else beta
-    return args
+    add("--state_minutes", type=float, default=10, help="minutes between states within an epoch")
 
 
 def check_args(args: argparse.Namespace) -> None:
     """Refuse what cannot work before anything is loaded or written.
 
     Raises:
-        UserError: names the flag, its value and what would do.
+        UserError: Names the flag, its value, and what would work.
     """
     if args.dataset_name not in DATASETS:
         raise UserError(f"--dataset_name {args.dataset_name} is not one of {', '.join(DATASETS)}")
-    for name in ("temperature", "d_pos", "d_neg", "lr"):
-        if not (getattr(args, name) > 0 and math.isfinite(getattr(args, name))):
-            raise UserError(f"--{name} must be a positive number, not {getattr(args, name)}")
-    if args.estimator == "MoCo" and args.loss != "attentionce":
-        raise UserError(f"--estimator MoCo goes with --loss attentionce, not {args.loss}")
+    cli.check_positive(args, "temperature", "d_pos", "d_neg", "lr")
+    loss = LOSSES[args.loss]
+    if args.estimator == "MoCo" and loss.queue is None:
+        able = ", ".join(name for name, entry in LOSSES.items() if entry.queue)
+        raise UserError(f"--estimator MoCo goes with --loss {able}, not {args.loss}")
     if not 0 <= args.momentum <= 1:
         raise UserError(f"--momentum must be between 0 and 1, not {args.momentum}")
-    queue = args.batch_size if args.estimator == "MoCo" else 0
-    least = {
-        "epochs": 1,
-        "batch_size": 2,
-        "num_pos": 1,
-        "feature_dim": 1,
-        "image_size": 4,
-        "store_size": 4,
-        "k": 1,
-        "save_every": 1,
-        "knn_every": 0,
-        "queue": queue,
-        "seed": 0,
-        "weight_decay": 0,
-        "state_minutes": 0,
-    }
-    for name, smallest in least.items():
-        if not getattr(args, name) >= smallest:
-            raise UserError(f"--{name} must be at least {smallest}, not {getattr(args, name)}")
+    cli.check_at_least(
+        args,
+        epochs=1,
+        batch_size=2,
+        num_pos=1,
+        feature_dim=1,
+        image_size=4,
+        store_size=4,
+        k=1,
+        save_every=1,
+        knn_every=0,
+        queue=args.batch_size if args.estimator == "MoCo" else 0,
+        seed=0,
+        weight_decay=0,
+        state_minutes=0,
+    )
+    parameters = {name: getattr(args, name) for name in loss.parameters}
     try:
-        if args.estimator == "SimCLR":
-            loss_function(args)(torch.eye(2).expand(number_of_views(args), 2, 2))
+        loss.function(torch.eye(2).expand(loss.views(1), 2, 2), args.temperature, **parameters)
     except ValueError as error:
         raise UserError(f"--loss {args.loss}: {error}") from None
 
 
-def loss_function(args: argparse.Namespace) -> functools.partial:
-    """The loss that `--loss` names, as a function of the embeddings; MoCo's of keys and queue too."""
-    if args.estimator == "MoCo":
-        return functools.partial(
-            losses.attentionce_queue,
-            temperature=args.temperature,
-            d_pos=args.d_pos,
-            d_neg=args.d_neg,
-        )
-    gather = processes.gather if processes.world() > 1 else None
-    parameters = {name: getattr(args, name) for name in file_names.PARAMETERS[args.loss]}
-    return functools.partial(
-        getattr(losses, args.loss), temperature=args.temperature, gather=gather, **parameters
-    )
-
-
-def number_of_views(args: argparse.Namespace) -> int:
-    """Two anchors, and M positives where the loss has any."""
-    return 2 + args.num_pos if args.loss == "attentionce" else 2
-
-
-def main() -> int:
-    """Check everything that can be checked, then train; returns the exit status."""
-    args = parse_args()
-    check_args(args)
-    if args.batch_size % processes.world() or args.batch_size < 2 * processes.world():
-        needed = f"{processes.world()} processes need a multiple of their number, at least two images each"
+def check_processes(args: argparse.Namespace, device: torch.device) -> None:
+    """Refuse what cannot work with this many processes or on this device."""
+    world = processes.world()
+    if args.batch_size % world or args.batch_size < 2 * world:
         raise UserError(
-            f"--batch_size {args.batch_size} is that of all processes together: {needed}"
+            f"--batch_size {args.batch_size} is global: {world} processes need a multiple of "
+            f"{world} that gives each at least two images"
         )
-    device = devices.choose_device(args.device)
-    dtype = devices.choose_precision(args.precision, device)
     if args.bn == "sync" and device.type != "cuda":
         raise UserError(f"--bn sync needs CUDA, not {device.type}")
+
+
+# ------------------------------------------------------------------------------------- the run
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check everything that can be checked, then pretrain.
+
+    Returns:
+        The exit status.
+    """
+    args = parse_args(argv)
+    check_args(args)
+    device = devices.choose_device(args.device)
+    check_processes(args, device)
+    dtype = devices.choose_precision(args.precision, device)
+    command = cli.command_line(argv, "main.py")
     folder = Path(args.results) / args.dataset_name
-    if processes.rank() > 0:  # which writes nothing
-        return pretrain(args, folder, device, dtype)
+    if processes.rank() > 0:  # only rank 0 writes
+        return pretrain(args, command, folder, device, dtype)
     signals.leave_on_signals()
     files.writable_folder(folder)
-    path = (
-        folder / f"{file_names.stem(args, 'all')}.lock"
-    )  # runs that differ in --epochs alone write the same weights
+    # Runs that differ in --epochs alone write the same weights: one lock for all of them.
+    path = folder / f"{stem(args, 'all')}.lock"
     held = locks.lock(path)
     try:
-        states.remove_temporary(args, folder)
-        return pretrain(args, folder, device, dtype)
+        states.remove_temporary(folder, stem(args))
+        return pretrain(args, command, folder, device, dtype)
     finally:
         locks.unlock(path, held)
 
 
 def pretrain(
-    args: argparse.Namespace, folder: Path, device: torch.device, dtype: torch.dtype
+    args: argparse.Namespace,
+    command: list[str],
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> int:
-    """Assemble the run, restore its state, and train, evaluate and save epoch after epoch."""
-    state = processes.from_first(lambda: states.find_state(args, folder))
+    """Images, model and state; then for every epoch: steps, evaluation, files."""
+    defaults = vars(parse_args(["--dataset_name", args.dataset_name, "--loss", args.loss]))
+    state = processes.from_first(lambda: states.find_state(args, defaults, folder, stem(args)))
+    images = load_images(args)
+    evaluate = knn_evaluation(args, images, device, dtype) if args.knn_every else None
+    run = assemble(args, images.pixels, device, dtype)
+    if state is not None:
+        restore(run, state)
+
+    path = folder / stem(args, args.epochs)
+    if run.progress["epoch"] > args.epochs:
+        return already_trained(run, path, command)
+    board = None
+    if args.tensorboard and processes.rank() == 0:
+        board = tensorboard.open_board(path, run.progress["epoch"])
+    received = signals.catch_signals()
+    while run.progress["epoch"] <= args.epochs:
+        try:
+            stop = train_epoch(run, received, lambda: save_state(run, path, ".state"))
+        except NonFinite as error:
+            kept = save_state(run, path, ".nonfinite.state")
+            raise NonFinite(f"{error}; the state before that step is in {kept}") from None
+        if stop:
+            announce_stop(run, path, command)
+            return signals.exit_status(stop)
+        if evaluation_due(run, evaluate) and run.saved_at != run.position:
+            save_state(run, path, ".state")  # an evaluation may take longer than a signal leaves
+        finish_epoch(run, path, evaluate, command)
+        if board is not None:
+            tensorboard.write_epoch(board, run.progress["rows"][-1], epoch_pictures(run))
+        save_state(run, path, ".state")
+    return 0
+
+
+def load_images(args: argparse.Namespace) -> Images:
+    """The images to pretrain on.
+
+    Raises:
+        UserError: There are too few, or not the same on every machine.
+    """
     images = processes.in_turn(load, args.dataset_name, args.root, "pretrain", args.store_size)
     if not processes.alike(len(images.pixels)):
         raise UserError(f"--root {args.root}: not every machine has the same images there")
     if len(images.pixels) < args.batch_size:
         raise UserError(
-            f"{len(images.pixels)} images are fewer than a batch: --batch_size {args.batch_size} is too large"
+            f"{len(images.pixels)} images are fewer than a batch: "
+            f"--batch_size {args.batch_size} is too large"
         )
-    evaluate = knn_evaluation(args, images, device, dtype) if args.knn_every else None
-    run = assemble(args, images.pixels, device, dtype)
-    if state is not None:
-        states.restore(run, state)
-    path = folder / file_names.stem(args, args.epochs)
-    if run.progress["epoch"] > args.epochs:
-        return already_trained(run, path)
-    board = (
-        open_board(path, run.progress["epoch"])
-        if args.tensorboard and processes.rank() == 0
-        else None
-    )
-    write = functools.partial(states.write_state, run, path.with_name(path.name + ".state"))
-    received = signals.catch_signals()
-    while run.progress["epoch"] <= args.epochs:
-        try:
-            stop = train_epoch(run, received, write)
-        except NonFinite as error:
-            kept = path.with_name(path.name + ".nonfinite.state")
-            states.write_state(run, kept)
-            raise NonFinite(f"{error}; the state before that step is in {kept}") from None
-        if stop:
-            states.announce_stop(run, path)
-            return signals.exit_status(stop)
-        if evaluation_due(run, evaluate) and run.saved_at != run.position:
-            write()  # before what may take longer than a signal leaves
-        finish_epoch(run, path, evaluate)
-        if board is not None:
-            write_epoch(board, run, images.pixels)
-        write()
-    return 0
+    return images
 
 
 def assemble(
@@ -292,20 +273,23 @@ def assemble(
     torch.manual_seed(args.seed)
     model = Model(args.feature_dim, args.arch)
     parameters, macs = cost(model, args.image_size)
-    size = f"{parameters / 1e6:.2f} M parameters, {macs / 1e9:.2f} G multiply-adds a view of {args.image_size} px"
-    print(f"{args.arch}: {size}", flush=True)
+    print(
+        f"{args.arch}: {parameters / 1e6:.2f} M parameters, {macs / 1e9:.2f} G multiply-adds "
+        f"per view of {args.image_size} px",
+        flush=True,
+    )
     model = model.to(device, memory_format=torch.channels_last)
     if args.bn == "sync" and processes.world() > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    compiled = args.compile == "on" or (
-        args.compile == "auto" and device.type == "cuda" and devices.compiles(device)
+    moco = None
+    if args.estimator == "MoCo":
+        moco = MoCo(model, args.queue, args.momentum, args.feature_dim).to(device)
+    compiled = args.compile == "on"
+    if args.compile == "auto" and device.type == "cuda":
+        compiled = devices.compiles(device)
+    adam = torch.optim.Adam(
+        model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True
     )
-    moco = (
-        MoCo(model, args.queue, args.momentum, args.feature_dim).to(device)
-        if args.estimator == "MoCo"
-        else None
-    )
-    ops = views.compiled() if compiled else views.Ops()
     return Run(
         args=args,
         device=device,
@@ -313,34 +297,35 @@ def assemble(
         pixels=devices.keep(pixels, device),
         model=model,
         encoder=torch.compile(model) if compiled else model,
-        optimizer=torch.optim.Adam(
-            model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True
-        ),
+        optimizer=adam,
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
-        loss=loss_function(args),
-        views=number_of_views(args),
-        make_view=functools.partial(views.make_view, size=args.image_size, ops=ops),
+        loss=LOSSES[args.loss],
         progress=new_progress(len(pixels) // args.batch_size, device),
+        view_ops=views.compiled() if compiled else views.Ops(),
         moco=moco,
         key_encoder=torch.compile(moco.model) if moco and compiled else None,
+        # A compiler decides by itself what to keep; --grad_cache keeps no more than one view's.
+        recompute=not compiled and not args.grad_cache,
     )
+
+
+# ------------------------------------------------------------------------------------- evaluation
 
 
 def knn_evaluation(
     args: argparse.Namespace, images: Images, device: torch.device, dtype: torch.dtype
-) -> Callable:
-    """A function of the model: its kNN accuracy, top-1 and top-5 in percent, of test images in a bank of training images."""
-    bank = (
-        images
-        if args.dataset_name != "stl10"
-        else processes.in_turn(load, "stl10", args.root, "train")
-    )
+) -> Callable[[Model], tuple[float, float]]:
+    """A function of the model: its kNN accuracy on the test images, top-1 and top-5 in percent."""
+    bank = images
+    if args.dataset_name == "stl10":  # which pretrains on unlabelled images too
+        bank = processes.in_turn(load, "stl10", args.root, "train")
     test = processes.in_turn(load, args.dataset_name, args.root, "test", args.store_size)
     k = clamp_k(args.k, len(bank.pixels))
 
     def evaluate(model: Model) -> tuple[float, float]:
         processes.same_buffers(model)
-        known, asked = (features(model.f, split.pixels, device, dtype) for split in (bank, test))
+        known = features(model.f, bank.pixels, device, dtype)
+        asked = features(model.f, test.pixels, device, dtype)
         return knn(known, bank.labels, asked, test.labels, len(bank.classes), k, args.temperature)
 
     return evaluate
@@ -349,10 +334,12 @@ def knn_evaluation(
 def evaluation_due(run: Run, evaluate: Callable | None) -> bool:
     """Whether the kNN accuracy is to be measured after the current epoch."""
     epoch = run.progress["epoch"]
-    return evaluate is not None and (epoch % run.args.knn_every == 0 or epoch == run.args.epochs)
+    if evaluate is None:
+        return False
+    return epoch % run.args.knn_every == 0 or epoch == run.args.epochs
 
 
-def finish_epoch(run: Run, path: Path, evaluate: Callable | None) -> None:
+def finish_epoch(run: Run, path: Path, evaluate: Callable | None, command: list[str]) -> None:
     """Evaluate, add the epoch's row to the metrics, and write what is due."""
     args, progress = run.args, run.progress
     epoch = progress["epoch"]
@@ -360,16 +347,16 @@ def finish_epoch(run: Run, path: Path, evaluate: Callable | None) -> None:
         "epoch": epoch,
         "loss": progress["losses"].cpu().double().nanmean().item(),
         "views": epoch * run.steps * args.batch_size * run.views,  # encoded so far
-        "seconds": round(progress["seconds"], 3),  # of training so far, evaluation not counted
+        "seconds": round(progress["seconds"], 3),  # of training so far, without evaluation
         "skipped": int(progress["skipped"]),  # by fp16's gradient scaler
         "effective_positives": "",
         "effective_negatives": "",
         "knn_top1": "",
         "knn_top5": "",
     }
-    if args.loss == "attentionce":
+    if run.loss.attention:
         row["effective_positives"], row["effective_negatives"] = progress["effective"]
-    if evaluation_due(run, evaluate):
+    if evaluate is not None and evaluation_due(run, evaluate):
         row["knn_top1"], row["knn_top5"] = evaluate(run.model)
         progress["best_knn"] = max(progress["best_knn"], row["knn_top1"])
         print(
@@ -378,50 +365,102 @@ def finish_epoch(run: Run, path: Path, evaluate: Callable | None) -> None:
         )
     progress["rows"].append(row)
     progress.update(epoch=epoch + 1, step=0, losses=torch.zeros_like(progress["losses"]))
-    write_results(run, path)
+    write_results(run, path, command)
 
 
-def write_results(run: Run, path: Path) -> None:
+@torch.no_grad()
+def epoch_pictures(run: Run) -> dict[str, Any]:
+    """For TensorBoard: views of eight images, and the attention among 64, always the same ones.
+
+    They come with every kNN accuracy and with the first and the last epoch.
+    """
+    from matplotlib.figure import Figure
+    from torchvision.utils import make_grid
+
+    from attentionce.evaluation import figures
+
+    args, epoch = run.args, run.progress["epoch"] - 1
+    if epoch % (args.knn_every or args.epochs) and epoch not in (1, args.epochs):
+        return {}
+    count = min(64, len(run.pixels))
+    made = figures.some_views(run.pixels.cpu(), count, run.views - 2, args.image_size, args.seed)
+    shown = [figures.displayed(view) for view in made[:, :8].flatten(0, 1)]
+    pictures: dict[str, Any] = {"views": make_grid(torch.stack(shown), nrow=8)}
+    if run.loss.attention:
+        model = Model(args.feature_dim, args.arch).to(run.device)  # without SyncBatchNorm
+        model.load_state_dict(run.model.state_dict())
+        z = figures.embed(model.eval(), made)
+        figure = Figure(figsize=(11, 3.4))
+        figures.attention_panel(
+            figure, z, made, args.d_pos, args.d_neg, min(3, count), f"epoch {epoch}"
+        )
+        pictures["attention"] = figure
+    return pictures
+
+
+# ------------------------------------------------------------------------------------- files
+
+
+def stem(args: argparse.Namespace, epoch: int | str = "{epochs}") -> str:
+    """The name of the run's files without ending, after an epoch."""
+    return file_names.stem(args, epoch, LOSSES[args.loss])
+
+
+def save_state(run: Run, path: Path, ending: str) -> Path:
+    """Save all that the run needs to continue from its next step; all processes wait for it."""
+    path = path.with_name(path.name + ending)
+    if processes.rank() == 0:
+        states.save_state(path, state_of(run))
+    run.saved_at = run.position
+    processes.largest([0])  # if one left earlier, torchrun would end the one that writes
+    return path
+
+
+def write_results(run: Run, path: Path, command: list[str]) -> None:
     """Metrics, flags and, where they are due, weights after the last epoch that is done."""
     args, progress = run.args, run.progress
     epoch = progress["epoch"] - 1
     if processes.rank() > 0:
         return
     files.save_csv(path.with_name(path.name + ".csv"), progress["rows"])
-    files.save_json(path.with_name(path.name + ".json"), describe(run))
+    files.save_json(path.with_name(path.name + ".json"), describe(run, command))
     if epoch % args.save_every == 0 or epoch == args.epochs:
-        state_dict = {
-            f"module.{key}": value.cpu().contiguous()
-            for key, value in run.model.state_dict().items()
-        }
-        files.save(path.parent / f"{file_names.stem(args, epoch)}.pth", state_dict)
+        weights = run.model.state_dict()
+        weights = {f"module.{key}": value.cpu().contiguous() for key, value in weights.items()}
+        files.save(path.parent / f"{stem(args, epoch)}.pth", weights)
 
 
-def already_trained(run: Run, path: Path) -> int:
-    """Nothing is left to do for a run that has been extended or that is called twice.
+def already_trained(run: Run, path: Path, command: list[str]) -> int:
+    """Nothing is left to do for a run that was extended or that is called twice.
 
     Raises:
-        UserError: the state that `--resume` names is one of more epochs.
+        UserError: The state that `--resume` names has more epochs than asked for.
     """
     done, epochs = run.progress["epoch"] - 1, run.args.epochs
     if done > epochs:
         raise UserError(
             f"--resume {run.args.resume} has {done} epochs already: give an --epochs above that"
         )
-    if not path.with_name(
-        path.name + ".pth"
-    ).exists():  # --results names another folder than before, perhaps
-        write_results(run, path)
+    if not path.with_name(path.name + ".pth").exists():  # perhaps --results names another folder
+        write_results(run, path, command)
     print(f"already trained for {epochs} epochs: {path}.pth")
     return 0
 
 
-def describe(run: Run) -> dict[str, object]:
-    """What a result file says beside the numbers: every flag, command, versions, hardware and time."""
+def announce_stop(run: Run, path: Path, command: list[str]) -> None:
+    """Say where the run stands and how to continue it."""
+    epoch, step = run.position
+    print(f"stopped at epoch {epoch}, step {step}, state saved; to go on:")
+    state = path.with_name(path.name + ".state")
+    print(states.resume_command(command, state), flush=True)
+
+
+def describe(run: Run, command: list[str]) -> dict[str, Any]:
+    """What a result file says besides the numbers: flags, command, versions, hardware and time."""
     progress = run.progress
     return {
         "flags": vars(run.args),
-        "command": shlex.join(sys.argv),
+        "command": shlex.join(command),
         "machine": devices.machine(run.device),
         "precision": str(run.dtype).removeprefix("torch."),
         "processes": processes.world(),

@@ -1,20 +1,21 @@
-"""Parser, help, and how a program ends."""
+"""What the programs share: flags, their checks, help, and how a program ends."""
 
 import argparse
+import math
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import torch
 
 from attentionce.errors import UserError
-from attentionce.training import processes
+from attentionce.training import devices, processes
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Defaults behind the help, but for flags that have none."""
+    """The default follows the help of every flag that has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         given = action.default is not None and action.default is not False
@@ -22,32 +23,70 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, whose complaints are a UserError like all others."""
+    """argparse whose errors are a UserError like all others."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; --help lists all flags")
 
 
-def run(main: Callable[[], int | None]) -> None:
-    """Call `main` and exit with its status; a UserError becomes one line on stderr and exit status 2.
+def command_line(argv: Sequence[str] | None, program: str) -> list[str]:
+    """The program and its flags, as `main(argv)` was given them."""
+    return list(sys.argv) if argv is None else [program, *argv]
 
-    Of several processes only the first to fail says why, and all leave at once.
+
+def add_data_flags(parser: argparse.ArgumentParser, datasets: Sequence[str]) -> None:
+    """Which images, for all programs that read any."""
+    add = parser.add_argument_group("images").add_argument
+    add("--root", default="data", help="folder of the data sets, or of your own images")
+    add("--dataset_name", default="cifar10", metavar="NAME", help=", ".join(datasets))
+    add("--store_size", type=int, default=64, help="side of a folder's images once read, in pixels")
+
+
+def add_device_flags(parser: argparse.ArgumentParser) -> None:
+    """Where a program computes, and in which precision."""
+    add = parser.add_argument_group("device").add_argument
+    add("--device", help="cuda, mps or cpu (default: the first that is there)")
+    add(
+        "--precision",
+        default="auto",
+        choices=devices.PRECISIONS,
+        help="auto: bf16 on CUDA that has it, else fp32",
+    )
+
+
+def check_positive(args: argparse.Namespace, *names: str) -> None:
+    """Raise a UserError that names the first flag that is not positive and finite."""
+    for name in names:
+        value = getattr(args, name)
+        if not (value > 0 and math.isfinite(value)):
+            raise UserError(f"--{name} must be a positive number, not {value}")
+
+
+def check_at_least(args: argparse.Namespace, **least: float) -> None:
+    """Raise a UserError that names the first flag below its least value."""
+    for name, smallest in least.items():
+        value = getattr(args, name)
+        if not value >= smallest:
+            raise UserError(f"--{name} must be at least {smallest}, not {value}")
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Call `main` and exit with its status.
+
+    A UserError becomes one line on stderr and exit status 2. Of several processes only the first to
+    fail says why, and all leave at once.
     """
     try:
         processes.start()
         status = main()
     except UserError as error:
         line = " ".join(str(error).split())
-        status, why = (
-            2,
-            f"error: {''.join(c if c.isprintable() else '?' for c in line)}\n",
-        )  # names in it may be anyone's
+        printable = "".join(c if c.isprintable() else "?" for c in line)  # it may quote any name
+        status, why = 2, f"error: {printable}\n"
     except torch.OutOfMemoryError as error:
         reason = str(error).split(". ")[0]
-        status, why = (
-            2,
-            f"error: {reason}: take main.py's --grad_cache, a smaller --batch_size, or --precision bf16\n",
-        )
+        advice = "take main.py's --grad_cache, a smaller --batch_size, or --precision bf16"
+        status, why = 2, f"error: {reason}: {advice}\n"
     except KeyboardInterrupt:
         status, why = 130, "interrupted\n"
     except Exception:
@@ -62,5 +101,5 @@ def run(main: Callable[[], int | None]) -> None:
         sys.stderr.write(why)
         sys.stderr.flush()
     if processes.world() > 1:
-        os._exit(status)  # the usual way out waits for exchanges with processes that are gone
+        os._exit(status)  # the usual exit waits for exchanges with processes that are gone
     sys.exit(status)

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -99,20 +100,25 @@ def view_making(
 
 
 def view_making_of(run: Run, pixels: Tensor) -> functools.partial:
-    """`make_views` of one batch of images in the way of a run, ready to be called."""
-    return functools.partial(make_views, pixels.to(run.device), len(pixels), run.make_view)
+    """`make_views` of one batch of images with a run's settings, ready to be called."""
+    make_view = functools.partial(views.make_view, size=run.args.image_size, ops=run.view_ops)
+    return functools.partial(make_views, pixels.to(run.device), len(pixels), make_view)
 
 
-def fixed_step(run: Run, made: Tensor, grad_cache: bool = False) -> functools.partial:
+def fixed_step(run: Run, made: Tensor, grad_cache: bool = False) -> Callable[[], None]:
     """A training step on views that were made beforehand (V×B×3×S×S), ready to be called."""
 
-    def ready_view(images: Tensor, draw: views.Draw, view: int) -> Tensor:
-        return made[view]
+    def ready_view(images: Tensor, draw: views.Draw, v: int, size: int, ops: views.Ops) -> Tensor:
+        return made[v]
+
+    def step() -> None:
+        with mock.patch.object(views, "make_view", ready_view):
+            one_step.take_step(run, images)
 
     args = argparse.Namespace(**{**vars(run.args), "grad_cache": grad_cache})
-    run = dataclasses.replace(run, args=args, make_view=ready_view)
+    run = dataclasses.replace(run, args=args, recompute=run.recompute and not grad_cache)
     images = torch.zeros(made.shape[1], 3, 4, 4, dtype=torch.uint8, device=run.device)
-    return functools.partial(one_step.take_step, run, images)
+    return step
 
 
 def epoch(run: Run) -> None:

@@ -335,7 +335,7 @@ def foreign(path, what):
         "a whole model": "more than tensors",
         "numbers": "'epoch' holds a int",
         "another arch": "f.3.1.conv1.weight",
-        "another program": "no known arch",
+        "another program": "not of a known arch",
         "a key more": "'f.8.weight' is not part",
         "a key less": "g.3.weight is missing",
         "another shape": "f.0.weight has shape (64, 3, 7, 7) instead of (64, 3, 3, 3)",
@@ -366,20 +366,15 @@ def test_a_loss_that_is_not_finite_stops_the_run(
 ):
     """In epoch 2, step 2. What stays is the last good weights, and the state of before that very step."""
     runs, seen = [], []
-    assemble = main.assemble
+    mean_loss = one_step.mean_loss
 
-    def watched(*arguments):
-        run = assemble(*arguments)
-        run.loss, loss = lambda z: look(run, loss(z)), run.loss
+    def watched(run, z):
         runs.append(run)
-        return run
-
-    def look(run, value):
         tensors = [run.model.parameters(), run.model.buffers()]
         seen.append([[t.detach().clone() for t in group] for group in tensors])
-        return value * bad if len(seen) == 5 else value
+        return mean_loss(run, z) * (bad if len(seen) == 5 else 1)
 
-    monkeypatch.setattr(main, "assemble", watched)
+    monkeypatch.setattr(one_step, "mean_loss", watched)
     message = refused(main, *tiny, "--epochs", 3, "--save_every", 1, "--loss", "simclr")
     assert "epoch 2, step 2" in message and "--lr 0.001" in message and "--loss simclr" in message
     stem = "folder/folder_SimCLR_simclr_8_"
@@ -407,14 +402,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(
 
 def test_a_gradient_that_is_not_finite_stops_the_run(refused, tiny, results, monkeypatch):
     """A finite loss with a gradient of NaN must not reach the weights."""
-    loss_function = main.loss_function
+    mean_loss = one_step.mean_loss
 
-    def kinked(args):
-        return lambda z: (
-            loss_function(args)(z) + (z - z.detach()).abs().sum().sqrt()
-        )  # 0, but with a gradient of NaN
+    def kinked(run, z):
+        kink = (z - z.detach()).abs().sum().sqrt()  # 0, but with a gradient of NaN
+        return mean_loss(run, z) + kink
 
-    monkeypatch.setattr(main, "loss_function", kinked)
+    monkeypatch.setattr(one_step, "mean_loss", kinked)
     message = refused(main, *tiny, "--loss", "simclr")
     assert "gradient" in message and "epoch 1, step 1" in message
     state = files.read(results / "folder" / "folder_SimCLR_simclr_8_1.nonfinite.state")
@@ -443,11 +437,11 @@ def test_what_can_be_seen_after_a_stop_is_not_gone_on_from(
     refused, call, tiny, results, monkeypatch
 ):
     """The same command again starts from the last good state, not from the one that is kept to be looked at."""
-    step = one_step.update
+    step = one_step.update_weights
     count = iter(range(100))
     monkeypatch.setattr(
         one_step,
-        "update",
+        "update_weights",
         lambda run, loss: step(run, loss * torch.nan if next(count) == 4 else loss),
     )
     refused(main, *tiny, "--epochs", 2, "--loss", "simclr")

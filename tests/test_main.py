@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 import linear
+import loss
 import main
 from attentionce.errors import UserError
-from attentionce.runs import files, states
+from attentionce.runs import files
 from attentionce.training import devices, one_step
 from model import Model
 
@@ -235,7 +236,7 @@ def test_the_seed_decides_every_bit(call, tiny, tmp_path, results):
     assert not torch.equal(found[0]["module.f.0.weight"], found[2]["module.f.0.weight"])
 
 
-LOSSES = {
+NAMES = {
     "attentionce": "4model_8_1_1.0_1.0",
     "simclr": "simclr_8_1",
     "dcl": "dcl_8_1_0.1",
@@ -244,14 +245,14 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_every_loss_trains(call, tiny, results, loss):
-    assert call(main, *tiny, "--loss", loss) == 0
-    path = results / "folder" / f"folder_SimCLR_{LOSSES[loss]}"
+@pytest.mark.parametrize("name", NAMES)
+def test_every_loss_trains(call, tiny, results, name):
+    assert call(main, *tiny, "--loss", name) == 0
+    path = results / "folder" / f"folder_SimCLR_{NAMES[name]}"
     (row,) = rows(f"{path}.csv")
-    views = 6 if loss == "attentionce" else 2
-    assert 0 < float(row["loss"]) < 20 and int(row["views"]) == 24 * views
-    assert (row["effective_negatives"] == "") == (loss != "attentionce")
+    entry = loss.LOSSES[name]
+    assert 0 < float(row["loss"]) < 20 and int(row["views"]) == 24 * entry.views(4)
+    assert (row["effective_negatives"] == "") == (not entry.attention)
     state = files.read(f"{path}.pth")
     assert all(value.isfinite().all() for value in state.values())
     torch.manual_seed(0)
@@ -278,9 +279,10 @@ def test_other_losses_have_their_authors_settings(words, alpha, beta):
     assert (args.tau_plus, args.alpha, args.beta) == (0.1, alpha, beta)
 
 
-def test_each_loss_is_the_one_that_is_named(tiny):
+def test_each_loss_is_the_one_that_is_named(monkeypatch):
     """With its flags: the value on some embeddings is that of the function called by hand."""
-    z = torch.nn.functional.normalize(torch.randn(3, 5, 4, generator=torch.manual_seed(0)), dim=-1)
+    generator = torch.Generator().manual_seed(0)
+    z = torch.nn.functional.normalize(torch.randn(3, 5, 4, generator=generator), dim=-1)
     words = [
         "--temperature",
         "0.3",
@@ -296,15 +298,19 @@ def test_each_loss_is_the_one_that_is_named(tiny):
         "0.5",
     ]
     expected = {
-        "attentionce": main.losses.attentionce(z, 0.3, 2.0, 0.5),
-        "simclr": main.losses.simclr(z[:2], 0.3),
-        "dcl": main.losses.dcl(z[:2], 0.3, 0.2),
-        "hcl": main.losses.hcl(z[:2], 0.3, 0.2, 0.6),
-        "bcl": main.losses.bcl(z[:2], 0.3, 0.2, 0.7, 0.6),
+        "attentionce": loss.attentionce(z, 0.3, 2.0, 0.5),
+        "simclr": loss.simclr(z[:2], 0.3),
+        "dcl": loss.dcl(z[:2], 0.3, 0.2),
+        "hcl": loss.hcl(z[:2], 0.3, 0.2, 0.6),
+        "bcl": loss.bcl(z[:2], 0.3, 0.2, 0.7, 0.6),
     }
+    assert expected.keys() == loss.LOSSES.keys()
+    monkeypatch.setattr(main, "cost", lambda model, image_size: (0, 0))
     for name, value in expected.items():
-        args = main.parse_args(["--loss", name, "--num_pos", "1", *words])
-        assert torch.equal(main.loss_function(args)(z[: main.number_of_views(args)]), value)
+        flags = ["--loss", name, "--num_pos", "1", "--arch", "resnet10", "--dataset_name", "photos"]
+        args = main.parse_args([*flags, *words])
+        run = main.assemble(args, torch.zeros(1, 3, 8, 8), torch.device("cpu"), torch.float32)
+        assert torch.equal(one_step.mean_loss(run, z[: run.views]), value)
 
 
 def test_moco_trains(call, tiny, results):
@@ -323,13 +329,13 @@ def test_grad_cache_is_used_when_it_is_asked_for(call, tiny, monkeypatch, flag):
         monkeypatch.setattr(
             one_step, name, lambda *a, name=name, step=step: (used.append(name), step(*a))[1]
         )
-    monkeypatch.setattr(states, "write_state", lambda *_: None)
+    monkeypatch.setattr(main, "save_state", lambda *_: None)
     call(main, *tiny, "--loss", "simclr", *flag)
     assert used == 3 * ["cached_step" if flag else "plain_step"]
 
 
 def test_a_resnet50_file_is_one_of_the_reference(call, tiny, results, monkeypatch):
-    monkeypatch.setattr(states, "write_state", lambda *_: None)  # 300 MB
+    monkeypatch.setattr(main, "save_state", lambda *_: None)  # 300 MB
     flags = ["--arch", "resnet50", "--batch_size", 24, "--loss", "simclr", "--resume", "never"]
     call(main, *tiny, *flags)
     state = files.read(results / "folder" / "folder_SimCLR_simclr_24_1.pth")

@@ -1,4 +1,4 @@
-"""One process at a time works on a run."""
+"""A lock: one process at a time works on a run."""
 
 import fcntl
 import os
@@ -11,10 +11,10 @@ from attentionce.errors import UserError
 
 
 def lock(path: Path) -> TextIO:
-    """Hold `path` until this process ends, however it ends: the kernel lets go of it.
+    """Hold `path` until `unlock` or until this process ends: the kernel then releases it.
 
     Raises:
-        UserError: names the process that holds it.
+        UserError: Another process holds it; the message names it.
     """
     while True:
         try:
@@ -44,7 +44,7 @@ def lock(path: Path) -> TextIO:
 
 
 def unlock(path: Path, file: TextIO) -> None:
-    """Let go of a lock and leave no file behind."""
+    """Release a lock and leave no file behind."""
     with suppress(OSError):  # a folder that is gone or read-only
         path.unlink()
     file.close()

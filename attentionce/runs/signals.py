@@ -1,4 +1,4 @@
-"""Signals end a run at the next step, with its state saved."""
+"""Signals end a run after the current step, with its state saved."""
 
 import os
 import signal
@@ -7,36 +7,33 @@ from typing import Any, NoReturn
 
 from attentionce.training import processes
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")  # the last is Slurm's warning; Windows does not have it
+SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 
 
 def leave_on_signals() -> None:
-    """Until `catch_signals` the three signals end the program with their exit status: there is nothing to save yet."""
+    """Until `catch_signals`, a signal ends the program: there is nothing to save yet."""
 
     def leave(number: int, frame: Any) -> NoReturn:
-        print("stopped before the first step; the same command goes on", flush=True)
+        print("stopped before the first step; the same command starts again", flush=True)
         raise SystemExit(exit_status(number))
 
-    for number in (
-        SIGNALS if processes.world() == 1 else ()
-    ):  # of several, one that waits for others would not notice
-        signal.signal(number, leave)
+    if processes.world() == 1:  # of several, one that waits for the others would not notice
+        for number in SIGNALS:
+            signal.signal(number, leave)
 
 
 def catch_signals() -> list[int]:
-    """From now on SIGTERM, SIGINT and SIGUSR1 are only noted in the list returned; a second SIGINT leaves at once."""
+    """From now on a signal is only noted in the list returned; a second SIGINT leaves at once."""
     received: list[int] = []
     first: dict[int, float] = {}
 
     def note(number: int, frame: Any) -> None:
         since = time.monotonic() - first.setdefault(number, time.monotonic())
         if number == signal.SIGINT and processes.world() == 1:
-            signal.signal(
-                number, signal.SIG_DFL
-            )  # the kernel's own, which does not wait for a step to end
-        elif (
-            number == signal.SIGINT and since > 1
-        ):  # torchrun passes on at once what the terminal has sent to all already
+            signal.signal(number, signal.SIG_DFL)  # the next one does not wait for the step to end
+        elif number == signal.SIGINT and since > 1:
+            # Before that it may be torchrun that passes on what the terminal sent to all.
             os._exit(exit_status(number))
         received.append(number)
 
@@ -46,5 +43,5 @@ def catch_signals() -> list[int]:
 
 
 def exit_status(number: int) -> int:
-    """143 for SIGTERM, 130 for SIGINT, 0 for SIGUSR1 (Slurm's warning before the time is up)."""
-    return 0 if number == signal.SIGUSR1 else 128 + number
+    """143 for SIGTERM, 130 for SIGINT, 0 for SIGUSR1, after which Slurm starts the job again."""
+    return 0 if number == getattr(signal, "SIGUSR1", None) else 128 + number

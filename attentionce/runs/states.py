@@ -1,4 +1,4 @@
-"""A run that is interrupted anywhere goes on from the very next step: its state, its lock, its signals."""
+"""Training states on disk: written, found again, and refused where the flags do not match."""
 
 import glob
 import json
@@ -7,51 +7,34 @@ import shlex
 import shutil
 import sys
 from argparse import Namespace
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from attentionce.errors import UserError, mending
-from attentionce.runs.file_names import stem
+from attentionce.errors import UserError
 from attentionce.runs.files import read, save
-from attentionce.training import devices, processes
-from attentionce.training.pretraining import Run
+from attentionce.training import processes
 
-# Flags that say where a run runs, where it writes and how often it reports: a run may be resumed with others.
+# Flags that change no result: where a run runs, where it writes, and how often it reports. A run may
+# be resumed with others.
 FREE_FLAGS = {
-    "root",
-    "results",
-    "device",
     "compile",
-    "grad_cache",
     "deterministic",
-    "resume",
-    "state_minutes",
+    "device",
     "epochs",
-    "save_every",
-    "knn_every",
+    "grad_cache",
     "k",
+    "knn_every",
+    "resume",
+    "results",
+    "root",
+    "save_every",
+    "state_minutes",
     "tensorboard",
 }
-RECOVERY = {
-    "lr",
-    "weight_decay",
-    "precision",
-}  # may differ too from a state that `--resume` names: a run that diverged, say
-WHERE = (
-    "torch",
-    "torchvision",
-    "numpy",
-    "device",
-    "threads",
-    "precision",
-)  # what decides about a number's last digits
-
-
-# ---------------------------------------------------------------------------------------------- states
+# These may differ too from a state that `--resume` names, as after a run that diverged.
+RECOVERY = {"lr", "weight_decay", "precision"}
 
 
 def previous(path: Path) -> Path:
@@ -60,15 +43,15 @@ def previous(path: Path) -> Path:
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write a training state; the one before it stays beside it, in case that the disk damages this one."""
+    """Write a training state. The one before it is kept, in case the disk damages this one."""
     save(path, state, previous(path))
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """A training state, or, where the newest is damaged (and says so), the one before it.
+    """A training state; if the newest is damaged, say so and read the one before it.
 
     Raises:
-        UserError: neither can be read.
+        UserError: Neither can be read.
     """
     try:
         return _read_one(path)
@@ -78,9 +61,7 @@ def read_state(path: Path) -> dict[str, Any]:
         state = _read_one(previous(path))
     except UserError as error:
         raise UserError(f"{problem}; {error}; start anew with --resume never") from None
-    with suppress(
-        OSError
-    ):  # else the next save would put it in the place of the previous one, which is whole
+    with suppress(OSError):  # else the next save would replace the previous one, which is whole
         os.replace(path, path.with_name(path.name + ".damaged"))
     print(f"{problem}: going on from {previous(path)}", flush=True)
     return state
@@ -89,7 +70,7 @@ def read_state(path: Path) -> dict[str, Any]:
 def _read_one(path: Path) -> dict[str, Any]:
     state = read(path)
     if not all(isinstance(state.get(part), dict) for part in ("flags", "machine", "progress")):
-        raise UserError(f"{path} is no training state")
+        raise UserError(f"{path} is not a training state")
     return {**state, "flags": current_names(state["flags"])}
 
 
@@ -98,198 +79,121 @@ def current_names(flags: dict[str, Any]) -> dict[str, Any]:
     return {**flags, "loss": "attentionce"} if flags.get("loss") == "attention_nce" else flags
 
 
-def write_state(run: Run, path: Path) -> None:
-    """Save all that the run needs to go on from its next step, with any number of processes; all wait for it."""
-    if processes.rank() == 0:
-        save_state(path, state_of(run))
-    run.saved_at = run.position
-    processes.largest([0])  # if one left earlier, torchrun would end the one that writes
-
-
-def state_of(run: Run) -> dict[str, Any]:
-    """All that changes while a run runs, and the flags."""
-    return {
-        "flags": vars(run.args),
-        "machine": where(run),
-        "model": run.model.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
-        "scaler": run.scaler.state_dict(),
-        "moco": run.moco.state_dict() if run.moco else None,
-        "progress": run.progress,
-        "images": len(run.pixels),
-    }
-
-
-def where(run: Run) -> dict[str, str]:
-    """Machine and versions, and what `--precision auto` means there."""
-    return {**devices.machine(run.device), "precision": str(run.dtype).removeprefix("torch.")}
-
-
-def restore(run: Run, state: dict) -> None:
-    """Go on from where the state was saved.
-
-    Raises:
-        UserError: it was saved with other images, or is not what `state_of` makes.
-    """
-    if state.get("images") != len(run.pixels):
-        raise UserError(
-            f"the state was made with {state.get('images')} images, here are {len(run.pixels)}"
-        )
-    with mending("the state does not fit this run; start anew with --resume never"):
-        run.model.load_state_dict(state["model"])
-        run.optimizer.load_state_dict(state["optimizer"])
-        for parameter, kept in run.optimizer.state.items():
-            if any(value.shape not in (parameter.shape, ()) for value in kept.values()):
-                raise ValueError("the optimiser's numbers are of another shape")
-        run.scaler.load_state_dict(state["scaler"])
-        if run.moco:
-            run.moco.load_state_dict(state["moco"])
-        run.progress = _like(run.progress, state["progress"], run.steps)
-        run.saved_at = run.position
-    for group in run.optimizer.param_groups:  # not the state's: see RECOVERY
-        group.update(lr=run.args.lr, weight_decay=run.args.weight_decay)
-    there, here = state["machine"], where(run)
-    changed = [
-        f"{name} {there.get(name)} (here: {here[name]})"
-        for name in WHERE
-        if there.get(name) != here[name]
-    ]
-    if changed:
-        print(
-            f"saved with {', '.join(changed)}: the numbers may differ in their last digits",
-            flush=True,
-        )
-    print(f"going on from epoch {run.progress['epoch']}, step {run.progress['step']}", flush=True)
-
-
-def _like(fresh: dict[str, Any], progress: dict[str, Any], steps: int) -> dict[str, Any]:
-    """The saved progress on the fresh one's device, if it has the same parts, types and shapes."""
-    result = {}
-    for name, value in fresh.items():
-        saved = progress[name]
-        if type(saved) is not type(value) or (
-            isinstance(value, Tensor) and saved.shape != value.shape
-        ):
-            raise ValueError(f"its {name} is of another kind")
-        result[name] = saved.to(value) if isinstance(value, Tensor) else saved
-    if not (result["epoch"] >= 1 and 0 <= result["step"] <= steps):
-        raise ValueError(f"there is no epoch {result['epoch']}, step {result['step']}")
-    if not all(
-        isinstance(row, dict) and row.keys() == result["rows"][0].keys() for row in result["rows"]
-    ):
-        raise ValueError("its table of metrics is none")
-    return result
-
-
-def announce_stop(run: Run, path: Path) -> None:
-    """Say where the run stands and how it goes on."""
-    print(
-        f"stopped at epoch {run.progress['epoch']}, step {run.progress['step']}, state saved; to go on:"
-    )
-    print(resume_command(path.with_name(path.name + ".state")), flush=True)
-
-
-def find_state(args: Namespace, folder: Path) -> dict[str, Any] | None:
+def find_state(
+    args: Namespace, defaults: dict[str, Any], folder: Path, stem: str
+) -> dict[str, Any] | None:
     """The state that `--resume` asks for, or None for a fresh start.
 
-    `auto` is this command's own state, else that of the longest run of the same name with fewer epochs, which it extends.
+    `auto` means this command's own state; if there is none, that of the longest run with the same
+    name and fewer epochs, which is then extended.
+
+    Args:
+        args: The flags of this run.
+        defaults: Every flag's default. A flag that is newer than a file had its default there.
+        folder: Where the run's files are.
+        stem: Their name without ending, `{epochs}` in the place of the number of epochs.
 
     Raises:
-        UserError: the state, or results whose names this run's would have, were made with other flags that change the
-            result; or it cannot be read.
+        UserError: The state, or results that this run would overwrite, were made with other flags
+            that change the result; or the state cannot be read.
     """
     if args.resume == "never":
         return None
-    if args.resume != "auto":
+    named = args.resume != "auto"
+    free = RECOVERY if named else ()
+    for path in of_all_epochs(folder, stem, ".json").values():
+        with suppress(OSError, json.JSONDecodeError, KeyError, TypeError):
+            flags = current_names(json.loads(path.read_text())["flags"])  # or it protects nothing
+            _check_flags(args, {**defaults, **flags}, path, free)
+    if named:
         state = read_state(Path(args.resume))
-        _check_flags(args, state, args.resume, RECOVERY)
+        _check_flags(args, {**defaults, **state["flags"]}, args.resume, free)
         return state
-    for path in of_all_epochs(args, folder, ".json").values():
-        with suppress(
-            OSError, json.JSONDecodeError, KeyError, TypeError
-        ):  # damaged, it protects nothing
-            flags = current_names(json.loads(path.read_text())["flags"])
-            _check_flags(
-                args, {"flags": {**vars(args), **flags}}, path
-            )  # an older version's may lack some
-    path = folder / f"{stem(args, args.epochs)}.state"
+    path = folder / f"{stem.format(epochs=args.epochs)}.state"
     if path.exists() or previous(path).exists():
         state = read_state(path)
-        _check_flags(args, state, path)
+        _check_flags(args, {**defaults, **state["flags"]}, path)
         return state
+    return _find_shorter(args, defaults, folder, stem)
+
+
+def _find_shorter(
+    args: Namespace, defaults: dict[str, Any], folder: Path, stem: str
+) -> dict[str, Any] | None:
     known = {
-        *of_all_epochs(args, folder, ".state"),
-        *of_all_epochs(args, folder, ".state.previous"),
+        *of_all_epochs(folder, stem, ".state"),
+        *of_all_epochs(folder, stem, ".state.previous"),
     }
     for epochs in sorted((number for number in known if number < args.epochs), reverse=True):
-        shorter = folder / f"{stem(args, epochs)}.state"
+        shorter = folder / f"{stem.format(epochs=epochs)}.state"
         state = read_state(shorter)
-        if not differing_flags(args, state):
+        if not differing_flags(args, {**defaults, **state["flags"]}):
             print(f"extending the run of {epochs} epochs in {shorter}", flush=True)
             return state
     return None
 
 
-def of_all_epochs(args: Namespace, folder: Path, ending: str) -> dict[int, Path]:
+def of_all_epochs(folder: Path, stem: str, ending: str) -> dict[int, Path]:
     """The files of this run and of those that differ from it in `--epochs` alone, by epochs."""
-    before, after = f"{stem(args, '|')}{ending}".split("|")
-    found = folder.glob(f"{glob.escape(before)}*{glob.escape(after)}")
-    numbers = {path.name[len(before) : len(path.name) - len(after)]: path for path in found}
-    return {
-        int(number): path
-        for number, path in numbers.items()
-        if number.isascii() and number.isdigit()
-    }
+    before, after = f"{stem}{ending}".split("{epochs}")
+    found = {}
+    for path in folder.glob(f"{glob.escape(before)}*{glob.escape(after)}"):
+        number = path.name[len(before) : len(path.name) - len(after)]
+        if number.isascii() and number.isdigit():
+            found[int(number)] = path
+    return found
 
 
-def remove_temporary(args: Namespace, folder: Path) -> None:
-    """Remove what runs that were killed while they wrote a file have left; only for the holder of the lock."""
+def remove_temporary(folder: Path, stem: str) -> None:
+    """Remove what killed runs left of files that they were writing. Only for the lock's holder."""
     for ending in (".state", ".nonfinite.state", ".csv", ".json", ".pth"):
-        for path in of_all_epochs(args, folder, ending + ".tmp").values():
+        for path in of_all_epochs(folder, stem, ending + ".tmp").values():
             path.unlink(missing_ok=True)
 
 
 def differing_flags(
-    args: Namespace, state: dict[str, Any], free: Collection[str] = ()
+    args: Namespace, there: dict[str, Any], free: Collection[str] = ()
 ) -> list[str]:
-    """The flags that change the result and differ, but for the free ones: `--seed 1 (there: 0)`."""
-    flags = state["flags"]
+    """The flags that change the result and differ, except the free ones: `--seed 1 (there: 0)`."""
     return [
-        f"--{name} {value} (there: {flags.get(name)})"
+        f"--{name} {value} (there: {there.get(name)})"
         for name, value in vars(args).items()
-        if name not in FREE_FLAGS and name not in free and flags.get(name) != value
+        if name not in FREE_FLAGS and name not in free and there.get(name) != value
     ]
 
 
 def _check_flags(
-    args: Namespace, state: dict[str, Any], path: str | Path, free: Collection[str] = ()
+    args: Namespace, there: dict[str, Any], path: str | Path, free: Collection[str] = ()
 ) -> None:
-    different = differing_flags(args, state, free)
+    different = differing_flags(args, there, free)
     if different:
         raise UserError(
-            f"{path} was made with other flags: {', '.join(different)}; use those, name another --results, "
-            "or start anew with --resume never"
+            f"{path} was made with other flags: {', '.join(different)}; use those, name another "
+            "--results, or start anew with --resume never"
         )
 
 
-def resume_command(state: Path) -> str:
-    """The command line that continues this run, whatever `--resume` it was started with."""
-    words, given = [], iter(sys.argv[1:])
-    for word in given:
+def resume_command(command: Sequence[str], state: Path) -> str:
+    """The command line that continues a run, whatever `--resume` it was started with.
+
+    Args:
+        command: The program and its flags.
+    """
+    program, *given = command
+    words: list[str] = []
+    rest = iter(given)
+    for word in rest:
         if word == "--resume":
-            next(given, None)
+            next(rest, None)
         elif not word.startswith("--resume="):
             words.append(word)
-    python = "python" if shutil.which("python") == sys.executable else sys.executable
-    each = int(os.environ.get("LOCAL_WORLD_SIZE", processes.world()))
-    nodes = [f"--nnodes={processes.world() // each}"] if each < processes.world() else []
-    launcher = (
-        [python] if processes.world() == 1 else ["torchrun", *nodes, f"--nproc_per_node={each}"]
-    )
-    return shlex.join([*launcher, sys.argv[0], *words, "--resume", str(state)])
+    return shlex.join([*_launcher(), program, *words, "--resume", str(state)])
 
 
-# ---------------------------------------------------------------------------------------------- signals
-
-
-# ---------------------------------------------------------------------------------------------- lock
+def _launcher() -> list[str]:
+    world = processes.world()
+    if world == 1:
+        return ["python" if shutil.which("python") == sys.executable else sys.executable]
+    each = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    nodes = [f"--nnodes={world // each}"] if each < world else []
+    return ["torchrun", *nodes, f"--nproc_per_node={each}"]

@@ -1,6 +1,5 @@
-"""Pretraining, step after step: a batch of images → views → embeddings → loss → gradients → weights."""
+"""One step of pretraining: images → views → embeddings → loss → gradients → weights."""
 
-import functools
 from collections.abc import Callable
 
 import torch
@@ -9,105 +8,121 @@ from torch import Tensor, nn
 from attentionce import attention
 from attentionce.data import views
 from attentionce.training import devices, processes
-from attentionce.training.batchnorm import constant_statistics
-from attentionce.training.pretraining import Loss, Run
-
-Encode = Callable[[int], Tensor]  # v → embeddings of the batch's view v, batch × dim
+from attentionce.training.batchnorm import constant_statistics, recomputed
+from attentionce.training.pretraining import Run
 
 
 def take_step(run: Run, batch: Tensor) -> None:
-    """One step of the optimiser on this process's part of the batch; nothing in it waits for the GPU."""
-    args, progress = run.args, run.progress
-    draw = views.draw(
-        run.views,
-        args.batch_size,
-        *batch.shape[2:],
-        views.generator(args.seed, progress["epoch"], progress["step"]),
-    )
-    first = processes.rank() * len(batch)
-    draw = views.to(views.part(draw, first, first + len(batch)), run.device)
-    batch = batch.float()  # once for all views
+    """One step of the optimiser on this process's part of a batch.
 
-    # What to keep for the backward pass a compiler chooses by itself; --grad_cache keeps no more than one view's.
-    recompute = run.encoder is run.model and not args.grad_cache
+    Nothing in it waits for the GPU.
 
-    def encode(v: int, encoder: nn.Module = run.encoder) -> Tensor:
-        return encoder(
-            run.make_view(batch, draw, v).contiguous(memory_format=torch.channels_last), recompute
-        )[1]
-
+    Args:
+        batch: uint8 b×3×H×W, on the device.
+    """
+    args, progress, moco = run.args, run.progress, run.moco
+    draw = draw_views(run, batch)
+    images = batch.float()  # once for all views
     step = cached_step if args.grad_cache else plain_step
-    if run.moco is None:
-        loss, z = step(run, encode, run.views, run.loss)
+    if moco is None:
+        loss, z = step(run, images, draw, run.views, lambda z: mean_loss(run, z))
     else:
-        key_encoder = run.key_encoder or run.moco.model
-        with torch.no_grad(), devices.autocast(run.device, run.dtype):
-            keys = torch.stack([encode(v, key_encoder) for v in range(2, run.views)])
-        loss_of = functools.partial(run.loss, keys=keys, queue=run.moco.queue)
-        loss, queries = step(run, encode, 2, loss_of)
+        keys = encode_keys(run, images, draw)
+        loss, queries = step(run, images, draw, 2, lambda z: mean_loss(run, z, keys))
         z = torch.cat([queries, keys])
-    progress["losses"][progress["step"]] = loss = update(run, loss)
-    if args.loss == "attentionce" and progress["step"] + 1 == run.steps:
-        progress["effective"] = effective_numbers(run, z)  # before the queue takes this step's keys
+    loss = update_weights(run, loss)
+    progress["losses"][progress["step"]] = loss
+    if run.loss.attention and progress["step"] + 1 == run.steps:
+        progress["effective"] = effective_numbers(run, z)  # before the queue takes these keys
+    if moco is not None:
+        moco.follow(run.model, loss.isfinite())
+        moco.push(keys[0], loss.isfinite())
+
+
+def draw_views(run: Run, batch: Tensor) -> views.Draw:
+    """The random parameters of this process's views: a function of (seed, epoch, step) alone."""
+    generator = views.generator(run.args.seed, *run.position)
+    whole = views.draw(run.views, run.args.batch_size, *batch.shape[2:], generator)
+    first = processes.rank() * len(batch)
+    return views.to(views.part(whole, first, first + len(batch)), run.device)
+
+
+def embed(run: Run, encoder: nn.Module, images: Tensor, draw: views.Draw, v: int) -> Tensor:
+    """View number `v` of every image through the encoder and its projection head: b × dim."""
+    view = views.make_view(images, draw, v, run.args.image_size, run.view_ops)
+    view = view.contiguous(memory_format=torch.channels_last)
+    return encoder(view, recomputed if run.recompute else None)[1]
+
+
+def mean_loss(run: Run, z: Tensor, keys: Tensor | None = None) -> Tensor:
+    """The loss that `--loss` names, of embeddings views × b × dim; MoCo's of queries and keys."""
+    temperature, parameters = run.args.temperature, run.loss_parameters
     if run.moco is not None:
-        run.moco.follow(run.model, loss.isfinite())
-        run.moco.push(keys[0], loss.isfinite())
+        return run.loss.queue(z, keys, run.moco.queue, temperature, **parameters)
+    gather = processes.gather if processes.world() > 1 else None
+    return run.loss.function(z, temperature, **parameters, gather=gather)
 
 
-def effective_numbers(run: Run, z: Tensor) -> list[float]:
-    """How many positives and how many negatives of an anchor really count, on the mean over the batch with embeddings z."""
-    (z, _), queue = processes.gather(z), run.moco.queue if run.moco else None
-    positives = attention.effective_number(attention.positive_weights(z, run.args.d_pos))
-    blocks = [
-        slice(start, start + 256) for start in range(0, 2 * z.shape[1], 256)
-    ]  # never all 2B × 2B weights
-    negatives = [
-        attention.effective_number(attention.negative_weights(z, run.args.d_neg, queue, rows))
-        for rows in blocks
-    ]
-    return [positives.mean().item(), torch.cat(negatives).mean().item()]
+def encode_keys(run: Run, images: Tensor, draw: views.Draw) -> Tensor:
+    """MoCo's keys: the positives through the momentum encoder, M × b × dim."""
+    assert run.moco is not None
+    encoder = run.moco.model if run.key_encoder is None else run.key_encoder
+    with torch.no_grad(), devices.autocast(run.device, run.dtype):
+        keys = [embed(run, encoder, images, draw, v) for v in range(2, run.views)]
+        return torch.stack(keys)
 
 
-def plain_step(run: Run, encode: Encode, views: int, loss_of: Loss) -> tuple[Tensor, Tensor]:
-    """Encode every view, each in a pass of its own (so BatchNorm's statistics are per view), and go back through all.
+def plain_step(
+    run: Run, images: Tensor, draw: views.Draw, count: int, loss_of: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Encode the first `count` views and backpropagate through all of them.
+
+    Each view is a forward pass of its own, so BatchNorm's statistics are per view.
 
     Returns:
-        (loss, embeddings views × batch × dim), both detached. Gradients are added to the parameters'.
+        The loss and the embeddings, count × b × dim, both detached. Gradients are added to those of
+        the parameters.
     """
-    with devices.autocast(
-        run.device, run.dtype
-    ):  # around all views: uncompiled, they share one copy of the weights in bf16
-        z = torch.stack([encode(v) for v in range(views)])
+    # One autocast around all views: they then share one copy of the weights in half precision.
+    with devices.autocast(run.device, run.dtype):
+        z = torch.stack([embed(run, run.encoder, images, draw, v) for v in range(count)])
     loss = loss_of(z)
     run.scaler.scale(loss).backward()
     return loss.detach(), z.detach()
 
 
-def cached_step(run: Run, encode: Encode, views: int, loss_of: Loss) -> tuple[Tensor, Tensor]:
+def cached_step(
+    run: Run, images: Tensor, draw: views.Draw, count: int, loss_of: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
     """`plain_step` in the memory of one view instead of all, for one more forward pass.
 
-    The embeddings come first, without graphs; then the loss's gradient with respect to them; then each view forward again
-    and backward with its part of that gradient. After Gao et al., Scaling Deep Contrastive Learning Batch Size under
-    Memory Limited Setup, 2021.
+    First all embeddings, without graphs. Then the loss's gradient with respect to them. Then each
+    view forward again, and backward with its part of that gradient.
+
+    Source: Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup",
+    2021.
     """
     with torch.no_grad(), devices.autocast(run.device, run.dtype):
-        z = torch.stack([encode(v) for v in range(views)])
+        z = torch.stack([embed(run, run.encoder, images, draw, v) for v in range(count)])
     z.requires_grad_()
     loss = loss_of(z)
     (gradient,) = torch.autograd.grad(run.scaler.scale(loss), z)
     with constant_statistics(run.model):
-        for v in range(views):
+        for v in range(count):
             with devices.autocast(run.device, run.dtype):
-                projection = encode(v)
+                projection = embed(run, run.encoder, images, draw, v)
             projection.backward(gradient[v])
     return loss.detach(), z.detach()
 
 
-def update(run: Run, loss: Tensor) -> Tensor:
-    """Move the weights along the gradients, averaged over the processes; a step that is not finite moves nothing.
+def update_weights(run: Run, loss: Tensor) -> Tensor:
+    """Move the weights along the gradients, averaged over the processes.
+
+    A step that is not finite moves nothing.
 
     Returns:
-        the loss averaged over the processes; NaN where it or its gradient is not finite, and after such a step.
+        The loss averaged over the processes; NaN if it or its gradient is not finite, and after such
+        a step.
     """
     gradients = [p.grad for p in run.model.parameters() if p.grad is not None]
     loss = processes.average(gradients, loss)
@@ -117,26 +132,41 @@ def update(run: Run, loss: Tensor) -> Tensor:
         run.scaler.update()
         run.progress["skipped"] += ~finite
     else:
-        # From the first bad step on nothing moves any more, until the next look notices and stops the run.
-        stuck = getattr(run.optimizer, "found_inf", torch.zeros((), device=run.device))
-        run.optimizer.grad_scale, run.optimizer.found_inf = (
-            None,
-            torch.maximum(stuck, (~finite).float()),
-        )
-        if (
-            run.device.type != "mps" or run.optimizer.found_inf == 0
-        ):  # whose fused optimiser does not look at it
-            run.optimizer.step()
-        finite = run.optimizer.found_inf == 0
+        finite = _step_while_finite(run, finite)
     run.optimizer.zero_grad(set_to_none=True)
     return torch.where(finite, loss, torch.nan)
 
 
+def _step_while_finite(run: Run, finite: Tensor) -> Tensor:
+    """After the first non-finite step, updates are skipped until the next check stops the run.
+
+    The fused optimiser reads `found_inf` on the device, so the host need not wait to know.
+    """
+    optimizer = run.optimizer
+    stuck = getattr(optimizer, "found_inf", torch.zeros((), device=run.device))
+    optimizer.grad_scale, optimizer.found_inf = None, torch.maximum(stuck, (~finite).float())
+    if run.device.type != "mps" or optimizer.found_inf == 0:  # MPS's does not read it
+        optimizer.step()
+    return optimizer.found_inf == 0
+
+
+def effective_numbers(run: Run, z: Tensor) -> list[float]:
+    """How many positives and how many negatives per anchor really count, on average.
+
+    Args:
+        z: This process's embeddings of the step, views × b × dim.
+    """
+    (z, _), queue = processes.gather(z), run.moco.queue if run.moco else None
+    positives = attention.effective_number(attention.positive_weights(z, run.args.d_pos))
+    negatives = []
+    for start in range(0, 2 * z.shape[1], 256):  # never all 2B × 2B weights at once
+        rows = slice(start, start + 256)
+        weights = attention.negative_weights(z, run.args.d_neg, queue, rows)
+        negatives.append(attention.effective_number(weights))
+    return [positives.mean().item(), torch.cat(negatives).mean().item()]
+
+
 def statistics(run: Run) -> list[Tensor]:
     """BatchNorm's running statistics, which change before the loss is known."""
-    return [
-        buffer
-        for model in (run.model, run.moco and run.moco.model)
-        if model is not None
-        for buffer in model.buffers()
-    ]
+    models = [run.model] if run.moco is None else [run.model, run.moco.model]
+    return [buffer for model in models for buffer in model.buffers()]

@@ -1,47 +1,60 @@
-"""A pretraining run: what it works with and where it stands."""
+"""A pretraining run: what it works with, where it stands, and its state as a dictionary."""
 
 import argparse
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from attentionce.data import views
+from attentionce.errors import UserError, mending
+from attentionce.training import devices
 from attentionce.training.moco import MoCo
 
-Loss = Callable[[Tensor], Tensor]  # embeddings, views × batch × dim → mean loss
+# What decides about a number's last digits: where it differs, a resumed run says so.
+WHERE = ("torch", "torchvision", "numpy", "device", "threads", "precision")
 
 
 @dataclass
 class Run:
-    """A pretraining run: what it works with, and `progress`, which with weights and optimiser is all that changes."""
+    """A pretraining run. Weights, optimiser and `progress` are all that changes in it."""
 
     args: argparse.Namespace
     device: torch.device
     dtype: torch.dtype  # that the encoder computes in
     pixels: Tensor  # uint8 N×3×H×W, on the device where they fit
     model: nn.Module
-    encoder: nn.Module  # the model, compiled perhaps
+    encoder: nn.Module  # the model, or its compiled form
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    loss: Loss
-    views: int
-    make_view: Callable[..., Tensor]
+    loss: Any  # the entry of loss.LOSSES that --loss names
     progress: dict[str, Any]
+    view_ops: views.Ops = views.Ops()  # the steps from images to a view, perhaps compiled
     moco: MoCo | None = None
-    key_encoder: nn.Module | None = None  # MoCo's, compiled perhaps
-    good_buffers: list[Tensor] | None = None  # BatchNorm's statistics at the last look
+    key_encoder: nn.Module | None = None  # MoCo's momentum encoder, or its compiled form
+    recompute: bool = False  # the first stage's activations in the backward pass
+    good_buffers: list[Tensor] | None = None  # BatchNorm's statistics at the last finite loss
     saved_at: tuple[int, int] | None = None  # epoch and step of the newest state
 
     @property
+    def views(self) -> int:
+        """Views per image: two anchors, and M positives where the loss takes any."""
+        return self.loss.views(self.args.num_pos)
+
+    @property
+    def loss_parameters(self) -> dict[str, float]:
+        """The loss's parameters besides the temperature, by name."""
+        return {name: getattr(self.args, name) for name in self.loss.parameters}
+
+    @property
     def position(self) -> tuple[int, int]:
-        """Epoch, from 1, and the number of its steps that are done."""
+        """The epoch, from 1, and how many of its steps are done."""
         return self.progress["epoch"], self.progress["step"]
 
     @property
     def steps(self) -> int:
-        """Steps an epoch: the last partial batch is dropped."""
+        """Steps per epoch: the last, partial batch is dropped."""
         return len(self.pixels) // self.args.batch_size
 
 
@@ -50,10 +63,82 @@ def new_progress(steps: int, device: torch.device) -> dict[str, Any]:
     return {
         "epoch": 1,
         "step": 0,
-        "losses": torch.zeros(steps, device=device),  # of this epoch's steps
+        "losses": torch.zeros(steps, device=device),  # one per step of this epoch
         "skipped": torch.zeros((), device=device),  # steps that fp16's gradient scaler skipped
-        "seconds": 0.0,
+        "seconds": 0.0,  # of training so far
         "effective": [],  # numbers of positives and of negatives, at the epoch's last step
         "best_knn": 0.0,
-        "rows": [],  # of the table of metrics, one an epoch
+        "rows": [],  # of the table of metrics, one per epoch
     }
+
+
+def state_of(run: Run) -> dict[str, Any]:
+    """All that changes in a run, and the flags, as a dictionary that `restore` takes."""
+    return {
+        "flags": vars(run.args),
+        "machine": where(run),
+        "model": run.model.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "scaler": run.scaler.state_dict(),
+        "moco": run.moco.state_dict() if run.moco else None,
+        "progress": run.progress,
+        "images": len(run.pixels),
+    }
+
+
+def where(run: Run) -> dict[str, str]:
+    """Machine, versions, and what `--precision auto` means there."""
+    return {**devices.machine(run.device), "precision": str(run.dtype).removeprefix("torch.")}
+
+
+def restore(run: Run, state: dict[str, Any]) -> None:
+    """Continue from the state that `state_of` returned, perhaps on another machine.
+
+    Raises:
+        UserError: The state was made with other images, or is not one of `state_of`.
+    """
+    if state.get("images") != len(run.pixels):
+        raise UserError(
+            f"the state was made with {state.get('images')} images, here are {len(run.pixels)}"
+        )
+    with mending("the state does not fit this run; start anew with --resume never"):
+        run.model.load_state_dict(state["model"])
+        run.optimizer.load_state_dict(state["optimizer"])
+        for parameter, kept in run.optimizer.state.items():
+            if any(value.shape not in (parameter.shape, ()) for value in kept.values()):
+                raise ValueError("the optimiser's tensors have other shapes")
+        if run.scaler.is_enabled() and state["scaler"]:  # it is empty in a state of bf16 or fp32
+            run.scaler.load_state_dict(state["scaler"])
+        if run.moco:
+            run.moco.load_state_dict(state["moco"])
+        run.progress = _like(run.progress, state["progress"], run.steps)
+        run.saved_at = run.position
+    for group in run.optimizer.param_groups:  # the flags decide, as after a run that diverged
+        group.update(lr=run.args.lr, weight_decay=run.args.weight_decay)
+    there, here = state["machine"], where(run)
+    changed = [
+        f"{name} {there.get(name)} (here: {here[name]})"
+        for name in WHERE
+        if there.get(name) != here[name]
+    ]
+    if changed:
+        print(f"saved with {', '.join(changed)}: the last digits may differ", flush=True)
+    epoch, step = run.position
+    print(f"going on from epoch {epoch}, step {step}", flush=True)
+
+
+def _like(fresh: dict[str, Any], progress: dict[str, Any], steps: int) -> dict[str, Any]:
+    """The saved progress on the fresh one's device, if it has the same parts, types and shapes."""
+    result = {}
+    for name, value in fresh.items():
+        saved = progress[name]
+        same_kind = type(saved) is type(value)
+        if not same_kind or (isinstance(value, Tensor) and saved.shape != value.shape):
+            raise ValueError(f"its {name} is of another kind")
+        result[name] = saved.to(value) if isinstance(value, Tensor) else saved
+    if not (result["epoch"] >= 1 and 0 <= result["step"] <= steps):
+        raise ValueError(f"there is no epoch {result['epoch']}, step {result['step']}")
+    rows = result["rows"]
+    if not all(isinstance(row, dict) and row.keys() == rows[0].keys() for row in rows):
+        raise ValueError("its metrics are not a table")
+    return result

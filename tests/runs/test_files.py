@@ -18,6 +18,7 @@ import torch
 import main
 from attentionce.errors import UserError
 from attentionce.runs import file_names, files
+from loss import LOSSES
 from model import Model, load_model
 
 SMALL = {"f.weight": torch.arange(300.0).view(3, 100), "count": torch.tensor(7)}
@@ -76,15 +77,13 @@ def state():
     ],
 )
 def test_names_are_those_of_the_reference(flags, epoch, name):
-    assert file_names.stem(main.parse_args(flags.split()), epoch) == name
+    assert main.stem(main.parse_args(flags.split()), epoch) == name
 
 
 def test_every_loss_has_a_name_of_its_own():
     flags = vars(main.parse_args([]))
-    names = {
-        file_names.stem(Namespace(**{**flags, "loss": loss}), 1) for loss in file_names.PARAMETERS
-    }
-    assert len(names) == 5
+    names = {main.stem(Namespace(**{**flags, "loss": loss}), 1) for loss in LOSSES}
+    assert len(names) == len(LOSSES)
 
 
 # ---- writing ----
@@ -436,9 +435,9 @@ def test_another_arch_is_named(path, state):
 
 def test_weights_of_another_program(path):
     files.save(path, {"conv1.weight": torch.zeros(64, 3, 7, 7), "fc.bias": torch.zeros(1000)})
-    assert "no known arch" in refusal(load_model, path)
+    assert "not of a known arch" in refusal(load_model, path)
     files.save(path, {})
-    assert "no known arch" in refusal(load_model, path)
+    assert "not of a known arch" in refusal(load_model, path)
 
 
 @pytest.mark.parametrize("value", [3.5, None, {"weight": torch.zeros(1)}, [torch.zeros(1)], "text"])
@@ -478,17 +477,15 @@ def test_a_failed_load_makes_no_file(path, state):
     ],
 )
 def test_title_says_what_stem_wrote(name, words):
-    assert file_names.title(name) == words
+    assert file_names.title(name, LOSSES) == words
 
 
 def test_title_knows_every_stem():
-    for kind, names in file_names.PARAMETERS.items():
+    for kind, entry in LOSSES.items():
         args = Namespace(
             dataset_name="cifar10", estimator="MoCo", loss=kind, num_pos=4, batch_size=8
         )
-        vars(args).update(dict.fromkeys(names, 0.5))
-        words = [f"{name} 0.5" for name in names]
-        expected = (
-            file_names.METHODS[kind] + (f" ({', '.join(words)})" if words else "") + ", 7 epochs"
-        )
-        assert file_names.title(f"{file_names.stem(args, 7)}.pth") == expected
+        vars(args).update(dict.fromkeys(entry.parameters, 0.5))
+        words = [f"{name} 0.5" for name in entry.parameters]
+        expected = entry.title + (f" ({', '.join(words)})" if words else "") + ", 7 epochs"
+        assert file_names.title(f"{main.stem(args, 7)}.pth", LOSSES) == expected

@@ -341,10 +341,8 @@ def test_another_precision_is_said(call, stopped, flags, capsys):
 def test_the_command_that_goes_on_with_several_processes(monkeypatch, each, launcher):
     monkeypatch.setattr(states.processes, "world", lambda: 8)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(each))
-    monkeypatch.setattr(sys, "argv", ["main.py", "--epochs", "3", "--resume", "never"])
-    assert (
-        states.resume_command("some.state") == f"{launcher} main.py --epochs 3 --resume some.state"
-    )
+    command = states.resume_command(["main.py", "--epochs", "3", "--resume", "never"], "some.state")
+    assert command == f"{launcher} main.py --epochs 3 --resume some.state"
 
 
 def test_other_images_are_refused(stopped, flags, refused, pictures, tmp_path):
@@ -360,28 +358,21 @@ def test_a_state_that_is_not_there(flags, refused, path, tmp_path):
 
 def test_weights_are_no_state(call, flags, results, refused, small_encoder):
     call(main, *flags, "--epochs", 1)
-    assert "no training state" in refused(main, *flags, "--resume", last(results, ".pth"))
+    assert "not a training state" in refused(main, *flags, "--resume", last(results, ".pth"))
 
 
 # ---- numbers that go wrong ----
 
 
 def not_finite_at(monkeypatch, *steps):
-    """The loss of these steps is infinite."""
-    loss_function, count = main.loss_function, [-1]
+    """The loss of these steps is infinite; returns a function that begins to count anew."""
+    mean_loss, count = one_step.mean_loss, [-1]
 
-    def make(args):
-        loss = loss_function(args)
+    def watched(run, z):
+        count[0] += 1
+        return mean_loss(run, z) * (float("inf") if count[0] in steps else 1)
 
-        def function(z):
-            count[0] += 1
-            return loss(z) * (
-                float("inf") if count[0] - 1 in steps else 1
-            )  # the first call is check_args'
-
-        return function
-
-    monkeypatch.setattr(main, "loss_function", make)
+    monkeypatch.setattr(one_step, "mean_loss", watched)
     return lambda: count.__setitem__(0, -1)
 
 

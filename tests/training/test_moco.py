@@ -3,7 +3,6 @@ are in test_processes.py."""
 
 import copy
 import csv
-import functools
 import os
 import signal
 
@@ -17,6 +16,7 @@ from attentionce import attention
 from attentionce.data import views
 from attentionce.training import one_step, pretraining
 from attentionce.training.moco import MoCo
+from loss import LOSSES
 
 YES, NO = torch.tensor(True), torch.tensor(False)
 
@@ -30,7 +30,7 @@ class Encoder(nn.Module):
             nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, 5)
         )
 
-    def forward(self, x, recompute=False):
+    def forward(self, x, recompute=None):
         return x, normalize(self.layers(x), dim=-1)
 
 
@@ -43,6 +43,7 @@ def new_run(**flags):
         "batch_size": 6,
         "d_pos": 0.3,
         "d_neg": 0.2,
+        "image_size": 8,
         **flags,
     }
     args = main.parse_args(
@@ -63,9 +64,7 @@ def new_run(**flags):
         encoder=model,
         optimizer=torch.optim.Adam(model.parameters(), lr=0.1, fused=True),
         scaler=torch.amp.GradScaler("cpu", enabled=False),
-        loss=main.loss_function(args),
-        views=main.number_of_views(args),
-        make_view=functools.partial(views.make_view, size=8),
+        loss=LOSSES[args.loss],
         progress=pretraining.new_progress(1, cpu),
         moco=MoCo(model, args.queue, args.momentum, 5),
     )
@@ -160,26 +159,29 @@ def test_only_queries_carry_gradients():
     run, batch = new_run(momentum=1)
     one_step.take_step(run, batch)
     seen = []
-    run.loss = lambda queries, keys, queue: seen.append((queries, keys, queue)) or queries.sum()
+
+    def queue_loss(queries, keys, queue, temperature, **parameters):
+        seen.append((queries, keys, queue))
+        return queries.sum()
+
+    run.loss = run.loss._replace(queue=queue_loss)
     one_step.take_step(run, batch)
     ((queries, keys, queue),) = seen
     assert queries.requires_grad and not keys.requires_grad and not queue.requires_grad
 
 
-def test_step_that_is_not_finite_moves_nothing():
+def test_step_that_is_not_finite_moves_nothing(monkeypatch):
     run, batch = new_run()
     one_step.take_step(run, batch)
     before = copy.deepcopy([run.model, run.moco.model, run.moco.queue, run.moco.position])
-    make_view, run.make_view = (
-        run.make_view,
-        lambda images, draw, v: run.moco.queue.new_full((6, 3, 8, 8), torch.nan),
-    )
+    nan = torch.full((6, 3, 8, 8), torch.nan)
     run.progress["losses"] = torch.zeros(3)
     run.progress["step"] = 1
-    one_step.take_step(run, batch)
-    run.make_view = make_view
+    with monkeypatch.context() as patch:
+        patch.setattr(views, "make_view", lambda *_: nan)
+        one_step.take_step(run, batch)
     run.progress["step"] = 2
-    one_step.take_step(run, batch)  # nor does anything after it, until the look that ends the run
+    one_step.take_step(run, batch)  # nor does anything after it, until the check that ends the run
     assert run.progress["losses"].isnan().tolist() == [False, True, True]
     for own, old in ((run.model, before[0]), (run.moco.model, before[1])):
         assert all(

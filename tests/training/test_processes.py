@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from multiprocessing import get_context
+from unittest import mock
 
 import pytest
 import torch
@@ -19,7 +20,6 @@ from conftest import ROOT
 from torch import nn
 from torch.nn.functional import normalize
 
-import blockwise
 import linear
 import loss
 import main
@@ -143,7 +143,7 @@ class Tiny(nn.Module):
         ).double()
         self.g = nn.Linear(16, feature_dim).double()
 
-    def forward(self, x, recompute=False):
+    def forward(self, x, recompute=None):
         feature = self.f(x).flatten(1)
         return normalize(feature, dim=-1), normalize(self.g(feature), dim=-1)
 
@@ -153,7 +153,7 @@ class Tiny(nn.Module):
 
 def gradients():
     """Mean loss and its gradient by an encoder's weights, of every loss, from this process's part of 12 images."""
-    blockwise.block_rows = lambda device, columns: 5
+    loss.block_rows = lambda device, columns: 5
     random = torch.Generator().manual_seed(0)
     x = torch.randn(5, 12, 7, dtype=torch.float64, generator=random)
     weight = torch.randn(7, 6, dtype=torch.float64, generator=random)
@@ -163,7 +163,7 @@ def gradients():
         w = weight.clone().requires_grad_()
         z = normalize(own @ w, dim=-1)
         value = getattr(loss, name)(
-            z if name == "attentionce" else z[:2], 0.2, gather=processes.gather, **parameters
+            z[: loss.LOSSES[name].views(3)], 0.2, gather=processes.gather, **parameters
         )
         value.backward()
         found[name] = processes.average([w.grad], value.detach()), w.grad
@@ -179,7 +179,7 @@ def test_loss_and_gradient_are_those_of_one_process(count, group):
     for name, parameters in LOSSES.items():
         w = weight.clone().requires_grad_()
         z = normalize(x @ w, dim=-1)
-        value = getattr(loss, name)(z if name == "attentionce" else z[:2], 0.2, **parameters)
+        value = getattr(loss, name)(z[: loss.LOSSES[name].views(3)], 0.2, **parameters)
         value.backward()
         expected[name] = value.detach(), w.grad
     for found in group(count, gradients).results():
@@ -219,13 +219,17 @@ def steps(estimator, grad_cache, make_view):
         encoder=model,
         optimizer=torch.optim.Adam(model.parameters(), lr=1e-2, fused=True),
         scaler=torch.amp.GradScaler("cpu", enabled=False),
-        loss=main.loss_function(args),
-        views=4,
-        make_view=lambda *a: seen.append((a[0], make_view(*a))) or seen[-1][1],
+        loss=loss.LOSSES[args.loss],
         progress=pretraining.new_progress(3, cpu),
         moco=MoCo(model, 30, 0.9, 5).double() if estimator == "MoCo" else None,
     )
-    assert one_epoch.train_epoch(run, [], lambda: None) == 0
+
+    def watched(images, draw, v, size, ops):
+        seen.append((images, make_view(images, draw, v)))
+        return seen[-1][1]
+
+    with mock.patch.object(one_step.views, "make_view", watched):
+        assert one_epoch.train_epoch(run, [], lambda: None) == 0
     images, made = ([batch[i] for batch in seen] for i in (0, 1))
     left = [*model.state_dict().values(), *(run.moco.state_dict().values() if run.moco else [])]
     return {
@@ -508,9 +512,9 @@ def test_error_of_one_ends_all_and_is_told_once(fault, statuses, message, words,
     [
         (
             ["--batch_size", 13],
-            "--batch_size 13 is that of all processes together: 2 processes need a multiple",
+            "--batch_size 13 is global: 2 processes need a multiple",
         ),
-        (["--batch_size", 2], "--batch_size 2 is that of all processes together"),
+        (["--batch_size", 2], "--batch_size 2 is global"),
         (["--loss", "nonsense"], "argument --loss: invalid choice: 'nonsense'"),
         (["--bn", "sync"], "--bn sync needs CUDA"),
         (["--device", "mps"], "--device mps: under torchrun"),
@@ -585,8 +589,5 @@ def test_more_processes_than_gpus(monkeypatch):
 
 def test_resuming_is_told_with_torchrun(monkeypatch):
     monkeypatch.setattr(processes, "world", lambda: 4)
-    monkeypatch.setattr(sys, "argv", ["main.py", "--epochs", "3", "--resume", "x"])
-    assert (
-        states.resume_command("a.state")
-        == "torchrun --nproc_per_node=4 main.py --epochs 3 --resume a.state"
-    )
+    command = states.resume_command(["main.py", "--epochs", "3", "--resume", "x"], "a.state")
+    assert command == "torchrun --nproc_per_node=4 main.py --epochs 3 --resume a.state"

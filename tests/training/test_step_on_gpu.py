@@ -13,6 +13,7 @@ import main
 from attentionce.data import views
 from attentionce.training import one_epoch, one_step, pretraining
 from attentionce.training.moco import MoCo
+from loss import LOSSES
 from model import Model
 
 BATCH, SIZE = 4, 8
@@ -70,10 +71,8 @@ def assemble(*words) -> pretraining.Run:
         encoder=model,
         optimizer=torch.optim.Adam(model.parameters(), fused=True),
         scaler=torch.amp.GradScaler("cuda", enabled=False),
-        loss=main.loss_function(args),
-        views=main.number_of_views(args),
+        loss=LOSSES[args.loss],
         moco=moco,
-        make_view=lambda *where: views.make_view(*where, size=SIZE),
         progress=pretraining.new_progress(5, device),
     )
 

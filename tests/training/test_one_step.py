@@ -1,0 +1,222 @@
+"""One step: every view is encoded by itself, and the ways to save memory change no number."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import loss as losses
+import main
+from attentionce.data import views
+from attentionce.data.images import Images
+from attentionce.training import one_step
+from attentionce.training.batchnorm import recomputed
+from model import Model
+
+
+def test_every_view_is_encoded_by_itself(monkeypatch):
+    """V forward passes a step: embeddings and BatchNorm's running statistics are those of one view after another."""
+    flags = [
+        "--dataset_name",
+        "folder",
+        "--arch",
+        "resnet10",
+        "--image_size",
+        "8",
+        "--batch_size",
+        "4",
+        "--num_pos",
+        "2",
+    ]
+    args = main.parse_args([*flags, "--feature_dim", "8", "--seed", "3"])
+    pixels = torch.randint(256, (8, 3, 8, 8), dtype=torch.uint8, generator=torch.manual_seed(0))
+    images = Images(pixels, torch.zeros(8), ["one"])
+    run = main.assemble(args, images.pixels, torch.device("cpu"), torch.float32)
+    expected = copy.deepcopy(run.model)
+    run.progress.update(epoch=2, step=1)  # the last of two
+    embeddings = []
+    monkeypatch.setattr(one_step, "effective_numbers", lambda run, z: embeddings.append(z))
+    one_step.take_step(run, pixels[:4])
+
+    draw = views.draw(4, 4, 8, 8, views.generator(3, 2, 1))  # of seed, epoch and step
+    with torch.no_grad():
+        z = torch.stack([expected(views.make_view(pixels[:4], draw, v, 8))[1] for v in range(4)])
+    torch.testing.assert_close(embeddings[0], z, rtol=1e-4, atol=1e-5)
+    found = dict(run.model.named_buffers())
+    assert found["f.1.num_batches_tracked"] == 4
+    for name, buffer in expected.named_buffers():
+        torch.testing.assert_close(found[name], buffer, rtol=1e-4, atol=1e-5)
+
+
+def a_run(model, dtype=torch.float32, scale=1.0, recompute=False):
+    """What a step takes of a run."""
+    return SimpleNamespace(
+        model=model,
+        encoder=model,
+        device=torch.device("cpu"),
+        dtype=dtype,
+        scaler=SimpleNamespace(scale=lambda x: x * scale),
+        recompute=recompute,
+    )
+
+
+@pytest.fixture
+def made_views(monkeypatch):
+    """A step's images are V views that were made before: V×B×3×S×S."""
+
+    def embed(run, encoder, images, draw, v):
+        return encoder(images[v], recomputed if run.recompute else None)[1]
+
+    monkeypatch.setattr(one_step, "embed", embed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("arch", ["resnet10", "resnet50"])
+def test_recomputing_changes_no_bit(arch, dtype, made_views):
+    """Less is kept for the backward pass; gradients and BatchNorm's statistics, counters too, are the same to the bit."""
+    images = torch.randn(
+        4,
+        4,
+        3,
+        16,
+        16,
+        generator=torch.manual_seed(0),
+        dtype=torch.promote_types(dtype, torch.float32),
+    )
+    start = Model(16, arch).to(images.dtype)
+    start.f[3][0].bn1.momentum = None  # its statistics depend on the counter
+    computed_in = (
+        torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+    )  # by autocast: float64 is the model's
+    ends, kept = [], []
+    for recompute in (False, True):
+        model, sizes = copy.deepcopy(start), []
+
+        def pack(t, sizes=sizes):
+            sizes.append(t.nbytes if t.shape[:1] == (4,) else 0)  # activations, not weights
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            run = a_run(model, computed_in, recompute=recompute)
+            loss, z = one_step.plain_step(run, images, None, 4, losses.attentionce)
+        ends.append([loss, z, *(p.grad for p in model.parameters()), *model.buffers()])
+        kept.append(sum(sizes))
+    assert all(map(torch.equal, *ends))
+    assert model.f[3][0].bn1.num_batches_tracked == 4 and model.f[3][0].bn1.momentum is None
+    assert kept[1] < 0.75 * kept[0]
+
+
+@pytest.mark.parametrize(
+    "flag, passes", [((), 12), (("--grad_cache",), 12), (("--compile", "on"), 6)]
+)
+def test_who_recomputes(flag, passes, monkeypatch):
+    """Of 6 views: not where a compiler decides, and not where one view's activations are all that is kept."""
+    monkeypatch.setattr(
+        torch,
+        "compile",
+        lambda module, **_: module.forward if isinstance(module, nn.Module) else module,
+    )
+    words = [
+        "--dataset_name",
+        "folder",
+        "--arch",
+        "resnet10",
+        "--image_size",
+        "8",
+        "--batch_size",
+        "4",
+        *flag,
+    ]
+    run = main.assemble(
+        main.parse_args(words),
+        torch.zeros(4, 3, 8, 8, dtype=torch.uint8),
+        torch.device("cpu"),
+        torch.float32,
+    )
+    asked = []
+    forward = type(run.model.f[3]).forward
+    monkeypatch.setattr(
+        type(run.model.f[3]), "forward", lambda self, x: asked.append(self) or forward(self, x)
+    )
+    one_step.take_step(run, run.pixels)
+    assert asked.count(run.model.f[3]) == passes
+
+
+@pytest.mark.parametrize("scale", [1.0, 1024.0])
+def test_cached_step_is_plain_step(scale, made_views):
+    """Gradients, a step of Adam and BatchNorm's statistics (counters too), in float64, of a model with all its layers."""
+    images = torch.randn(4, 6, 3, 8, 8, dtype=torch.float64, generator=torch.manual_seed(0))
+    start = Model(16, "resnet10").double()
+    start.f[1].momentum = None  # its statistics depend on the counter
+    ends = []
+    for step in (one_step.plain_step, one_step.cached_step):
+        model = copy.deepcopy(start)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        for _ in range(2):
+            run = a_run(model, scale=scale)
+            loss, z = step(run, images, None, 4, losses.attentionce)
+            gradients = [p.grad.clone() for p in model.parameters()]
+            optimizer.step()
+            optimizer.zero_grad()
+        assert not loss.requires_grad and not z.requires_grad
+        ends.append((loss, z, gradients, model.state_dict()))
+        assert model.f[1].momentum is None and model.f[3][0].bn1.momentum == 0.1
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-9, atol=1e-9)
+    assert ends[1][3]["f.1.num_batches_tracked"] == 8
+    moved = ends[0][3]["f.0.weight"] - start.f[0].weight
+    assert moved.abs().mean() > 1e-3
+
+
+def test_cached_step_leaves_batchnorm_tracking_when_it_fails(monkeypatch):
+    model = Model(8, "resnet10")
+
+    def embed(run, encoder, images, draw, v):
+        if torch.is_grad_enabled():
+            raise RuntimeError("out of memory")
+        return model(torch.randn(2, 3, 8, 8))[1]
+
+    monkeypatch.setattr(one_step, "embed", embed)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        one_step.cached_step(a_run(model), None, None, 2, losses.simclr)
+    model(torch.randn(2, 3, 8, 8))
+    assert model.f[1].num_batches_tracked == 3
+
+
+class Casts(TorchDispatchMode):
+    """Counts the copies of weights in another type."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.weights, self.count = {p.data_ptr() for p in model.parameters()}, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += (
+            function is torch.ops.aten._to_copy.default and args[0].data_ptr() in self.weights
+        )
+        return function(*args, **kwargs or {})
+
+
+def test_a_step_in_bf16_casts_every_weight_once(made_views):
+    """The views share the cast weights; gradients come back in float32, close to those of a step in it."""
+    images = torch.randn(4, 6, 3, 8, 8, generator=torch.manual_seed(0))
+    gradients = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        model = Model(16, "resnet10")
+        with Casts(model) as casts:
+            one_step.plain_step(a_run(model, dtype), images, None, 4, losses.attentionce)
+        gradients[dtype] = torch.cat([p.grad.flatten() for p in model.parameters()])
+        multiplied = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+        assert casts.count == (
+            0 if dtype == torch.float32 else len(multiplied) + 1
+        )  # one of them has a bias
+        with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+            for vector in model(images[0]):
+                assert vector.dtype == torch.float32 and (vector.norm(dim=1) - 1).abs().max() < 1e-6
+    assert gradients[torch.bfloat16].dtype == torch.float32
+    assert (
+        torch.cosine_similarity(*gradients.values(), dim=0) > 0.9
+    )  # of 6 images' BatchNorm in 8 bits
