@@ -22,7 +22,7 @@ from attentionce.errors import UserError
 from attentionce.evaluation.knn import clamp_k, features, knn
 from attentionce.runs import files
 from attentionce.training import devices, processes
-from model import ARCHS, Model, as_resnet, load_model
+from model import ARCHS, STEMS, Model, as_resnet, load_encoder, stem_of
 from utils import DATASETS, load
 
 # ------------------------------------------------------------------------------------- settings
@@ -37,8 +37,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         required=True,
         nargs="+",
         metavar="PATH",
-        help="weights of main.py or of the reference, or random for an untrained encoder; "
-        "several are compared",
+        help="weights that hold an encoder, or random for an untrained one; several are compared",
     )
     add("--arch", choices=ARCHS, help="default: read off the weights; random: resnet50")
     add(
@@ -118,8 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     train = processes.in_turn(load, args.dataset_name, args.root, "train", args.store_size)
     test = processes.in_turn(load, args.dataset_name, args.root, "test", args.store_size)
     results = []
-    for path, model, arch, out in encoders:
-        f = model.f.to(device, memory_format=torch.channels_last)
+    for path, f, arch, out in encoders:
+        f = f.to(device, memory_format=torch.channels_last)
         result = evaluate(f, train, test, args, device, dtype, out)
         print(f"{path} ({arch}): kNN top-1 {result['knn_top1']:.2f} %")
         for which in ("last", "best"):
@@ -144,27 +143,27 @@ def print_comparison(results: list[tuple[str, dict[str, Any]]], dataset: str) ->
         print(f"{result['knn_top1']:8.2f} {last:13.2f} {best:13.2f}   {Path(path).name}")
 
 
-def open_encoder(path: str, args: argparse.Namespace) -> tuple[Model, str]:
-    """(model, arch) of weights, or untrained for `random`."""
+def open_encoder(path: str, args: argparse.Namespace) -> tuple[nn.Sequential, str]:
+    """(encoder, arch) of weights, or untrained for `random`."""
     if path != "random":
-        return load_model(path, args.arch)
+        return load_encoder(path, args.arch)
     torch.manual_seed(args.seed)
     arch = args.arch or "resnet50"
-    return Model(arch=arch), arch
+    return Model(arch=arch).f, arch
 
 
-def open_encoders(args: argparse.Namespace) -> list[tuple[str, Model, str, Path]]:
-    """Every model of `--model_path`, all before any of them takes hours.
+def open_encoders(args: argparse.Namespace) -> list[tuple[str, nn.Sequential, str, Path]]:
+    """Every encoder of `--model_path`, all before any of them takes hours.
 
     Results go beside the weights. A data set other than that of the weights, and another mode than
     frozen, are part of their name.
 
     Returns:
-        For each (path, model, arch, path of its results without ending).
+        For each (path, encoder, arch, path of its results without ending).
     """
     opened = []
     for path in args.model_path:
-        model, arch = open_encoder(path, args)
+        f, arch = open_encoder(path, args)
         folder = Path(args.results) / args.dataset_name
         if path == "random":
             name = f"random_{arch}_{args.seed}"
@@ -176,7 +175,7 @@ def open_encoders(args: argparse.Namespace) -> list[tuple[str, Model, str, Path]
                 folder = Path(path).parent
         if args.encoder_mode != "frozen":
             name += f"_{args.encoder_mode}"
-        opened.append((path, model, arch, files.writable_folder(folder) / name))
+        opened.append((path, f, arch, files.writable_folder(folder) / name))
     return opened
 
 
@@ -192,11 +191,12 @@ def export(args: argparse.Namespace) -> None:
         from safetensors.torch import save
     except ImportError:
         raise UserError("--export needs one more package: pip install safetensors") from None
-    model, arch = open_encoder(args.model_path[0], args)
+    f, arch = open_encoder(args.model_path[0], args)
     facts = {"format": "pt", "arch": arch, "mean": str(views.MEAN), "std": str(views.STD)}
-    content = save(as_resnet(model.f, arch).state_dict(), facts)
+    state = as_resnet(f, arch).state_dict()
+    content = save(state, facts)
     files.replace(Path(args.export), lambda file: file.write(content))
-    print(f"{args.export}: {arch}, 3×3 stride-1 conv1, no max-pool, no fc")
+    print(f"{args.export}: {arch}, {STEMS[stem_of(state['conv1.weight'])]}, no fc")
 
 
 # ------------------------------------------------------------------------------------- evaluation
@@ -295,9 +295,10 @@ def train_epoch(
     )
     for step, index in enumerate(bar):
         generator = views.generator(args.seed, epoch, step)
-        draw = views.draw(1, len(index), *train.pixels.shape[2:], generator)
+        height, width = train.pixels.shape[2:]
+        draw = views.draw(1, len(index), height, width, generator)
         share = processes.share(len(index))
-        first, last = share[0].item(), share[-1].item() + 1
+        first, last = int(share[0]), int(share[-1]) + 1
         batch = train.pixels[index[first:last].to(train.pixels.device)].to(device)
         with torch.no_grad(), devices.autocast(device, dtype):
             own_draw = views.to(views.part(draw, first, last), device)

@@ -17,6 +17,7 @@ from attentionce.errors import UserError
 from attentionce.evaluation.knn import clamp_k, features, knn
 from attentionce.runs import file_names, files, locks, signals, states, tensorboard
 from attentionce.training import devices, processes
+from attentionce.training.memory import expected_bytes
 from attentionce.training.moco import MoCo
 from attentionce.training.one_epoch import NonFinite, train_epoch
 from attentionce.training.pretraining import Run, new_progress, restore, state_of
@@ -278,15 +279,22 @@ def assemble(
         f"per view of {args.image_size} px",
         flush=True,
     )
-    model = model.to(device, memory_format=torch.channels_last)
+    model = model.to(device).to(memory_format=torch.channels_last)
     if args.bn == "sync" and processes.world() > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     moco = None
     if args.estimator == "MoCo":
         moco = MoCo(model, args.queue, args.momentum, args.feature_dim).to(device)
-    compiled = args.compile == "on"
-    if args.compile == "auto" and device.type == "cuda":
-        compiled = devices.compiles(device)
+    compiled = uses_compiler(args, device)
+    loss = LOSSES[args.loss]
+    expected = expected_bytes(model, args, loss.views(args.num_pos), dtype, compiled)
+    print(
+        f"{devices.device_name(device)} ({device}), {str(dtype).removeprefix('torch.')}, "
+        f"{'compiled' if compiled else 'not compiled'}, "
+        f"about {expected / 1e9:.1f} GB expected for {args.batch_size} images per step",
+        flush=True,
+    )
+    devices.warn_of_unused_gpu(device)
     adam = torch.optim.Adam(
         model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True
     )
@@ -299,14 +307,24 @@ def assemble(
         encoder=torch.compile(model) if compiled else model,
         optimizer=adam,
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
-        loss=LOSSES[args.loss],
+        loss=loss,
         progress=new_progress(len(pixels) // args.batch_size, device),
         view_ops=views.compiled() if compiled else views.Ops(),
         moco=moco,
         key_encoder=torch.compile(moco.model) if moco and compiled else None,
+        grad_cache=args.grad_cache,
         # A compiler decides by itself what to keep; --grad_cache keeps no more than one view's.
         recompute=not compiled and not args.grad_cache,
     )
+
+
+def uses_compiler(args: argparse.Namespace, device: torch.device) -> bool:
+    """Whether encoder and views go through torch.compile."""
+    wanted = args.compile == "on" or (args.compile == "auto" and device.type == "cuda")
+    if wanted and args.bn == "sync" and processes.world() > 1:
+        print("--bn sync: going on without torch.compile, whose graphs it would break", flush=True)
+        return False
+    return wanted
 
 
 # ------------------------------------------------------------------------------------- evaluation

@@ -50,7 +50,7 @@ def add_device_flags(parser: argparse.ArgumentParser) -> None:
         "--precision",
         default="auto",
         choices=devices.PRECISIONS,
-        help="auto: bf16 on CUDA that has it, else fp32",
+        help="auto: the fastest that the device supports natively: bf16, fp16 or fp32",
     )
 
 
@@ -85,8 +85,7 @@ def run(main: Callable[[], int | None]) -> None:
         status, why = 2, f"error: {printable}\n"
     except torch.OutOfMemoryError as error:
         reason = str(error).split(". ")[0]
-        advice = "take main.py's --grad_cache, a smaller --batch_size, or --precision bf16"
-        status, why = 2, f"error: {reason}: {advice}\n"
+        status, why = 2, f"error: {reason}: {devices.memory_advice()}\n"
     except KeyboardInterrupt:
         status, why = 130, "interrupted\n"
     except Exception:

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import functools
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -38,7 +39,7 @@ def step_memory(settings: dict, precision: str, grad_cache: bool) -> int | None:
     views = random_views(args)
     pixels = torch.zeros(args.batch_size, 3, 32, 32, dtype=torch.uint8)
 
-    def prepare() -> functools.partial:
+    def prepare() -> Callable[[], None]:
         run = this_code.assemble(args, precision, pixels)
         return this_code.fixed_step(run, views, grad_cache)
 

@@ -9,7 +9,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from unittest import mock
 
 import torch
@@ -37,11 +36,7 @@ def precisions(asked: str, device: torch.device) -> list[str]:
     if asked != "auto":
         devices.choose_precision(asked, device)
         return [asked]
-    native = devices.choose_precision("auto", device) == torch.bfloat16
-    if device.type == "cpu":
-        with contextlib.suppress(OSError):
-            flags = Path("/proc/cpuinfo").read_text().split()
-            native = not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
+    native = devices.half_precision(device) == "bf16"
     return ["fp32", "bf16"] if native else ["fp32"]
 
 
@@ -116,7 +111,9 @@ def fixed_step(run: Run, made: Tensor, grad_cache: bool = False) -> Callable[[],
             one_step.take_step(run, images)
 
     args = argparse.Namespace(**{**vars(run.args), "grad_cache": grad_cache})
-    run = dataclasses.replace(run, args=args, recompute=run.recompute and not grad_cache)
+    run = dataclasses.replace(
+        run, args=args, grad_cache=grad_cache, recompute=run.recompute and not grad_cache
+    )
     images = torch.zeros(made.shape[1], 3, 4, 4, dtype=torch.uint8, device=run.device)
     return step
 

@@ -195,7 +195,8 @@ def _check_frame(path: Path, file: BinaryIO) -> None:
 
 
 def _check_names(path: Path, pickled: bytes) -> None:
-    for opcode, argument, _ in pickletools.genops(pickled):
+    for opcode, operand, _ in pickletools.genops(pickled):
+        argument = str(operand)
         if opcode.name in ("STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4"):
             raise UserError(f"{path} holds more than tensors ({opcode.name}): not opened")
         storage = (

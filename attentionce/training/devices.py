@@ -1,4 +1,4 @@
-"""Where a program runs: device, precision, versions; and how it ends when the user made a mistake."""
+"""Where a program computes: device, precision, torch.compile, versions."""
 
 import functools
 import os
@@ -6,6 +6,7 @@ import platform
 import shutil
 import subprocess
 from contextlib import AbstractContextManager
+from importlib import metadata
 from pathlib import Path
 
 import numpy
@@ -16,95 +17,154 @@ from attentionce.errors import UserError
 from attentionce.training import processes
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+ROOT = Path(__file__).resolve().parents[2]  # of a clone
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The named device; by default the first that exists of CUDA, MPS and CPU. Of several processes each has its own GPU.
+    """The named device, or the first that exists of CUDA, MPS and CPU.
+
+    A GPU becomes the current one, so that nothing else opens a context on GPU 0. Each of several
+    processes takes the GPU of its local rank, among those that it sees.
 
     Raises:
-        UserError: no such device on this machine.
+        UserError: There is no such device on this machine.
     """
     several = processes.world() > 1
     if name is None:
-        mps = torch.backends.mps.is_available() and not several  # gloo has no MPS
+        mps = torch.backends.mps.is_available() and not several  # gloo does not support MPS
         name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     if several and name not in ("cuda", "cpu"):
         raise UserError(
-            f"--device {name}: under torchrun it is cuda, of which each process takes its own, or cpu"
-        )
-    if several and name == "cuda" and processes.local_rank() >= torch.cuda.device_count():
-        found = f"process {processes.local_rank() + 1} of this machine finds {torch.cuda.device_count()} GPUs"
-        raise UserError(
-            f"--device cuda: {found}; start as many processes as GPUs, or take --device cpu"
+            f"--device {name}: under torchrun use cuda, of which each process takes one, or cpu"
         )
     try:
         device = torch.device(name)
-        if several and device.type == "cuda":
-            torch.cuda.set_device(processes.local_rank())
+        if device.type == "cuda" and several:
+            device = torch.device("cuda", processes.local_rank() % torch.cuda.device_count())
+        if device.type == "cuda":
+            torch.cuda.set_device(device if device.index is not None else 0)
         torch.zeros(1, device=device).item()  # `meta` has no numbers
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, ZeroDivisionError) as error:
         reason = str(error).strip().splitlines()[0].split(". ")[0]
         raise UserError(
             f"--device {name}: this machine has no such device ({reason}); try --device cpu"
         ) from None
+    if several and device.type == "cuda":
+        refuse_shared(device)
     return device
 
 
-def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """The type that the encoder computes in; `auto` is bfloat16 on CUDA that has it, else float32.
+def refuse_shared(device: torch.device) -> None:
+    """Each of several processes needs a GPU of its own.
 
     Raises:
-        UserError: the device cannot compute in it.
+        UserError: Two of them have the same.
     """
-    bf16_cuda = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    own = f"{platform.node()} {torch.cuda.get_device_properties(device).uuid}"
+    everyone = processes.gather_objects(own)
+    if len(set(everyone)) < len(everyone):
+        raise UserError(
+            f"--device cuda: {len(everyone)} processes share {len(set(everyone))} GPUs; start as "
+            "many processes as there are GPUs, or use --device cpu"
+        )
+
+
+def half_precision(device: torch.device) -> str | None:
+    """The 16-bit type that the device multiplies natively: bf16, fp16 or None."""
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16"
+        return "fp16" if torch.cuda.get_device_capability(device) >= (7, 0) else None
+    return "bf16" if device.type == "cpu" and cpu_has_bf16() else None
+
+
+@functools.cache
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bfloat16 natively (AVX-512 BF16, AMX or Arm's BF16)."""
+    try:
+        words = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return False
+    return not words.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """The type that the encoder computes in.
+
+    `auto` is the fastest that the device supports natively: bf16, else fp16 (on CUDA), else fp32.
+
+    Raises:
+        UserError: The device cannot compute in it.
+    """
+    native = half_precision(device)
     if name == "auto":
-        return torch.bfloat16 if bf16_cuda else torch.float32
-    if name == "bf16" and device.type == "cuda" and not bf16_cuda:
-        raise UserError("--precision bf16: this GPU does not have it; try --precision fp16")
+        return DTYPES[native or "fp32"]
+    if name == "bf16" and device.type == "cuda" and native != "bf16":
+        raise UserError(
+            f"--precision bf16: this GPU does not support it; try --precision {native or 'fp32'}"
+        )
     if name == "fp16" and device.type != "cuda":
         raise UserError(
-            f"--precision fp16 needs a CUDA device, not {device.type}; try --precision fp32"
+            f"--precision fp16 needs a CUDA device, not {device.type}; "
+            f"try --precision {native or 'fp32'}"
         )
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    return DTYPES[name]
+
+
+def memory_advice() -> str:
+    """What to change if the current device has too little memory."""
+    advice = "use main.py's --grad_cache or a smaller --batch_size"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    native = half_precision(device)
+    return f"{advice}, or --precision {native} if it is not on yet" if native else advice
 
 
 def reproducible(strict: bool) -> None:
-    """With `strict`, CUDA computes the same bits every time, by slower kernels; without, cuDNN picks the fastest ones."""
+    """With `strict`, CUDA computes the same bits every time, more slowly; else cuDNN picks kernels."""
     if strict:
-        os.environ.setdefault(
-            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-        )  # cuBLAS reads it when CUDA starts
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     torch.use_deterministic_algorithms(strict)
     torch.backends.cudnn.benchmark = not strict
 
 
 def keep(pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The images on the GPU, if they take no more than an eighth of what is free there; else where they are."""
+    """The images on the GPU if they take at most an eighth of its free memory, else where they are."""
     if device.type == "cuda" and pixels.numel() < torch.cuda.mem_get_info(device)[0] / 8:
         return pixels.to(device)
     return pixels
 
 
-def compiles(device: torch.device) -> bool:
-    """Whether torch.compile works here, which needs a C compiler and a GPU that Triton knows; says so if not."""
-    try:
-        torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
-    except Exception as error:  # of whatever the toolchain lacks
-        print(
-            f"torch.compile does not work here ({type(error).__name__}): going on without",
-            flush=True,
-        )
-        return False
-    return True
-
-
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
-    """Autocast to `dtype`; does nothing for float32."""
+    """Autocast to `dtype`; nothing for float32."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
+def warn_of_unused_gpu(device: torch.device) -> None:
+    """Say so if the program runs on the CPU of a machine with an NVIDIA GPU."""
+    if device.type == "cpu" and not torch.cuda.is_available() and has_nvidia_gpu():
+        build = "" if torch.version.cuda else f" ({torch.__version__} is a build for CPUs)"
+        print(
+            f"warning: this machine has an NVIDIA GPU that PyTorch cannot use{build}: training on "
+            "the CPU; see https://pytorch.org/get-started for a build that can",
+            flush=True,
+        )
+
+
+def has_nvidia_gpu() -> bool:
+    """Whether the system shows an NVIDIA GPU, whatever PyTorch was built for."""
+    return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the CPU's with its number of cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{cpu_name()}, {os.cpu_count()} cores"
+
+
 def cpu_name() -> str:
-    """As the system names it."""
+    """The CPU's name according to the system."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
@@ -114,27 +174,18 @@ def cpu_name() -> str:
 
 @functools.cache
 def commit() -> str:
-    """This code's, as it is when it is first asked for."""
-    git = [
-        "git",
-        "-C",
-        str(Path(__file__).parents[2]),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=12",
-    ]
-    answer = subprocess.run(git, capture_output=True, text=True) if shutil.which("git") else None
-    return answer.stdout.strip() if answer and answer.returncode == 0 else "unknown"
+    """This code's commit when it is first asked for; of an installed package its version."""
+    if not (ROOT / "main.py").exists():  # or git would describe a repository around the package
+        return f"version {metadata.version('attentionce')}"
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    if shutil.which("git") is None:
+        return "unknown"
+    answer = subprocess.run(git, capture_output=True, text=True)
+    return answer.stdout.strip() if answer.returncode == 0 else "unknown"
 
 
 def machine(device: torch.device) -> dict[str, str]:
     """Versions, this code's commit and hardware, as they go into every result file."""
-    name = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{cpu_name()}, {os.cpu_count()} cores"
-    )
     return {
         "commit": commit(),
         "python": platform.python_version(),
@@ -142,7 +193,7 @@ def machine(device: torch.device) -> dict[str, str]:
         "torchvision": str(torchvision.__version__),
         "numpy": numpy.__version__,
         "device": str(device),
-        "device_name": name,
+        "device_name": device_name(device),
         "threads": str(torch.get_num_threads()),
         "platform": platform.platform(),
     }

@@ -1,6 +1,7 @@
-"""MoCo: positives encoded by a slowly moving copy of the encoder, negatives from a queue of earlier keys.
+"""MoCo: a slowly moving copy of the encoder encodes the positives; a queue of keys is the negatives.
 
-He et al., Momentum Contrast for Unsupervised Visual Representation Learning, CVPR 2020. The anchors are the queries.
+He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020. The anchors
+are the queries.
 """
 
 import copy
@@ -16,10 +17,14 @@ class MoCo(nn.Module):
     """The momentum encoder and the queue, all that MoCo adds to a run.
 
     Args:
-        model: the encoder that is trained; copied.
-        length: keys in the queue, K. It starts with random directions.
-        momentum: the share of itself that the momentum encoder keeps at every step.
+        model: The encoder that is trained; it is copied.
+        length: Keys in the queue, K. It starts with random directions.
+        momentum: The share of itself that the momentum encoder keeps at every step.
+        dim: Size of a key.
     """
+
+    queue: Tensor
+    position: Tensor
 
     def __init__(self, model: nn.Module, length: int, momentum: float, dim: int):
         super().__init__()
@@ -30,13 +35,27 @@ class MoCo(nn.Module):
 
     @torch.no_grad()
     def follow(self, model: nn.Module, finite: Tensor) -> None:
-        """Move towards the trained encoder; not after a step that was not finite (`finite`, a bool on the device)."""
-        for own, trained in zip(self.model.parameters(), model.parameters(), strict=True):
-            own.lerp_(trained, (1 - self.momentum) * finite.to(own.dtype))
+        """Move towards the trained encoder, except after a step that was not finite.
+
+        A lerp whose weight is on the device, so that the host need not wait for it, in three launches
+        for all parameters.
+
+        Args:
+            finite: A bool on the device.
+        """
+        own: list[Tensor] = list(self.model.parameters())
+        trained: list[Tensor] = list(model.parameters())
+        way = torch._foreach_sub(trained, own)
+        torch._foreach_mul_(way, (1 - self.momentum) * finite.to(own[0].dtype))
+        torch._foreach_add_(own, way)
 
     @torch.no_grad()
     def push(self, keys: Tensor, finite: Tensor) -> None:
-        """Put keys b × dim, those of all processes, in the place of the queue's oldest."""
+        """Put the keys b × dim of all processes in the place of the oldest in the queue.
+
+        Args:
+            finite: A bool on the device; without it nothing is put.
+        """
         keys = processes.gather_rows(keys.to(self.queue.dtype))
         places = (self.position + torch.arange(len(keys), device=keys.device)) % len(self.queue)
         self.queue[places] = torch.where(finite, keys, self.queue[places])

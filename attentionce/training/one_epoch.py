@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from attentionce.data import views
 from attentionce.errors import UserError
-from attentionce.training import one_step, processes
+from attentionce.training import fallbacks, one_step, processes
 from attentionce.training.pretraining import Run
 
 REFRESH = 0.3  # seconds between checks of the loss, for which the host waits for a GPU
@@ -22,7 +22,7 @@ class NonFinite(UserError):
     """The loss or its gradient is no longer finite."""
 
 
-def train_epoch(run: Run, received: list[int], save_state: Callable[[], None]) -> int:
+def train_epoch(run: Run, received: list[int], save_state: Callable[[], object]) -> int:
     """The rest of the current epoch.
 
     Args:
@@ -34,11 +34,11 @@ def train_epoch(run: Run, received: list[int], save_state: Callable[[], None]) -
     """
     args, progress = run.args, run.progress
     order = batch_order(run)
-    run.good_buffers = [buffer.clone() for buffer in one_step.statistics(run)]
+    run.good_buffers = one_step.copies(one_step.statistics(run))
     saved = checked = marked = time.monotonic()
     with progress_bar(run) as bar:
         for batch in batches(run.pixels, order[progress["step"] :], run.device):
-            one_step.take_step(run, batch)
+            fallbacks.take_step(run, batch)
             progress["step"] += 1
             now = time.monotonic()
             last = progress["step"] == run.steps
@@ -107,7 +107,7 @@ def check_losses(run: Run, bar: tqdm) -> None:
         raise NonFinite(
             f"the loss or its gradient is not finite at epoch {epoch}, step {step}: {flags}"
         )
-    run.good_buffers = [buffer.clone() for buffer in one_step.statistics(run)]
+    run.good_buffers = one_step.copies(one_step.statistics(run))
 
 
 def batches(pixels: Tensor, order: Tensor, device: torch.device) -> Iterator[Tensor]:

@@ -1,9 +1,10 @@
 """One step of pretraining: images → views → embeddings → loss → gradients → weights."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from attentionce import attention
 from attentionce.data import views
@@ -20,10 +21,11 @@ def take_step(run: Run, batch: Tensor) -> None:
     Args:
         batch: uint8 b×3×H×W, on the device.
     """
-    args, progress, moco = run.args, run.progress, run.moco
+    progress, moco = run.progress, run.moco
     draw = draw_views(run, batch)
     images = batch.float()  # once for all views
-    step = cached_step if args.grad_cache else plain_step
+    step = cached_step if run.grad_cache else plain_step
+    before = copies(statistics(run)) if run.scaler.is_enabled() else None
     if moco is None:
         loss, z = step(run, images, draw, run.views, lambda z: mean_loss(run, z))
     else:
@@ -32,6 +34,8 @@ def take_step(run: Run, batch: Tensor) -> None:
         z = torch.cat([queries, keys])
     loss = update_weights(run, loss)
     progress["losses"][progress["step"]] = loss
+    if before is not None:  # fp16 goes on after a step that is not finite
+        keep_where(loss.isfinite(), statistics(run), before)
     if run.loss.attention and progress["step"] + 1 == run.steps:
         progress["effective"] = effective_numbers(run, z)  # before the queue takes these keys
     if moco is not None:
@@ -42,12 +46,15 @@ def take_step(run: Run, batch: Tensor) -> None:
 def draw_views(run: Run, batch: Tensor) -> views.Draw:
     """The random parameters of this process's views: a function of (seed, epoch, step) alone."""
     generator = views.generator(run.args.seed, *run.position)
-    whole = views.draw(run.views, run.args.batch_size, *batch.shape[2:], generator)
+    height, width = batch.shape[2:]
+    whole = views.draw(run.views, run.args.batch_size, height, width, generator)
     first = processes.rank() * len(batch)
     return views.to(views.part(whole, first, first + len(batch)), run.device)
 
 
-def embed(run: Run, encoder: nn.Module, images: Tensor, draw: views.Draw, v: int) -> Tensor:
+def embed(
+    run: Run, encoder: Callable[..., Any], images: Tensor, draw: views.Draw, v: int
+) -> Tensor:
     """View number `v` of every image through the encoder and its projection head: b × dim."""
     view = views.make_view(images, draw, v, run.args.image_size, run.view_ops)
     view = view.contiguous(memory_format=torch.channels_last)
@@ -142,7 +149,7 @@ def _step_while_finite(run: Run, finite: Tensor) -> Tensor:
 
     The fused optimiser reads `found_inf` on the device, so the host need not wait to know.
     """
-    optimizer = run.optimizer
+    optimizer: Any = run.optimizer
     stuck = getattr(optimizer, "found_inf", torch.zeros((), device=run.device))
     optimizer.grad_scale, optimizer.found_inf = None, torch.maximum(stuck, (~finite).float())
     if run.device.type != "mps" or optimizer.found_inf == 0:  # MPS's does not read it
@@ -170,3 +177,14 @@ def statistics(run: Run) -> list[Tensor]:
     """BatchNorm's running statistics, which change before the loss is known."""
     models = [run.model] if run.moco is None else [run.model, run.moco.model]
     return [buffer for model in models for buffer in model.buffers()]
+
+
+def copies(tensors: list[Tensor]) -> list[Tensor]:
+    """A copy of each tensor."""
+    return [tensor.clone() for tensor in tensors]
+
+
+def keep_where(finite: Tensor, tensors: list[Tensor], before: list[Tensor]) -> None:
+    """Put the tensors back to what they were before, unless `finite` (a bool on the device)."""
+    for tensor, value in zip(tensors, before, strict=True):
+        tensor.copy_(torch.where(finite, tensor, value))

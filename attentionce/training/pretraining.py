@@ -1,6 +1,7 @@
 """A pretraining run: what it works with, where it stands, and its state as a dictionary."""
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,15 +26,17 @@ class Run:
     dtype: torch.dtype  # that the encoder computes in
     pixels: Tensor  # uint8 N×3×H×W, on the device where they fit
     model: nn.Module
-    encoder: nn.Module  # the model, or its compiled form
+    encoder: Callable[..., Any]  # the model, or its compiled form
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     loss: Any  # the entry of loss.LOSSES that --loss names
     progress: dict[str, Any]
     view_ops: views.Ops = views.Ops()  # the steps from images to a view, perhaps compiled
     moco: MoCo | None = None
-    key_encoder: nn.Module | None = None  # MoCo's momentum encoder, or its compiled form
+    key_encoder: Callable[..., Any] | None = None  # MoCo's momentum encoder, or its compiled form
+    grad_cache: bool = False  # the memory of one view, for one more forward pass
     recompute: bool = False  # the first stage's activations in the backward pass
+    steps_taken: int = 0  # by this process
     good_buffers: list[Tensor] | None = None  # BatchNorm's statistics at the last finite loss
     saved_at: tuple[int, int] | None = None  # epoch and step of the newest state
 

@@ -191,6 +191,16 @@ def from_first(make: Callable[[], Any]) -> Any:
     return box[0]
 
 
+def gather_objects(own: Any) -> list[Any]:
+    """Every process's object, in the order of the ranks."""
+    if world() == 1:
+        return [own]
+    everyone: list[Any] = [None] * world()
+    with _exchange():
+        dist.all_gather_object(everyone, own)
+    return everyone
+
+
 def in_turn(function: Callable, *args: Any) -> Any:
     """function(*args), first in rank 0, then in the first process of every other machine, then in the rest.
 
