@@ -26,25 +26,32 @@ def _beside(name: str) -> ModuleType:
 _loss, _model = _beside("loss"), _beside("model")
 
 
-def encoder(weights=None, arch=None):
-    """A torchvision ResNet for small images: 3×3 stride-1 conv1, no max-pool, no fc.
+def encoder(weights=None, arch=None, stem=None):
+    """A torchvision ResNet without fc, by default for small images: 3×3 conv1, no max-pool.
 
     It returns features, B×512 or B×2048, and expects images normalised with mean (0.4914, 0.4822,
     0.4465) and std (0.2023, 0.1994, 0.2010). Like torchvision's it is in train mode until .eval().
 
     Args:
-        weights: A file of main.py or of the reference. Nothing in it is run. None: untrained.
+        weights: A file that holds an encoder: of main.py, of the reference, exported, a training
+            state, or wrapped by another program. Nothing in it is run. None: untrained.
         arch: resnet10, resnet18, resnet34 or resnet50. By default it is read off the weights;
             untrained, it is resnet50.
+        stem: small, or imagenet: torchvision's 7×7 stride-2 conv1 with max-pool, for images of
+            96 px and more. By default it is read off the weights; untrained, it is small.
 
     Raises:
-        ValueError: In one line: the weights are missing, damaged, of another arch, or hold more than
-            tensors.
+        ValueError: In one line: the weights are missing, damaged, of another arch or stem, or
+            nothing that can be opened without running code.
     """
     if weights is None:
-        return _model.backbone(arch or "resnet50")
-    model, arch = _model.load_model(weights, arch)
-    return _model.as_resnet(model.f, arch)
+        return _model.backbone(arch or "resnet50", stem or "small")
+    f, arch = _model.load_encoder(weights, arch)
+    resnet = _model.as_resnet(f, arch)
+    found = _model.stem_of(resnet.conv1.weight)
+    if stem not in (None, found):
+        raise ValueError(f"{weights} has stem {found}, not {stem}")
+    return resnet
 
 
 def attentionce(temperature=0.5, d_pos=1.0, d_neg=1.0):

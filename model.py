@@ -1,8 +1,10 @@
-"""The encoder: a ResNet for small images (`f`) and SimCLR's projection head (`g`)."""
+"""The encoder (`f`, a ResNet), SimCLR's projection head (`g`), and opening weights into them."""
 
 import copy
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torchvision
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from attentionce.errors import UserError
+from attentionce.errors import UserError, mending
 from attentionce.runs.files import read
 
 # Residual blocks per stage; resnet10, one basic block a stage, is for small machines.
@@ -22,33 +24,55 @@ ARCHS = {
 }
 # torchvision's names of f.0 … f.7
 STAGES = ("conv1", "bn1", "relu", "layer1", "layer2", "layer3", "layer4", "avgpool")
+STEMS = {
+    "small": "3×3 stride-1 conv1, no max-pool",  # the paper's, for images of 32 px
+    "imagenet": "7×7 stride-2 conv1, max-pool",  # torchvision's own, for views of 96 px and more
+}
 HIDDEN_DIM = 512  # of the projection head
 Recompute = Callable[[nn.Module, Tensor], Tensor]
 
+# ------------------------------------------------------------------------------------- the model
 
-def backbone(arch: str = "resnet50") -> torchvision.models.ResNet:
-    """torchvision's ResNet for small images: 3×3 stride-1 first convolution, no max-pool, no fc.
 
-    The first convolution keeps PyTorch's default initialisation, as in the reference.
+def backbone(arch: str = "resnet50", stem: str = "small") -> torchvision.models.ResNet:
+    """torchvision's ResNet without fc.
+
+    Args:
+        arch: A key of `ARCHS`.
+        stem: `small`: the first convolution is 3×3 with stride 1 and keeps PyTorch's default
+            initialisation, as in the reference; there is no max-pool. `imagenet`: torchvision's
+            own, 7×7 with stride 2, and max-pool.
 
     Raises:
-        ValueError: `arch` is not one of `ARCHS`.
+        ValueError: `arch` or `stem` is unknown.
     """
     if arch not in ARCHS:
         raise ValueError(f"arch {arch!r} is not one of {', '.join(ARCHS)}")
+    if stem not in STEMS:
+        raise ValueError(f"stem {stem!r} is not one of {', '.join(STEMS)}")
     resnet = torchvision.models.ResNet(*ARCHS[arch])
-    resnet.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
-    resnet.maxpool = nn.Identity()
+    if stem == "small":
+        resnet.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
+        resnet.maxpool = nn.Identity()
     resnet.fc = nn.Identity()
     return resnet
 
 
+def _stages(resnet: torchvision.models.ResNet) -> nn.Sequential:
+    """f.0 … f.7. A max-pool has no weights: it joins the ReLU, so that f.3 is always layer1."""
+    f = nn.Sequential(*(getattr(resnet, stage) for stage in STAGES))
+    if isinstance(resnet.maxpool, nn.MaxPool2d):
+        f[2] = nn.Sequential(resnet.relu, resnet.maxpool)
+    return f
+
+
 class Model(nn.Module):
-    """Encoder `f` and projection head `g`, with the reference's names: `f.0` … `f.7`, `g.0` … `g.3`.
+    """Encoder `f` and projection head `g`, named as in the reference: `f.0` … `f.7`, `g.0` … `g.3`.
 
     Args:
         feature_dim: Size of the projection that the loss sees.
         arch: A key of `ARCHS`.
+        stem: A key of `STEMS`.
 
     Example:
         >>> feature, projection = Model(128, "resnet50")(torch.randn(2, 3, 32, 32))
@@ -56,10 +80,9 @@ class Model(nn.Module):
         (torch.Size([2, 2048]), torch.Size([2, 128]))
     """
 
-    def __init__(self, feature_dim: int = 128, arch: str = "resnet50"):
+    def __init__(self, feature_dim: int = 128, arch: str = "resnet50", stem: str = "small"):
         super().__init__()
-        resnet = backbone(arch)
-        self.f = nn.Sequential(*(getattr(resnet, stage) for stage in STAGES))
+        self.f = _stages(backbone(arch, stem))
         self.feature_size = 512 * ARCHS[arch][0].expansion
         self.g = nn.Sequential(
             nn.Linear(self.feature_size, HIDDEN_DIM, bias=False),
@@ -94,10 +117,17 @@ def _unit(vectors: Tensor) -> Tensor:
 
 def as_resnet(f: nn.Sequential, arch: str) -> torchvision.models.ResNet:
     """A Model's `f` under torchvision's names, as `backbone` makes it; the weights are shared."""
-    resnet = backbone(arch)
+    resnet = backbone(arch, stem_of(f.state_dict()["0.weight"]))
     for stage, module in zip(STAGES, f, strict=True):
         setattr(resnet, stage, module)
+    if isinstance(resnet.relu, nn.Sequential):
+        resnet.relu, resnet.maxpool = resnet.relu
     return resnet
+
+
+def stem_of(conv1: Tensor) -> str:
+    """The stem that a first convolution of this weight belongs to."""
+    return "imagenet" if conv1.shape[2:] == (7, 7) else "small"
 
 
 def arch_of(state: dict[str, Tensor]) -> str:
@@ -130,47 +160,183 @@ def cost(model: nn.Module, image_size: int = 32) -> tuple[int, int]:
     return int(parameters), int(macs)
 
 
-def load_model(path: str | Path, arch: str | None = None) -> tuple[Model, str]:
-    """The model in a weights file, whose keys and shapes must all match, and its arch.
+# ------------------------------------------------------------------------------------- weights
 
-    The keys may have the prefixes `module.` and `_orig_mod.`. The projection's size is read off the
-    weights, and so is the arch if it is not given.
+# Under these names programs keep weights among other things. The first with an encoder is taken.
+WRAPPERS = ("state_dict", "model", "net", "model_state_dict")
+# A layer of an encoder, in this project's names or in torchvision's, after the encoder's prefix.
+LAYER = re.compile(r"(.{1,200}\.)?(f\.[3-6]|layer[1-4])\.\d{1,3}\.")
+USUAL_PREFIXES = ("", "model.", "net.")  # of several encoders, the first of these is taken
+COUNTS = ("total_ops", "total_params")  # buffers that thop leaves in a model
+WEB_PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<[!?a-z]", re.IGNORECASE)
+
+
+def load_encoder(path: str | Path, arch: str | None = None) -> tuple[nn.Sequential, str]:
+    """The encoder `f` in a weights file, with or without a projection head, and its arch.
+
+    The file is one of main.py or of the reference, a training state, `--export`'s safetensors, the
+    state_dict of `torch.hub`'s encoder or of torchvision's ResNet, or any of these as another
+    program wrapped it (`WRAPPERS`) or prefixed its keys. Arch and stem are read off the weights.
+    One printed line says what was passed over, except for a projection head.
+
+    Args:
+        path: The file. Nothing in it is run.
+        arch: A key of `ARCHS`; None reads it off the weights.
 
     Raises:
-        UserError: Names the keys or shapes that are missing, too many or different.
+        UserError: There is no encoder, or a tensor of `f` is missing, has another shape or is one
+            too many; the message names it.
     """
-    state = _without_prefixes(path, read(path))
+    model, arch = _load(path, arch, parts=("f",))
+    return model.f, arch
+
+
+def load_model(path: str | Path, arch: str | None = None) -> tuple[Model, str]:
+    """The whole model in a weights file, and its arch: like `load_encoder`, but `g` must be there.
+
+    The projection's size is read off the weights.
+
+    Raises:
+        UserError: As in `load_encoder`, for `f` and `g`.
+    """
+    return _load(path, arch, parts=("f", "g"))
+
+
+def _load(path: str | Path, arch: str | None, parts: tuple[str, ...]) -> tuple[Model, str]:
+    found = _find(path, _read(Path(path).expanduser()))
     try:
-        arch = arch or arch_of(state)
+        arch = arch or arch_of(found.state)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
-    feature_dim = state["g.3.bias"].numel() if "g.3.bias" in state else 128
+    feature_dim, stem = 128, "small"
+    if isinstance(found.state.get("g.3.bias"), Tensor):
+        feature_dim = found.state["g.3.bias"].numel()
+    if isinstance(found.state.get("f.0.weight"), Tensor):
+        stem = stem_of(found.state["f.0.weight"])
     with torch.device("meta"):  # shapes alone, no memory
-        wanted = Model(feature_dim, arch).state_dict()
-    problems = [f"{key} is missing" for key in wanted if key not in state]
-    problems += [f"{key[:80]!r} is not part of the model" for key in state if key not in wanted]
-    for key in wanted:
-        if key in state and state[key].shape != wanted[key].shape:
-            there, here = tuple(state[key].shape), tuple(wanted[key].shape)
-            problems.append(f"{key} has shape {there} instead of {here}")
+        shapes = Model(feature_dim, arch, stem).state_dict()
+    state = {key: value for key, value in found.state.items() if key[0] in parts}
+    problems = found.misfits(state, {key: shapes[key] for key in shapes if key[0] in parts})
     if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise UserError(f"{path} does not fit {arch}: {'; '.join(problems[:3])}{more}")
-    model = Model(feature_dim, arch)
-    model.load_state_dict(state, strict=True)
+        raise UserError(f"{path} does not fit {arch}: {_some(problems, 3, '; ')}")
+    if found.passed_over:
+        print(f"{path}: passed over {_some(found.passed_over, 8, ', ')}", flush=True)
+    model = Model(feature_dim, arch, stem)
+    model.load_state_dict(state, strict=False)  # its fit has been checked
     return model, arch
 
 
-def _without_prefixes(path: str | Path, content: dict[str, Tensor]) -> dict[str, Tensor]:
-    state = {}
+class _Found(NamedTuple):
+    """The weights in a file, by the keys that they have in a Model."""
+
+    state: dict[str, Any]
+    prefix: str  # in the file, before each key
+    torchvision: bool  # whether the file has torchvision's names
+    passed_over: list[str]
+
+    def name(self, key: str) -> str:
+        """The name of a Model's key in the file."""
+        part, _, rest = key.partition(".")
+        if self.torchvision and part == "f":
+            stage, _, rest = rest.partition(".")
+            return f"{self.prefix}{STAGES[int(stage)]}.{rest}"
+        return self.prefix + key
+
+    def misfits(self, state: dict[str, Any], wanted: dict[str, Tensor]) -> list[str]:
+        """What keeps `state`, a part of the file's, from being the one that is wanted."""
+        problems = [f"{self.name(key)} is missing" for key in wanted if key not in state]
+        for key, value in state.items():
+            name = self.name(key)[:80]
+            if key not in wanted:
+                problems.append(f"{name!r} is not part of the model")
+            elif not isinstance(value, Tensor):
+                problems.append(f"{name} holds a {type(value).__name__}, not a tensor")
+            elif value.shape != wanted[key].shape:
+                there, here = tuple(value.shape), tuple(wanted[key].shape)
+                problems.append(f"{name} has shape {there} instead of {here}")
+        return problems
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The content of a file, as `read` or as safetensors gives it."""
+    start = b""
+    if path.is_file():  # opening a pipe would wait for ever
+        with mending(f"cannot read {path}"), open(path, "rb") as file:
+            start = file.read(512)
+    if start[4:9] == b"\0\0\0\0{":  # eight bytes that give the header's length, then the header
+        return _read_safetensors(path)
+    if WEB_PAGE.match(start):
+        raise UserError(f"{path} is a web page, not weights: download it again")
+    return read(path)
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError:
+        raise UserError(f"{path} needs one more package: pip install safetensors") from None
+    with mending(f"{path} is truncated, damaged or not a safetensors file"):
+        return load_file(path)
+
+
+def _find(path: str | Path, content: dict[str, Any]) -> _Found:
+    """Look for the encoder, and for the projection head beside it."""
+    content, passed_over = _unwrapped(content)
+    plain = {}
     for key, value in content.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            kind = type(value).__name__
-            raise UserError(
-                f"{path} is not a state_dict: {str(key)[:80]!r} holds a {kind}, not a tensor"
-            )
-        name = key.replace("module.", "").replace("_orig_mod.", "")
-        if name in state:
-            raise UserError(f"{path} has {name} twice, with different prefixes")
-        state[name] = value
-    return state
+        name = ".".join(p for p in str(key).split(".") if p not in ("module", "_orig_mod"))
+        if name in plain:
+            raise UserError(f"{path} has {name[:80]} twice, with different prefixes")
+        plain[name] = value
+    encoders = _encoders(plain) or {"": False}
+    prefix = next(iter(encoders))
+    if len(encoders) > 1:
+        usual = [prefix for prefix in USUAL_PREFIXES if prefix in encoders]
+        if not usual:
+            several = _some([repr(prefix) for prefix in encoders], 3, ", ")
+            raise UserError(f"{path} holds several encoders, {several}: save one of them by itself")
+        prefix = usual[0]
+    state, others = {}, []
+    for name, value in plain.items():
+        own = name.removeprefix(prefix)
+        model_key = _model_key(own, encoders[prefix]) if name.startswith(prefix) else None
+        if name.endswith(COUNTS):
+            others.append(name.split(".")[-1])
+        elif model_key is None:
+            others.append(own.split(".")[0])
+        else:
+            state[model_key] = value
+    passed_over += [ascii(name)[1:-1][:80] for name in dict.fromkeys(others)]
+    return _Found(state, prefix, encoders[prefix], passed_over)
+
+
+def _unwrapped(content: dict[str, Any], depth: int = 2) -> tuple[dict[str, Any], list[str]]:
+    """The dictionary in a file that holds an encoder, and the names of what lies beside it."""
+    if depth and not _encoders(content):
+        for wrapper in WRAPPERS:
+            if isinstance(content.get(wrapper), dict):
+                inner, beside = _unwrapped(content[wrapper], depth - 1)
+                if _encoders(inner):
+                    others = [ascii(str(key))[1:-1][:80] for key in content if key != wrapper]
+                    return inner, others + beside
+    return content, []
+
+
+def _encoders(state: Iterable[str]) -> dict[str, bool]:
+    """The prefixes of the encoders among these keys; True where the names are torchvision's."""
+    layers = [LAYER.match(str(key)) for key in state]
+    return {layer[1] or "": layer[2][0] == "l" for layer in layers if layer}
+
+
+def _model_key(name: str, torchvision: bool) -> str | None:
+    """The key that a file's name has in a Model; None if it is not a part of `f` or `g`."""
+    part, _, rest = name.partition(".")
+    if torchvision and part in STAGES:
+        return f"f.{STAGES.index(part)}.{rest}"
+    return name if part == "g" or (part == "f" and not torchvision) else None
+
+
+def _some(items: list[str], count: int, separator: str) -> str:
+    """The first items, and how many there are besides."""
+    more = f" and {len(items) - count} more" if len(items) > count else ""
+    return separator.join(items[:count]) + more

@@ -310,14 +310,14 @@ def foreign(path, what):
         torch.save(
             {
                 "a list": list(state.values()),
-                "a checkpoint": {"epoch": 3, "state_dict": state},
+                "a checkpoint of another": {"epoch": 3, "state_dict": {"weight": torch.ones(2)}},
                 "a whole model": nn.Linear(2, 2),
-                "numbers": {**state, "epoch": 3},
+                "a number": {**state, "f.1.bias": 3},
                 "another arch": Model(24, "resnet18").state_dict(),
-                "another program": models.resnet18().state_dict(),
+                "another program": models.squeezenet1_1().state_dict(),
                 "a key more": {**state, "f.8.weight": torch.zeros(1)},
-                "a key less": {key: value for key, value in state.items() if key != "g.3.weight"},
-                "another shape": {**state, "f.0.weight": torch.zeros(64, 3, 7, 7)},
+                "a key less": {key: value for key, value in state.items() if key != "f.1.weight"},
+                "another shape": {**state, "f.0.weight": torch.zeros(64, 3, 5, 5)},
             }[what],
             path,
         )
@@ -328,17 +328,17 @@ def foreign(path, what):
     {
         "missing": "no file",
         "truncated": "truncated",
-        "text": "no weights file",
+        "text": "is a web page, not weights: download it again",
         "folder": "foreign.pth",
         "a list": "a list, not a state_dict",
-        "a checkpoint": "'epoch' holds a int",
+        "a checkpoint of another": "not of a known arch",
         "a whole model": "more than tensors",
-        "numbers": "'epoch' holds a int",
+        "a number": "f.1.bias holds a int, not a tensor",
         "another arch": "f.3.1.conv1.weight",
         "another program": "not of a known arch",
         "a key more": "'f.8.weight' is not part",
-        "a key less": "g.3.weight is missing",
-        "another shape": "f.0.weight has shape (64, 3, 7, 7) instead of (64, 3, 3, 3)",
+        "a key less": "f.1.weight is missing",
+        "another shape": "f.0.weight has shape (64, 3, 5, 5) instead of (64, 3, 3, 3)",
     }.items(),
 )
 def test_bad_weights(refused, evaluation, encoder, nothing_loaded, contents, what, named):

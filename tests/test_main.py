@@ -350,14 +350,14 @@ def test_a_resnet50_file_is_one_of_the_reference(call, tiny, results, monkeypatc
 def test_the_encoder_is_frozen(call, tiny, encoder, monkeypatch, mode):
     """In frozen mode no bit of it changes; as in the reference, BatchNorm's statistics and nothing else."""
     opened = []
-    load_model = linear.load_model
+    load_encoder = linear.load_encoder
 
     def watched(*arguments):
-        model, arch = load_model(*arguments)
+        model, arch = load_encoder(*arguments)
         opened.append((model, copy.deepcopy(model.state_dict())))
         return model, arch
 
-    monkeypatch.setattr(linear, "load_model", watched)
+    monkeypatch.setattr(linear, "load_encoder", watched)
     call(linear, *linear_flags(tiny, "--encoder_mode", mode, "--model_path", encoder))
     ((model, before),) = opened
     after = model.state_dict()
@@ -513,4 +513,4 @@ def test_untrained_encoders_are_those_of_the_seed(tmp_path):
     args = linear.parse_args(["--model_path", "random", "--arch", "resnet10", "--seed", "4"])
     torch.manual_seed(4)
     expected = Model(arch="resnet10").f.state_dict()
-    assert equal(linear.open_encoder("random", args)[0].f.state_dict(), expected)
+    assert equal(linear.open_encoder("random", args)[0].state_dict(), expected)
