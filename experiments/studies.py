@@ -1,42 +1,17 @@
-"""The rows of the paper's tables and of the studies beside them: what was trained, for how long, and the published figures."""
+"""What is trained and compared: the rows of the paper's tables and of two studies beside them.
 
+`python reproduce.py` runs the rows and prints the tables; experiments/results.py reads the results.
+"""
+
+import argparse
+import math
+import shlex
 from typing import Any, NamedTuple
 
-from attentionce.runs import file_names
+from attentionce import cli
+from loss import LOSSES
+from model import ARCHS
 
-
-class Row(NamedTuple):
-    """One line of a table. Rows with the same flags are one run, measured after different epochs."""
-
-    dataset: str
-    method: str
-    flags: dict[str, Any]
-    epochs: int
-    paper: float | None = None  # linear accuracy, best epoch, in percent
-    link: str | None = None  # the authors' weights
-
-
-class Study(NamedTuple):
-    """How a data set's rows are run."""
-
-    arch: str
-    epochs: int
-    batch_size: int
-    seeds: list[int]
-    pretrain: list[str]  # further flags
-    linear: list[str]
-
-
-PAPER = Study("resnet50", 400, 256, [0], [], [])
-# The classifier's views are as large as the test images, 32 pixels: trained on features of 8 it had half the accuracy.
-PHOTOS = Study(
-    "resnet10",
-    10,
-    64,
-    [0, 1, 2],
-    ["--image_size", "8", "--k", "20", "--knn_every", "5"],
-    ["--image_size", "32", "--k", "20", "--batch_size", "128", "--epochs", "8", "--lr", "0.01"],
-)
 TITLES = {
     "stl10": "STL10",
     "cifar10": "CIFAR-10",
@@ -45,125 +20,211 @@ TITLES = {
     "photos": "The embedded photographs",
     "folder": "Your own images",
 }
-DRIVE = "https://drive.google.com/file/d/{}/view"
+
+
+class Row(NamedTuple):
+    """One line of a table. Rows that differ only in epochs are one run, measured several times."""
+
+    dataset: str
+    loss: str
+    flags: dict[str, Any]  # the loss's parameters, as flags of main.py
+    epochs: int
+    paper: float | None = None  # published linear accuracy of the best epoch, in percent
+    link: str | None = None  # the authors' weights
+
+    @property
+    def method(self) -> str:
+        """The loss's name as tables and pictures print it."""
+        return LOSSES[self.loss].title
+
+    @property
+    def settings(self) -> str:
+        """The row's own flags on one line: `d_pos=1 d_neg=10`."""
+        return " ".join(f"{key}={value}" for key, value in self.flags.items())
+
+    def same_run(self, other: "Row") -> bool:
+        """Whether the two rows differ in nothing but their epochs."""
+        return (self.dataset, self.loss, self.flags) == (other.dataset, other.loss, other.flags)
+
+
+class Study(NamedTuple):
+    """How the rows of a data set are trained and evaluated."""
+
+    arch: str
+    epochs: int
+    batch_size: int
+    seeds: list[int]
+    pretrain: list[str]  # further flags of main.py
+    linear: list[str]  # flags of linear.py
+    root: str = "data"
+    results: str = "results"
+
+
+PAPER = Study("resnet50", 400, 256, seeds=[0], pretrain=[], linear=[])
+PHOTOS = Study(
+    "resnet10",
+    10,
+    64,
+    seeds=[0, 1, 2],
+    pretrain=shlex.split("--image_size 8 --k 20 --knn_every 5"),
+    # The classifier's views are 32 pixels, as the test images are: with 8 the accuracy halved.
+    linear=shlex.split("--image_size 32 --k 20 --batch_size 128 --epochs 8 --lr 0.01"),
+)
+
+
+# The authors' files on Google Drive, by data set, loss and epochs.
+WEIGHTS = {
+    ("stl10", "simclr", 400): "1qQE03ztnQCK4dtG-GPwCvF66nq_Mk_mo",
+    ("stl10", "attentionce", 200): "1f3d8LYeX_8VLtqK1oai6SywmHAV0TwK9",
+    ("stl10", "attentionce", 400): "1cQquMQA74GlQD6MQeP1l2zEhkJfdrKCA",
+    ("cifar10", "simclr", 400): "1AgKdRXnqBmhTPMAuzwsk1kE-X3OwVGpH",
+    ("cifar10", "attentionce", 200): "1Pq8bMZzqdN9-7c-HmyeKSxTlKhufaYf4",
+    ("cifar10", "attentionce", 400): "1pKRs_QT4goC-l62tT48FxrDSRLxQ1Hfd",
+    ("cifar100", "attentionce", 200): "1hnQAvAgsNa3rOY1cRnZgUsWZLh6KOmUM",
+    ("cifar100", "attentionce", 400): "1zGqa28oNiogYjriWJjp-MqkzwDjTskIO",
+    ("tinyImageNet", "attentionce", 200): "1oQaHY5fW2_3trpBe4xMP4K_x3cRW8UjL",
+    ("tinyImageNet", "attentionce", 400): "1lVRxeZBRP18uQsw4FVOtaoBQnK7hU0yG",
+}
 
 
 def paper_rows() -> list[Row]:
-    """The tables of the paper, and what the authors of DCL, HCL and BCL report with their own settings."""
-
-    def attention(
-        dataset: str, d_pos: float, d_neg: float, half: float, full: float, *links: str
-    ) -> list[Row]:
-        flags = {"loss": "attentionce", "d_pos": d_pos, "d_neg": d_neg}
-        figures = zip((200, 400), (half, full), links, strict=True)
-        return [
-            Row(dataset, "AttentioNCE", flags, *figure, DRIVE.format(link))
-            for *figure, link in figures
-        ]
-
-    def other(
-        dataset: str, loss: str, figure: float, link: str | None = None, **flags: float
-    ) -> Row:
-        return Row(
-            dataset,
-            file_names.METHODS[loss],
-            {"loss": loss, **flags},
-            400,
-            figure,
-            DRIVE.format(link) if link else None,
-        )
-
-    return [
-        other("stl10", "simclr", 80.15, "1qQE03ztnQCK4dtG-GPwCvF66nq_Mk_mo"),
-        other("stl10", "dcl", 84.26, tau_plus=0.1),
-        other("stl10", "hcl", 87.44, tau_plus=0.1, beta=1.0),
-        other("stl10", "bcl", 87.51, tau_plus=0.1, alpha=0.7, beta=1.0),
-        *attention(
-            "stl10",
-            2,
-            0.5,
-            87.12,
-            89.45,
-            "1f3d8LYeX_8VLtqK1oai6SywmHAV0TwK9",
-            "1cQquMQA74GlQD6MQeP1l2zEhkJfdrKCA",
-        ),
-        other("cifar10", "simclr", 91.12, "1AgKdRXnqBmhTPMAuzwsk1kE-X3OwVGpH"),
-        other("cifar10", "bcl", 92.52, tau_plus=0.1, alpha=0.9, beta=0.9),
-        *attention(
-            "cifar10",
-            1,
-            10,
-            92.42,
-            93.08,
-            "1Pq8bMZzqdN9-7c-HmyeKSxTlKhufaYf4",
-            "1pKRs_QT4goC-l62tT48FxrDSRLxQ1Hfd",
-        ),
-        other("cifar100", "simclr", 66.55),
-        other("cifar100", "bcl", 69.70, tau_plus=0.1, alpha=0.7, beta=1.0),
-        *attention(
-            "cifar100",
-            1,
-            10,
-            69.78,
-            70.23,
-            "1hnQAvAgsNa3rOY1cRnZgUsWZLh6KOmUM",
-            "1zGqa28oNiogYjriWJjp-MqkzwDjTskIO",
-        ),
-        other("tinyImageNet", "simclr", 53.40),
-        other("tinyImageNet", "bcl", 57.32, tau_plus=0.1, alpha=0.8, beta=1.0),
-        *attention(
-            "tinyImageNet",
-            4,
-            1,
-            56.58,
-            58.61,
-            "1oQaHY5fW2_3trpBe4xMP4K_x3cRW8UjL",
-            "1lVRxeZBRP18uQsw4FVOtaoBQnK7hU0yG",
-        ),
+    """The paper's tables, and what the authors of DCL, HCL and BCL report with their settings."""
+    rows = [
+        Row("stl10", "simclr", {}, 400, 80.15),
+        Row("stl10", "dcl", {"tau_plus": 0.1}, 400, 84.26),
+        Row("stl10", "hcl", {"tau_plus": 0.1, "beta": 1.0}, 400, 87.44),
+        Row("stl10", "bcl", {"tau_plus": 0.1, "alpha": 0.7, "beta": 1.0}, 400, 87.51),
+        Row("stl10", "attentionce", {"d_pos": 2, "d_neg": 0.5}, 200, 87.12),
+        Row("stl10", "attentionce", {"d_pos": 2, "d_neg": 0.5}, 400, 89.45),
+        Row("cifar10", "simclr", {}, 400, 91.12),
+        Row("cifar10", "bcl", {"tau_plus": 0.1, "alpha": 0.9, "beta": 0.9}, 400, 92.52),
+        Row("cifar10", "attentionce", {"d_pos": 1, "d_neg": 10}, 200, 92.42),
+        Row("cifar10", "attentionce", {"d_pos": 1, "d_neg": 10}, 400, 93.08),
+        Row("cifar100", "simclr", {}, 400, 66.55),
+        Row("cifar100", "bcl", {"tau_plus": 0.1, "alpha": 0.7, "beta": 1.0}, 400, 69.70),
+        Row("cifar100", "attentionce", {"d_pos": 1, "d_neg": 10}, 200, 69.78),
+        Row("cifar100", "attentionce", {"d_pos": 1, "d_neg": 10}, 400, 70.23),
+        Row("tinyImageNet", "simclr", {}, 400, 53.40),
+        Row("tinyImageNet", "bcl", {"tau_plus": 0.1, "alpha": 0.8, "beta": 1.0}, 400, 57.32),
+        Row("tinyImageNet", "attentionce", {"d_pos": 4, "d_neg": 1}, 200, 56.58),
+        Row("tinyImageNet", "attentionce", {"d_pos": 4, "d_neg": 1}, 400, 58.61),
     ]
+    return [with_link(row) for row in rows]
+
+
+def with_link(row: Row) -> Row:
+    """The row with the link to its weights, if the authors published any."""
+    name = WEIGHTS.get((row.dataset, row.loss, row.epochs))
+    return row._replace(link=f"https://drive.google.com/file/d/{name}/view") if name else row
 
 
 def photo_rows() -> list[Row]:
-    """All losses at equal epochs and at equal numbers of encoded views, then the number of positives, then d_pos × d_neg.
+    """All losses at equal epochs and at equal encoded views, numbers of positives, d_pos × d_neg.
 
-    AttentioNCE encodes six views of an image where the others encode two: three times the epochs are as many views.
+    AttentioNCE with four positives encodes six views per image where the others encode two, so
+    three times the epochs are as many views.
     """
-    epochs = PHOTOS.epochs
-    others = {
-        "SimCLR": {"loss": "simclr"},
-        "DCL": {"loss": "dcl", "tau_plus": 0.1},
-        "HCL": {"loss": "hcl", "tau_plus": 0.1, "beta": 1.0},
-        "BCL": {"loss": "bcl", "tau_plus": 0.1, "alpha": 0.9, "beta": 0.9},
+    others: dict[str, dict[str, float]] = {
+        "simclr": {},
+        "dcl": {"tau_plus": 0.1},
+        "hcl": {"tau_plus": 0.1, "beta": 1.0},
+        "bcl": {"tau_plus": 0.1, "alpha": 0.9, "beta": 0.9},
     }
-    rows = [
-        Row("photos", method, flags, e)
-        for method, flags in others.items()
-        for e in (epochs, 3 * epochs)
-    ]
-    grid = [(4, 1, 10), (1, 1, 10), (2, 1, 10), (8, 1, 10)]
-    grid += [
-        (4, d_pos, d_neg)
-        for d_pos in (0.1, 1, 10)
-        for d_neg in (0.1, 1, 10)
-        if (d_pos, d_neg) != (1, 10)
-    ]
-    for num_pos, d_pos, d_neg in grid:
-        flags = {"loss": "attentionce", "num_pos": num_pos, "d_pos": d_pos, "d_neg": d_neg}
-        rows.append(Row("photos", "AttentioNCE", flags, epochs))
+    rows = []
+    for loss, flags in others.items():
+        for epochs in (PHOTOS.epochs, 3 * PHOTOS.epochs):
+            rows.append(Row("photos", loss, flags, epochs))
+    settings: list[tuple[int, float, float]] = [(num_pos, 1, 10) for num_pos in (4, 1, 2, 8)]
+    for d_pos in (0.1, 1, 10):
+        for d_neg in (0.1, 1, 10):
+            if (d_pos, d_neg) != (1, 10):
+                settings.append((4, d_pos, d_neg))
+    for num_pos, d_pos, d_neg in settings:
+        flags = {"num_pos": num_pos, "d_pos": d_pos, "d_neg": d_neg}
+        rows.append(Row("photos", "attentionce", flags, PHOTOS.epochs))
     return rows
 
 
 def folder_rows() -> list[Row]:
-    """AttentioNCE as it goes on, and SimCLR at equal numbers of encoded views and, once, at equal epochs."""
-    epochs, flags = PAPER.epochs, {"loss": "attentionce", "d_pos": 1, "d_neg": 10}
-    stops = (epochs // 4, epochs // 2, epochs)
-    rows = [Row("folder", "AttentioNCE", flags, stop) for stop in stops]
-    return rows + [
-        Row("folder", "SimCLR", {"loss": "simclr"}, stop)
-        for stop in sorted([epochs, *(3 * s for s in stops)])
-    ]
+    """AttentioNCE as it trains; SimCLR at equal numbers of encoded views and, once, of epochs."""
+    epochs = PAPER.epochs
+    stops = [epochs // 4, epochs // 2, epochs]
+    rows = [Row("folder", "attentionce", {"d_pos": 1, "d_neg": 10}, stop) for stop in stops]
+    as_many_views = [3 * stop for stop in stops]
+    rows += [Row("folder", "simclr", {}, stop) for stop in sorted([epochs, *as_many_views])]
+    return rows
 
 
 def all_rows() -> list[Row]:
     """Every row, in the order of their numbers."""
     return paper_rows() + photo_rows() + folder_rows()
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that choose data sets and change their studies; `with_flags` applies them."""
+    add = parser.add_argument
+    add("datasets", nargs="*", help="run what is missing of these: " + ", ".join(TITLES))
+    add(
+        "--epochs",
+        type=int,
+        help="instead of the paper's 400 (photos: 10); rows of fewer or more epochs keep their "
+        "proportion, rounded down",
+    )
+    add("--arch", choices=ARCHS, help="default: resnet50; photos: resnet10")
+    add("--batch_size", type=int, help="default: 256; photos: 64")
+    add("--seeds", type=int, nargs="+", help="default: 0; photos: 0 1 2")
+    add(
+        "--pretrain",
+        metavar="FLAGS",
+        type=shlex.split,
+        help="flags of main.py instead of the study's own, as in --pretrain='--k 20'",
+    )
+    add(
+        "--linear",
+        metavar="FLAGS",
+        type=shlex.split,
+        help="flags of linear.py, likewise, as in --linear='--epochs 10 --lr 0.01'",
+    )
+    add("--root", default="data", help="folder of the data sets; for folder: of your images")
+    add("--results", default="results", help="folder of the results")
+
+
+def parse_flags(words: list[str]) -> argparse.Namespace:
+    """The same flags on their own, as `python -m experiments.plot accuracy --study` takes them."""
+    parser = cli.Parser(prog="--study")
+    add_flags(parser)
+    return parser.parse_args(words)
+
+
+def with_flags(rows: list[Row], args: argparse.Namespace) -> list[tuple[Row, Study]]:
+    """The rows and their studies, changed by the flags of `add_flags`."""
+    changes = {
+        name: getattr(args, name)
+        for name in ("arch", "epochs", "batch_size", "seeds", "pretrain", "linear")
+        if getattr(args, name) is not None
+    }
+    changed = []
+    for row in rows:
+        study = default_study(row.dataset)._replace(root=args.root, results=args.results, **changes)
+        changed.append((scaled(row, study), study))
+    return changed
+
+
+def default_study(dataset: str) -> Study:
+    """How the data set's rows are run unless flags change it."""
+    return PHOTOS if dataset == "photos" else PAPER
+
+
+def scaled(row: Row, study: Study) -> Row:
+    """The row with its epochs in proportion to the study's.
+
+    The rows of a data set keep their exact ratios: their common unit is scaled and rounded down.
+    """
+    unit = math.gcd(*(other.epochs for other in all_rows() if other.dataset == row.dataset))
+    scaled_unit = max(1, unit * study.epochs // default_study(row.dataset).epochs)
+    return row._replace(epochs=row.epochs // unit * scaled_unit)
+
+
+def epochs_of_run(row: Row, study: Study) -> list[int]:
+    """The epochs after which the rows of the same run are measured; the last is its length."""
+    return sorted(scaled(other, study).epochs for other in all_rows() if row.same_run(other))

@@ -1,4 +1,4 @@
-"""What several test files share: programs called in this process or in one of their own, and a few pictures."""
+"""What several test files share: programs, called here or in new processes, and small data."""
 
 import os
 import re
@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -16,12 +17,13 @@ from PIL import Image
 from attentionce.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # those that the programs handle
 torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory):
-    """A data set for `--dataset_name folder`: 24 pictures of 8×8 to train on and 12 to test on, in 3 classes."""
+    """A data set for `--dataset_name folder`: 24 training and 12 test images of 8×8, 3 classes."""
     root, random = tmp_path_factory.mktemp("pictures"), np.random.RandomState(0)
     for split, count in (("train", 8), ("test", 4)):
         for label, name in enumerate(("blue", "green", "red")):
@@ -31,6 +33,51 @@ def pictures(tmp_path_factory):
                 pixels[..., label] += 64
                 Image.fromarray(pixels).save(root / split / name / f"{i}.png")
     return root
+
+
+class Toy(NamedTuple):
+    """A study so small that it takes seconds: its results, and the flags of reproduce.py for it."""
+
+    folder: Path
+    flags: list[str]
+
+
+@pytest.fixture(scope="session")
+def toy(pictures, tmp_path_factory):
+    """AttentioNCE on the pictures, evaluated after one and after all four epochs of one run.
+
+    reproduce.py runs main.py and linear.py with their own flags, but here in this process.
+    """
+    import linear
+    import main
+    import reproduce
+    from experiments import studies
+
+    folder = tmp_path_factory.mktemp("toy")
+    size = "--image_size 8 --store_size 8 --k 5"
+    flags = ["--epochs", "4", "--arch", "resnet10", "--batch_size", "8", "--seeds", "0"]
+    flags += ["--pretrain", f"{size} --knn_every 2", "--linear", f"{size} --epochs 2"]
+    flags += ["--root", str(pictures), "--results", str(folder)]
+    rows = [
+        str(number)
+        for number, row in enumerate(studies.all_rows(), 1)
+        if row.dataset == "folder" and row.method == "AttentioNCE" and row.epochs in (100, 400)
+    ]
+    programs = {"main.py": main, "linear.py": linear}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    with pytest.MonkeyPatch.context() as patch:
+
+        def run_here(command):
+            patch.setattr(sys, "argv", command[1:])
+            return programs[Path(command[1]).name].main() or 0
+
+        patch.setattr(reproduce, "call", run_here)
+        patch.setattr(sys, "argv", ["reproduce.py", *flags, "--row", *rows])
+        reproduce.main()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    yield Toy(folder, [*flags, "--row", *rows])
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
@@ -67,10 +114,7 @@ def tiny(pictures, results):
 @pytest.fixture
 def call(monkeypatch):
     """call(main, "--epochs", 1, …): the module's main() with these flags, in this process."""
-    signals = {
-        number: signal.getsignal(number)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    }
+    signals = {number: signal.getsignal(number) for number in SIGNALS}
 
     def function(module, *words):
         monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, words)])
@@ -97,7 +141,7 @@ def refused(call):
 
 @pytest.fixture
 def script():
-    """script("main.py", "--epochs", 1, …): the program in a process of its own, as a CompletedProcess."""
+    """script("main.py", "--epochs", 1, …): the program in a new process, as CompletedProcess."""
 
     def function(*words):
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -43,7 +43,6 @@ FOR_NOW = {
         "attentionce.training.pretraining",
         "model",
     ),
-    "experiments.plot": ("reproduce",),
     "model": ("attentionce.training.batchnorm",),
 }
 # What these may import from outside the project and the standard library; the others are free.

@@ -1,0 +1,82 @@
+"""experiments/studies.py: the rows, and how flags change their studies."""
+
+import re
+
+import pytest
+
+import main
+from attentionce.errors import UserError
+from experiments import studies
+
+
+def changed(rows, words):
+    return studies.with_flags(rows, studies.parse_flags(words.split()))
+
+
+def test_rows_of_the_paper():
+    """The figures of the paper's tables, typed here a second time."""
+    figures = [
+        (row.dataset, row.method, row.epochs, row.paper) for row in studies.paper_rows() if row.link
+    ]
+    assert figures == [
+        ("stl10", "SimCLR", 400, 80.15),
+        ("stl10", "AttentioNCE", 200, 87.12),
+        ("stl10", "AttentioNCE", 400, 89.45),
+        ("cifar10", "SimCLR", 400, 91.12),
+        ("cifar10", "AttentioNCE", 200, 92.42),
+        ("cifar10", "AttentioNCE", 400, 93.08),
+        ("cifar100", "AttentioNCE", 200, 69.78),
+        ("cifar100", "AttentioNCE", 400, 70.23),
+        ("tinyImageNet", "AttentioNCE", 200, 56.58),
+        ("tinyImageNet", "AttentioNCE", 400, 58.61),
+    ]
+
+
+def test_every_link_is_of_one_row():
+    links = [row.link for row in studies.all_rows() if row.link]
+    assert len(links) == len(set(links)) == len(studies.WEIGHTS)
+    assert all(re.fullmatch(r"https://drive\.google\.com/file/d/[\w-]{33}/view", x) for x in links)
+
+
+def test_flags_of_every_row_are_of_main():
+    for row in studies.all_rows():
+        words = ["--loss", row.loss]
+        for key, value in row.flags.items():
+            words += [f"--{key}", str(value)]
+        args = main.parse_args(words)
+        assert all(getattr(args, key) == value for key, value in row.flags.items())
+
+
+def test_without_flags_a_study_is_its_own():
+    for row, study in changed(studies.all_rows(), ""):
+        assert row in studies.all_rows()
+        assert study == (studies.PHOTOS if row.dataset == "photos" else studies.PAPER)
+
+
+def test_flags_change_the_study():
+    words = "photos --arch resnet18 --batch_size 32 --seeds 3 4 --linear=--lr=0.1 --results here"
+    for _, study in changed(studies.photo_rows(), words):
+        assert study == studies.PHOTOS._replace(
+            arch="resnet18", batch_size=32, seeds=[3, 4], linear=["--lr=0.1"], results="here"
+        )
+    ((_, study),) = changed(studies.photo_rows()[:1], "--pretrain= --root images")
+    assert study.pretrain == [] and study.root == "images"
+
+
+@pytest.mark.parametrize("epochs, expected", [(40, [20, 40]), (5, [2, 4]), (1, [1, 2])])
+def test_rows_keep_the_proportion_of_their_epochs(epochs, expected):
+    """200 and 400 epochs are one and two units; a unit is a whole number of epochs, at least 1."""
+    rows = [
+        row
+        for row in studies.paper_rows()
+        if row.dataset == "cifar10" and row.flags.keys() >= {"d_pos"}
+    ]
+    pairs = changed(rows, f"--epochs {epochs}")
+    assert [row.epochs for row, _ in pairs] == expected
+    for row, study in pairs:
+        assert studies.epochs_of_run(row, study) == expected
+
+
+def test_flags_that_do_not_exist_are_refused():
+    with pytest.raises(UserError, match="--rows"):
+        studies.parse_flags(["cifar10", "--rows", "3"])
