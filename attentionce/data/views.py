@@ -9,14 +9,15 @@ and this file follows its order:
     3. RandomApply([ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8)        `brightness`, `contrast`,
                                                                   `saturation`, `hue`
     4. RandomGrayscale(0.2)                                       `saturation` with factor 0
-    5. Gaussian blur, 3×3, sigma 0.1 to 2.0, probability 0.5      `blur`
+    5. Gaussian blur with probability 0.5                         `blur.blur`
     6. Normalize(MEAN, STD)                                       `normalize`
 
 There are two differences. Pixels are floating-point numbers throughout, where PIL rounds to 8 bits
 after every operation. And the order of the jitter's four parts is drawn once per view of a batch,
 not once per image. All else has the published distribution, which is SimCLR's (Chen et al. 2020,
-https://arxiv.org/abs/2002.05709) at the sizes of CIFAR. Given the same parameter, each operation
-equals torchvision's functional form on float images.
+https://arxiv.org/abs/2002.05709) at the sizes of CIFAR. Larger views are blurred as SimCLR does it
+(`blur.reach`). Given the same parameter, each operation equals torchvision's functional form on
+float images.
 
 A step first draws all its random numbers on the CPU (`draw`). It then computes the views from the
 images and these numbers alone (`make_view`), so they are the same on any device and for any number
@@ -33,6 +34,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attentionce.data.blur import SIGMA, blur, blur_share
 from attentionce.data.transfer import to_device
 
 # 1. Crop
@@ -48,9 +50,8 @@ HUE = 0.1  # turns of the colour circle lie in ± HUE
 # 4. Grayscale
 GRAY_P = 0.2
 LUMA = (0.2989, 0.587, 0.114)  # red, green and blue in gray: ITU-R BT.601 with torchvision's digits
-# 5. Gaussian blur: the kernel has 3×3 pixels (`blur`)
+# 5. Gaussian blur: its sizes and strengths are those of blur.py
 BLUR_P = 0.5
-SIGMA = (0.1, 2.0)  # standard deviation in pixels
 # 6. Normalisation: CIFAR-10's channels, applied to every data set
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2023, 0.1994, 0.2010)
@@ -71,7 +72,7 @@ class Draw(NamedTuple):
     saturation: Tensor  # factor [1]
     hue: Tensor  # turns of the colour circle [0]
     gray: Tensor  # a second saturation factor: 0 where the view is gray [1]
-    blur: Tensor  # share of a pixel's value that comes from its neighbours (`blur_share`) [0]
+    blur: Tensor  # strength of the blur, `blur_share` of its standard deviation [0]
     order: list[list[int]]  # V×4: the order of each view's jitter, as indices into Ops.jitter
 
 
@@ -257,29 +258,6 @@ def hue(x: Tensor, turns: Tensor) -> Tensor:
     turn = (6 * turns[:, None] - p + 3).remainder(6) - 3
     way = torch.addcmul(h, chroma, turn[:, :, None, None])
     return way.abs_().sub_(3 * chroma).abs_().add_(low - chroma).clamp_(low, high)
-
-
-def blur(x: Tensor, share: Tensor) -> Tensor:
-    """Blur with a Gaussian kernel of 3×3 pixels: rows first, then columns.
-
-    The kernel in each direction is (share / 2, 1 − share, share / 2), and `share` follows from the
-    standard deviation (`blur_share`). The image is mirrored at its edge pixels.
-    """
-    for dim in (2, 3):
-        n = x.size(dim)
-        padded = torch.cat((x.narrow(dim, 1, 1), x, x.narrow(dim, n - 2, 1)), dim)
-        neighbours = (padded.narrow(dim, 0, n) + padded.narrow(dim, 2, n)).mul_(0.5)
-        x = torch.lerp(x, neighbours, _column(share))
-    return x
-
-
-def blur_share(sigma: Tensor) -> Tensor:
-    """The weight of the two outer taps in a Gaussian kernel of 3 taps, between 0 and 2/3.
-
-    Args:
-        sigma: The Gaussian's standard deviation in pixels, > 0.
-    """
-    return 2 / (2 + (0.5 / sigma**2).exp())
 
 
 def normalize(images: Tensor) -> Tensor:

@@ -97,12 +97,29 @@ def test_gray_is_torchvisions():
     check_close(views.saturation(x, torch.zeros(6)), expected)
 
 
-@pytest.mark.parametrize("shape", [(32, 32), (13, 40), (2, 3)])
-def test_blur_is_torchvisions(shape):
+@pytest.mark.parametrize(
+    ("shape", "taps"),
+    [((32, 32), 3), ((13, 40), 3), ((2, 3), 3), ((48, 70), 5), ((96, 96), 9), ((224, 224), 23)],
+)
+def test_blur_is_torchvisions(shape, taps):
     x = random_images(20, *shape) / 255
     sigma = torch.linspace(0.1, 2, 20)
-    expected = each(x, lambda image, s: F.gaussian_blur(image, [3, 3], [s, s]), sigma)
-    check_close(views.blur(x, views.blur_share(sigma)), expected)
+    kernel = [taps, taps]
+    expected = each(x, lambda image, s: F.gaussian_blur(image, kernel, [s, s]), sigma)
+    check_close(views.blur(x, views.blur_share(sigma)), expected, atol=2e-6)
+
+
+def test_blur_at_32_pixels_is_a_mean_of_the_two_neighbours():
+    """To the bit: results at this size do not change with what larger kernels need."""
+    x = random_images(64, 32, 32) / 255
+    share = views.draw(1, 64, 32, 32, views.generator(0)).blur[0]
+    expected = x
+    for dim in (2, 3):
+        first, last = expected.narrow(dim, 1, 1), expected.narrow(dim, 30, 1)
+        padded = torch.cat((first, expected, last), dim)
+        mean = (padded.narrow(dim, 0, 32) + padded.narrow(dim, 2, 32)) * 0.5
+        expected = torch.lerp(expected, mean, share[:, None, None, None])
+    assert torch.equal(views.blur(x, share), expected)
 
 
 def test_normalize_is_torchvisions():
@@ -121,6 +138,8 @@ def test_neutral_parameters_change_nothing():
     assert torch.equal(views.contrast(x, one), x)
     assert torch.equal(views.saturation(x, one), x)
     assert torch.equal(views.blur(x, zero), x)
+    large = random_images(6, 96, 96) / 255
+    assert torch.equal(views.blur(large, zero), large)
     check_close(views.hue(x, zero), x)
     check_close(views.crop(images, zero, zero, 32 * one, 32 * one, zero, 32), x)
     check_close(views.finish(x, one, zero), views.normalize(images))

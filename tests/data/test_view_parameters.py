@@ -11,7 +11,7 @@ import torch
 from helpers.view_samples import draw
 from torchvision import transforms
 
-from attentionce.data import views
+from attentionce.data import blur, views
 
 
 def test_generator_depends_on_its_arguments_alone():
@@ -66,7 +66,13 @@ def test_constants_are_the_published_ones():
     assert (views.TRIES, views.SCALE, views.RATIO) == (10, (0.08, 1), (3 / 4, 4 / 3))
     assert (views.FLIP_P, views.GRAY_P) == (0.5, 0.2)
     assert (views.JITTER_P, views.JITTER, views.HUE) == (0.8, 0.4, 0.1)
-    assert (views.BLUR_P, views.SIGMA) == (0.5, (0.1, 2))
+    assert (views.BLUR_P, blur.SIGMA) == (0.5, (0.1, 2))
+
+
+def test_blur_has_the_kernel_of_simclr():
+    """An image // 10 made odd, as in SimCLR's code; at small sizes the three taps of CIFAR."""
+    taps = {side: 2 * blur.reach(side) + 1 for side in (4, 8, 16, 32, 48, 64, 96, 128, 160, 224)}
+    assert taps == {4: 3, 8: 3, 16: 3, 32: 3, 48: 5, 64: 7, 96: 9, 128: 13, 160: 17, 224: 23}
 
 
 def same_distribution(ours, theirs):

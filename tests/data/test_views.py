@@ -24,12 +24,14 @@ def torchvision_view(image, d, v, n, size):
     share = d.blur[v, n].item()
     if share > 0:
         sigma = math.sqrt(0.5 / math.log(2 / share - 2))
-        x = F.gaussian_blur(x, [3, 3], [sigma, sigma])
+        taps = size // 10 // 2 * 2 + 1  # as in SimCLR's code
+        x = F.gaussian_blur(x, [taps, taps], [sigma, sigma])
     return F.normalize(x, list(views.MEAN), list(views.STD))
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "size"), [(32, 32, 32), (96, 96, 32), (40, 64, 48), (64, 16, 32)]
+    ("height", "width", "size"),
+    [(32, 32, 32), (96, 96, 32), (40, 64, 48), (64, 16, 32), (96, 96, 96), (240, 160, 224)],
 )
 def test_a_view_is_torchvisions_with_the_same_parameters(height, width, size):
     images, d = random_images(24, height, width), draw(4, 24, height, width)
