@@ -22,7 +22,7 @@ from attentionce.training.moco import MoCo
 from attentionce.training.one_epoch import NonFinite, train_epoch
 from attentionce.training.pretraining import Run, new_progress, restore, state_of
 from loss import LOSSES
-from model import ARCHS, Model, cost
+from model import ARCHS, STEMS, Model, cost
 from utils import DATASETS, load
 
 # ------------------------------------------------------------------------------------- settings
@@ -78,6 +78,12 @@ def add_method_flags(parser: argparse.ArgumentParser) -> None:
     add("--momentum", type=float, default=0.99, help="MoCo: of the momentum encoder")
     add("--queue", type=int, default=4096, help="MoCo: negatives in the queue")
     add("--arch", default="resnet50", choices=ARCHS, help="encoder")
+    add(
+        "--stem",
+        default="small",
+        choices=STEMS,
+        help="small: 3×3 conv1; imagenet: torchvision's 7×7 and max-pool, for 96 px and more",
+    )
     add("--feature_dim", type=int, default=128, help="size of the projection")
     add(
         "--bn",
@@ -272,7 +278,7 @@ def assemble(
     """Model, optimiser and everything else that a fresh run needs, on the device."""
     devices.reproducible(args.deterministic)
     torch.manual_seed(args.seed)
-    model = Model(args.feature_dim, args.arch)
+    model = Model(args.feature_dim, args.arch, args.stem)
     parameters, macs = cost(model, args.image_size)
     print(
         f"{args.arch}: {parameters / 1e6:.2f} M parameters, {macs / 1e9:.2f} G multiply-adds "
@@ -405,7 +411,8 @@ def epoch_pictures(run: Run) -> dict[str, Any]:
     shown = [figures.displayed(view) for view in made[:, :8].flatten(0, 1)]
     pictures: dict[str, Any] = {"views": make_grid(torch.stack(shown), nrow=8)}
     if run.loss.attention:
-        model = Model(args.feature_dim, args.arch).to(run.device)  # without SyncBatchNorm
+        model = Model(args.feature_dim, args.arch, args.stem)  # without SyncBatchNorm
+        model.to(run.device)
         model.load_state_dict(run.model.state_dict())
         z = figures.embed(model.eval(), made)
         figure = Figure(figsize=(11, 3.4))

@@ -30,7 +30,7 @@ CONTEXT.set_forkserver_preload(
 class Small(nn.Module):
     """An encoder whose steps and files cost next to nothing."""
 
-    def __init__(self, feature_dim=128, arch="resnet50"):
+    def __init__(self, feature_dim=128, arch="resnet50", stem="small"):
         super().__init__()
         self.f = nn.Sequential(
             nn.Conv2d(3, 4, 3, stride=2, bias=False),

@@ -212,6 +212,7 @@ CHANGES = {
     "temperature": 0.1,
     "weight_decay": 1,
     "arch": "resnet18",
+    "stem": "imagenet",
     "feature_dim": 7,
     "image_size": 9,
     "store_size": 9,

@@ -136,7 +136,7 @@ class Double(nn.Module):
 class Tiny(nn.Module):
     """A model in float64 without BatchNorm, whose batch is a process's."""
 
-    def __init__(self, feature_dim=128, arch="resnet50"):
+    def __init__(self, feature_dim=128, arch="resnet50", stem="small"):
         super().__init__()
         self.f = nn.Sequential(
             Double(), nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(2)
