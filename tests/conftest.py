@@ -153,6 +153,15 @@ def script():
     return function
 
 
+@pytest.fixture(params=["whole", 1, 5, 8, 1000])
+def block(request, monkeypatch):
+    """Rows per block of a loss: all, and sizes that do and do not divide the number of anchors."""
+    import loss
+
+    if request.param != "whole":
+        monkeypatch.setattr(loss, "block_rows", lambda device, columns: request.param)
+
+
 @pytest.fixture
 def contents():
     """contents(folder): the contents of every file below it, by its path inside."""

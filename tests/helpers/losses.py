@@ -5,12 +5,48 @@ float64. Each oracle takes an anchor, its positives (without further views the o
 image) and its negatives, and returns (e^pos, g).
 """
 
+import functools
+import inspect
 import math
 
+import pytest
 import torch
 import torch.nn.functional as F
 
 from loss import LOSSES
+
+FUNCTIONS = {kind: entry.function for kind, entry in LOSSES.items()}
+each_loss = pytest.mark.parametrize("kind", LOSSES)
+
+
+def views_of(kind):
+    """Views per image: the anchors, and four positives where the loss takes any."""
+    return LOSSES[kind].views(num_pos=4)
+
+
+def defaults_of(kind):
+    """The defaults of a loss's parameters besides the temperature."""
+    signature = inspect.signature(FUNCTIONS[kind]).parameters
+    return {name: signature[name].default for name in LOSSES[kind].parameters}
+
+
+# Every loss as it is, then with lower and higher temperatures and other parameters.
+SETTINGS = [(kind, {"temperature": 0.5, **defaults_of(kind)}) for kind in LOSSES]
+SETTINGS += [
+    ("attentionce", {"temperature": 0.5, "d_pos": 1.0, "d_neg": 10.0}),
+    ("attentionce", {"temperature": 0.2, "d_pos": 0.1, "d_neg": 0.5}),
+    ("attentionce", {"temperature": 1.0, "d_pos": 4.0, "d_neg": 0.2}),
+    ("simclr", {"temperature": 0.07}),
+    ("dcl", {"temperature": 0.2, "tau_plus": 0.6}),  # many rows at the floor
+    ("dcl", {"temperature": 0.5, "tau_plus": 0.0}),
+    ("hcl", {"temperature": 0.3, "tau_plus": 0.4, "beta": 2.5}),
+    ("hcl", {"temperature": 0.5, "tau_plus": 0.0, "beta": 0.0}),
+    ("bcl", {"temperature": 0.2, "tau_plus": 0.05, "alpha": 0.7, "beta": 1.0}),
+    ("bcl", {"temperature": 0.5, "tau_plus": 0.0, "alpha": 0.5, "beta": 0.3}),
+]
+each_setting = pytest.mark.parametrize(("kind", "parameters"), SETTINGS)
+
+# ---- the formulas ----
 
 
 def attentionce_oracle(a, positives, negatives, temperature, d_pos, d_neg):
@@ -70,6 +106,7 @@ def bcl_oracle(a, positives, negatives, temperature, tau_plus, alpha, beta):
 
 def oracle(kind, z, temperature=0.5, **parameters):
     """The loss `kind` of z in float64 by its formula, one anchor at a time."""
+    parameters = {**defaults_of(kind), **parameters}
     z, total = z.double(), 0.0
     batch = z.shape[1]
     for view in range(2):
@@ -82,17 +119,27 @@ def oracle(kind, z, temperature=0.5, **parameters):
     return total / (2 * batch)
 
 
+@functools.cache
+def oracle_of_batch(kind, batch, dim, **parameters):
+    """Value and gradient of the oracle for `embeddings(views_of(kind), batch, dim)`."""
+    z = embeddings(views_of(kind), batch, dim)
+    return value_and_gradient(lambda z: oracle(kind, z, **parameters), z)
+
+
+# ---- inputs and comparisons ----
+
+
 def embeddings(views, batch, dim, seed=0, dtype=torch.float64, spread=None):
     """Normalised and random; with `spread`, near-duplicates that far apart."""
-    x = torch.randn(
-        views, batch, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    )
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randn(views, batch, dim, generator=random, dtype=torch.float64)
     if spread is not None:
         x = x[:1, :1] + spread * x
     return F.normalize(x, dim=-1).to(dtype).requires_grad_()
 
 
 def value_and_gradient(function, *inputs):
+    """The function's value, and its gradient with respect to the first input."""
     value = function(*inputs)
     return value.detach(), *torch.autograd.grad(value, inputs[:1])
 
