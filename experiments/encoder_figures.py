@@ -7,7 +7,7 @@ import argparse
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from attentionce import attention
@@ -19,18 +19,28 @@ from attentionce.evaluation.knn import features
 from attentionce.runs import file_names
 from experiments.style import COLOURS, Axes, Figure, plt, withStroke
 from loss import LOSSES
-from model import Model, load_model
+from model import Model, load_encoder, load_model, stem_of
 from utils import load
 
 
 def open_model(path: str, args: argparse.Namespace) -> Model:
-    """The model of these weights. `random` is an untrained one, of the first weights' arch."""
+    """The model of these weights. `random` is an untrained one, like the first weights' encoder."""
     if path != "random":
         return load_model(path)[0].eval().to(args.device)
+    arch, stem = "resnet10", "small"
     trained = [other for other in args.model_path if other != "random"]
-    arch = load_model(trained[0])[1] if trained else "resnet10"
+    if trained:
+        f, arch = load_encoder(trained[0])
+        stem = stem_of(f.state_dict()["0.weight"])
     torch.manual_seed(args.seed)
-    return Model(arch=arch).eval().to(args.device)
+    return Model(arch=arch, stem=stem).eval().to(args.device)
+
+
+def open_encoder(path: str, args: argparse.Namespace) -> nn.Sequential:
+    """The encoder `f` alone, also of weights without a projection head."""
+    if path == "random":
+        return open_model(path, args).f
+    return load_encoder(path)[0].eval().to(args.device)
 
 
 def title_of(path: str) -> str:
@@ -112,7 +122,7 @@ def plot_neighbours(args: argparse.Namespace, images: Images) -> Figure:
     figure = plt.figure(figsize=(5.2 * len(args.model_path), 5))
     panels = figure.subfigures(1, len(args.model_path), squeeze=False)[0]
     for panel, path in zip(panels, args.model_path, strict=True):
-        f = open_model(path, args).f
+        f = open_encoder(path, args)
         bank = features(f, train.pixels, args.device, torch.float32)
         asked = features(f, images.pixels[chosen], args.device, torch.float32)
         nearest = (normalize(asked, dim=1) @ normalize(bank, dim=1).T).topk(6).indices
@@ -148,7 +158,7 @@ def plot_map(args: argparse.Namespace, images: Images) -> Figure:
         1, len(args.model_path), figsize=size, squeeze=False, layout="constrained"
     )
     for axis, path in zip(axes[0], args.model_path, strict=True):
-        f = open_model(path, args).f
+        f = open_encoder(path, args)
         feature = features(f, images.pixels[chosen], args.device, torch.float32).cpu()
         tsne = TSNE(
             metric="cosine",
