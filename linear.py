@@ -6,7 +6,7 @@ python linear.py --dataset_name cifar10 --model_path results/cifar10/….pth
 import argparse
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from attentionce import cli
 from attentionce.data import views
 from attentionce.data.images import Images
+from attentionce.data.transfer import batches, to_device
 from attentionce.errors import UserError
 from attentionce.evaluation.knn import clamp_k, features, knn
 from attentionce.runs import files
@@ -67,6 +68,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--k", type=int, default=200, help="neighbours that vote in the kNN accuracy")
     add("--temperature", type=float, default=0.5, help="of the kNN vote")
     cli.add_device_flags(parser)
+    cli.add_compile_flag(parser)
     add(
         "--results",
         default="results",
@@ -237,9 +239,12 @@ def evaluate(
         classifier.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True
     )
     labels = test.labels.to(device)
+    encode = Encode(f, args, device, dtype)
     rows = []
     for epoch in range(1, args.epochs + 1):
-        loss = train_epoch(f, classifier, adam, train, args, device, dtype, epoch)
+        f.train(args.encoder_mode == "reference")
+        loss = train_epoch(encode, classifier, adam, train, args, device, epoch)
+        f.eval()
         if args.encoder_mode == "reference":
             processes.same_buffers(f)
             asked = features(f, test.pixels, device, dtype)  # BatchNorm's statistics have moved
@@ -266,17 +271,53 @@ def on_device(images: Images, device: torch.device) -> Images:
     return Images(devices.keep(images.pixels, device), images.labels.to(device), images.classes)
 
 
+class Encode:
+    """Images and their random parameters → features of one view per image, b×D in float32.
+
+    The encoder and the views are compiled as in pretraining; if that fails the first time, one line
+    says so and they go on uncompiled.
+    """
+
+    def __init__(
+        self, f: nn.Module, args: argparse.Namespace, device: torch.device, dtype: torch.dtype
+    ):
+        self.f, self.size, self.device, self.dtype = f, args.image_size, device, dtype
+        self.compiled: Callable[[Tensor], Tensor] | None = None
+        self.ops = views.Ops()
+        if cli.wants_compiler(args, device):
+            self.compiled, self.ops = torch.compile(f, dynamic=False), views.compiled()
+        self.works = False  # once it has been called
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, draw: views.Draw) -> Tensor:
+        encoder = self.f if self.compiled is None else self.compiled
+        try:
+            with devices.autocast(self.device, self.dtype):
+                view = views.make_view(images, draw, 0, self.size, self.ops)
+                feature = encoder(view).flatten(1).float()
+            self.works = True
+            return feature
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            if self.compiled is None or self.works:
+                raise
+            name = type(error).__name__
+        print(f"torch.compile failed ({name}): going on without", flush=True)
+        self.compiled, self.ops = None, views.Ops()
+        return self(images, draw)
+
+
 def train_epoch(
-    f: nn.Module,
+    encode: Encode,
     classifier: nn.Linear,
     optimizer: torch.optim.Optimizer,
     train: Images,
     args: argparse.Namespace,
     device: torch.device,
-    dtype: torch.dtype,
     epoch: int,
 ) -> float:
-    """One pass over the training images, one random view each.
+    """One pass over the training images, one random view each; the host waits for nothing in it.
 
     Of several processes each encodes its share of a batch. Then all take the same step on the
     features of the whole batch.
@@ -284,34 +325,33 @@ def train_epoch(
     Returns:
         The mean loss.
     """
-    f.train(args.encoder_mode == "reference")
     total = torch.zeros((), device=device)
     order = torch.randperm(len(train.pixels), generator=views.generator(args.seed, epoch))
+    height, width = train.pixels.shape[2:]
+    labels = train.labels[to_device(order, train.labels.device)].split(args.batch_size)
+    parts = order.split(args.batch_size)
+    shares = [processes.share(len(part)) for part in parts]
+    own = [part[share[0] : share[-1] + 1] for part, share in zip(parts, shares, strict=True)]
     bar = tqdm(
-        order.split(args.batch_size),
+        batches(train.pixels, own, device),
         f"linear {epoch}/{args.epochs}",
+        total=len(parts),
         leave=False,
         disable=processes.rank() > 0,
     )
-    for step, index in enumerate(bar):
-        generator = views.generator(args.seed, epoch, step)
-        height, width = train.pixels.shape[2:]
-        draw = views.draw(1, len(index), height, width, generator)
-        share = processes.share(len(index))
-        first, last = int(share[0]), int(share[-1]) + 1
-        batch = train.pixels[index[first:last].to(train.pixels.device)].to(device)
-        with torch.no_grad(), devices.autocast(device, dtype):
-            own_draw = views.to(views.part(draw, first, last), device)
-            view = views.make_view(batch, own_draw, 0, args.image_size)
-            feature = f(view).flatten(1).float()
+    for step, images in enumerate(bar):
+        size, share = len(parts[step]), shares[step]
+        first = int(share[0])
+        draw = views.draw(1, size, height, width, views.generator(args.seed, epoch, step))
+        draw = views.to(views.part(draw, first, first + len(images)), device)
+        feature = encode(images, draw)
         if processes.world() > 1:
-            feature = processes.gather_rows(feature[share.to(device) - first])[: len(index)]
-        loss = cross_entropy(classifier(feature), train.labels[index.to(train.labels.device)])
+            feature = processes.gather_rows(feature[share.to(device) - first])[:size]
+        loss = cross_entropy(classifier(feature), labels[step])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        total += loss.detach() * len(index)
-    f.eval()
+        total += loss.detach() * size
     return total.item() / len(order)
 
 

@@ -35,6 +35,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add_method_flags(parser)
     add_training_flags(parser)
     cli.add_device_flags(parser)
+    cli.add_compile_flag(parser)
     add_run_flags(parser)
     args = parser.parse_args(argv)
     if args.save_every is None:
@@ -111,7 +112,6 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="the memory of one view instead of all, for one more forward pass",
     )
-    add("--compile", default="auto", choices=["auto", "on", "off"], help="auto: on CUDA")
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
@@ -326,7 +326,7 @@ def assemble(
 
 def uses_compiler(args: argparse.Namespace, device: torch.device) -> bool:
     """Whether encoder and views go through torch.compile."""
-    wanted = args.compile == "on" or (args.compile == "auto" and device.type == "cuda")
+    wanted = cli.wants_compiler(args, device)
     if wanted and args.bn == "sync" and processes.world() > 1:
         print("--bn sync: going on without torch.compile, whose graphs it would break", flush=True)
         return False

@@ -54,6 +54,21 @@ def add_device_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_compile_flag(parser: argparse.ArgumentParser) -> None:
+    """Whether encoder and views are compiled."""
+    parser.add_argument(
+        "--compile",
+        default="auto",
+        choices=["auto", "on", "off"],
+        help="torch.compile of encoder and views; auto: on CUDA",
+    )
+
+
+def wants_compiler(args: argparse.Namespace, device: torch.device) -> bool:
+    """What `--compile` means on a device."""
+    return args.compile == "on" or (args.compile == "auto" and device.type == "cuda")
+
+
 def check_positive(args: argparse.Namespace, *names: str) -> None:
     """Raise a UserError that names the first flag that is not positive and finite."""
     for name in names:

@@ -151,6 +151,7 @@ class Linear:
         )
         self.labels = test.labels.to(device)
         self.test_features: dict[str, Tensor] = {}  # by precision
+        self.encode_views: dict[str, linear.Encode] = {}  # by precision
 
     def encode(self, precision: str) -> None:
         """The features of the test images, which serve all epochs."""
@@ -159,17 +160,13 @@ class Linear:
 
     def epoch(self, precision: str) -> None:
         """One pass over the training images, then the accuracy on the test images."""
-        dtype = dtype_of(precision, self.device)
+        if precision not in self.encode_views:
+            dtype = dtype_of(precision, self.device)
+            self.encode_views[precision] = linear.Encode(self.f, self.args, self.device, dtype)
+        encode = self.encode_views[precision]
         with contextlib.redirect_stderr(io.StringIO()):  # where the progress bar goes
             linear.train_epoch(
-                self.f,
-                self.classifier,
-                self.optimizer,
-                self.train,
-                self.args,
-                self.device,
-                dtype,
-                1,
+                encode, self.classifier, self.optimizer, self.train, self.args, self.device, 1
             )
         linear.accuracy(self.classifier, self.test_features[precision], self.labels)
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from helpers.device import DEVICE
 from PIL import Image
 
 from attentionce.errors import UserError
@@ -108,6 +109,10 @@ def tiny(pictures, results):
         1,
         "--knn_every",
         0,
+        "--precision",
+        "fp32",
+        "--device",
+        DEVICE,
     ]
 
 

@@ -462,6 +462,6 @@ def test_out_of_gpu_memory_is_one_line(monkeypatch, capsys):
     with pytest.raises(SystemExit) as left:
         cli.run(main)
     assert left.value.code == 2
-    assert capsys.readouterr().err == (
-        "error: CUDA out of memory: take main.py's --grad_cache, a smaller --batch_size, or --precision bf16\n"
-    )
+    said = capsys.readouterr().err
+    advice = "use main.py's --grad_cache or a smaller --batch_size"
+    assert said.startswith(f"error: CUDA out of memory: {advice}") and said.count("\n") == 1

@@ -22,9 +22,7 @@ MAY_IMPORT = {
     "attentionce.evaluation": (*BOTTOM, *SHARED),
     "attentionce.runs": (*BOTTOM, *SHARED),
     "attentionce.cli": (*BOTTOM, *SHARED),
-    "blockwise": (),
-    "baselines": ("blockwise",),
-    "loss": ("baselines", "blockwise"),
+    "loss": (),
     "model": ("attentionce.errors", "attentionce.runs.files"),
     "utils": (*BOTTOM, "attentionce.data"),
     "hubconf": ("loss", "model"),
@@ -33,17 +31,6 @@ MAY_IMPORT = {
     "reproduce": (*PARTS, "main", "linear", "experiments"),
     "experiments": (*PARTS, "main", "linear"),
     "benchmark": (*PARTS, "main", "linear"),
-}
-# Imports that still break these rules; each line goes together with its import.
-FOR_NOW = {
-    "attentionce.evaluation.figures": ("attentionce.training.batchnorm",),
-    "attentionce.runs.states": ("attentionce.training.pretraining",),
-    "attentionce.runs.tensorboard": (
-        "attentionce.evaluation.figures",
-        "attentionce.training.pretraining",
-        "model",
-    ),
-    "model": ("attentionce.training.batchnorm",),
 }
 # What these may import from outside the project and the standard library; the others are free.
 MAY_REQUIRE = {
@@ -94,7 +81,7 @@ def allowed(importer: str, imported: str) -> bool:
     rule = max(fitting, key=len)
     first = imported.split(".")[0]
     if first in OURS:
-        return within(imported, (rule, *MAY_IMPORT[rule], *FOR_NOW.get(importer, ())))
+        return within(imported, (rule, *MAY_IMPORT[rule]))
     if first in sys.stdlib_module_names or rule not in MAY_REQUIRE:
         return True
     return first in MAY_REQUIRE[rule]

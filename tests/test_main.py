@@ -422,20 +422,6 @@ def test_a_queue_matters_to_moco_alone():
         main.check_args(main.parse_args(["--batch_size", "8192", "--estimator", "MoCo"]))
 
 
-def test_without_a_compiler(monkeypatch, capsys):
-    assert devices.compiles(torch.device("cpu")) and not capsys.readouterr().out
-
-    def no_compiler(function):
-        def fail(x):
-            raise RuntimeError("Failed to find C compiler")
-
-        return fail
-
-    monkeypatch.setattr(torch, "compile", no_compiler)
-    assert not devices.compiles(torch.device("cpu"))
-    assert "going on without" in capsys.readouterr().out
-
-
 def test_where_results_go_and_how_they_are_called(tiny, results, encoder, monkeypatch):
     """What departs from a frozen evaluation on the weights' own data set has a name of its own, and harms no other."""
     here, foreign = encoder.parent, encoder.with_name("stl10_SimCLR_4model_256_400_2.0_0.5.pth")

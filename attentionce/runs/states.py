@@ -16,8 +16,8 @@ from attentionce.errors import UserError
 from attentionce.runs.files import read, save
 from attentionce.training import processes
 
-# Flags that change no result: where a run runs, where it writes, and how often it reports. A run may
-# be resumed with others.
+# Flags that change no result: where a run runs, where it writes, and how often it reports. A run
+# may be resumed with others.
 FREE_FLAGS = {
     "compile",
     "deterministic",

@@ -29,7 +29,7 @@ def constant_statistics(module: nn.Module) -> Iterator[None]:
 
 
 def recomputed(stage: nn.Module, x: Tensor) -> Tensor:
-    """stage(x), to the bit, whose activations are made again in the backward pass instead of kept."""
+    """stage(x), to the bit, with activations made again in the backward pass instead of kept."""
     if not torch.is_grad_enabled():
         return stage(x)
 

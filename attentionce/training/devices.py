@@ -121,7 +121,7 @@ def memory_advice() -> str:
 
 
 def reproducible(strict: bool) -> None:
-    """With `strict`, CUDA computes the same bits every time, more slowly; else cuDNN picks kernels."""
+    """With `strict`, CUDA computes the same bits every time, more slowly."""
     if strict:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     torch.use_deterministic_algorithms(strict)
@@ -129,7 +129,7 @@ def reproducible(strict: bool) -> None:
 
 
 def keep(pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The images on the GPU if they take at most an eighth of its free memory, else where they are."""
+    """The images on the GPU if they take at most an eighth of its free memory."""
     if device.type == "cuda" and pixels.numel() < torch.cuda.mem_get_info(device)[0] / 8:
         return pixels.to(device)
     return pixels

@@ -10,8 +10,8 @@ from attentionce.errors import UserError
 from attentionce.training import one_step, processes
 from attentionce.training.pretraining import Run
 
-# The share of activations that a compiled forward pass keeps once memory has run out. It costs about
-# a fifteenth of the step's memory traffic.
+# The share of activations that a compiled forward pass keeps once memory has run out. It costs
+# about a fifteenth of the step's memory traffic.
 LOW_BUDGET = 0.5
 TRIALS = 3  # the first steps of a process; after them memory no longer grows
 
@@ -20,9 +20,9 @@ def take_step(run: Run, batch: torch.Tensor) -> None:
     """`one_step.take_step`; if memory runs out or compiling fails, undo and try with less.
 
     Only in the first steps. A compiled run first keeps fewer activations; then, like an uncompiled
-    one, it works view by view as with `--grad_cache`. If a compiled step fails in any other way, the
-    run goes on uncompiled. Each change prints one line. Of several processes none can change alone:
-    the error ends the run.
+    one, it works view by view as with `--grad_cache`. If a compiled step fails in any other way,
+    the run goes on uncompiled. Each change prints one line. Of several processes none can change
+    alone: the error ends the run.
 
     Raises:
         torch.OutOfMemoryError: It does not fit even so.

@@ -13,10 +13,10 @@ PER_PARAMETER = 16  # bytes: weight, gradient and Adam's two moments in float32
 def expected_bytes(
     model: nn.Module, args: argparse.Namespace, views: int, dtype: torch.dtype, compiled: bool
 ) -> int:
-    """Bytes that a step's weights, optimiser and activations take: a calculation, not a measurement.
+    """Bytes that a step's weights, optimiser and activations take, calculated, not measured.
 
-    Activations are counted on two images and scaled up; in half precision they take half. A compiler
-    may keep less than is counted here, cuDNN's workspaces come on top.
+    Activations are counted on two images and scaled up; in half precision they take half. A
+    compiler may keep less than is counted here; cuDNN's workspaces come on top.
 
     Args:
         views: Per image.

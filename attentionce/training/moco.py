@@ -1,7 +1,7 @@
-"""MoCo: a slowly moving copy of the encoder encodes the positives; a queue of keys is the negatives.
+"""MoCo: a slowly moving copy of the encoder encodes the positives; negatives are a queue of keys.
 
-He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020. The anchors
-are the queries.
+He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020. The
+anchors are the queries.
 """
 
 import copy
@@ -37,8 +37,8 @@ class MoCo(nn.Module):
     def follow(self, model: nn.Module, finite: Tensor) -> None:
         """Move towards the trained encoder, except after a step that was not finite.
 
-        A lerp whose weight is on the device, so that the host need not wait for it, in three launches
-        for all parameters.
+        A lerp whose weight is on the device, so that the host need not wait for it, in three
+        launches for all parameters.
 
         Args:
             finite: A bool on the device.

@@ -2,13 +2,14 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from attentionce.data import views
+from attentionce.data.transfer import batches
 from attentionce.errors import UserError
 from attentionce.training import fallbacks, one_step, processes
 from attentionce.training.pretraining import Run
@@ -85,8 +86,8 @@ def check_losses(run: Run, bar: tqdm) -> None:
     """Show the mean loss of the epoch so far; stop the run if it is no longer finite.
 
     Raises:
-        NonFinite: Names epoch, step and flags. Weights, optimiser and progress are those before that
-            step; BatchNorm's running statistics are those of the last check.
+        NonFinite: Names epoch, step and flags. Weights, optimiser and progress are those before
+            that step; BatchNorm's running statistics are those of the last check.
     """
     progress = run.progress
     losses = progress["losses"][: progress["step"]]
@@ -108,40 +109,3 @@ def check_losses(run: Run, bar: tqdm) -> None:
             f"the loss or its gradient is not finite at epoch {epoch}, step {step}: {flags}"
         )
     run.good_buffers = one_step.copies(one_step.statistics(run))
-
-
-def batches(pixels: Tensor, order: Tensor, device: torch.device) -> Iterator[Tensor]:
-    """Batch after batch, uint8 B×3×H×W on `device`.
-
-    For a GPU that does not hold the pixels they are pinned and copied one batch ahead on a stream of
-    their own.
-
-    Args:
-        pixels: uint8 N×3×H×W, on `device` or on the CPU, where they may be memory-mapped.
-        order: steps × B indices, on the CPU.
-    """
-    if device.type != "cuda":
-        for index in order:
-            yield pixels[index.to(pixels.device)].to(device)
-    elif pixels.is_cuda:
-        for index in order:
-            yield pixels[index.pin_memory().to(device, non_blocking=True)]
-    elif len(order):
-        yield from _copied_ahead(pixels, order, device)
-
-
-def _copied_ahead(pixels: Tensor, order: Tensor, device: torch.device) -> Iterator[Tensor]:
-    side = torch.cuda.Stream(device)
-
-    def copy(index: Tensor) -> Tensor:
-        with torch.cuda.stream(side):
-            return pixels[index].pin_memory().to(device, non_blocking=True)
-
-    ahead = copy(order[0])
-    for following in range(1, len(order) + 1):
-        torch.cuda.current_stream(device).wait_stream(side)
-        batch = ahead
-        batch.record_stream(torch.cuda.current_stream(device))
-        if following < len(order):
-            ahead = copy(order[following])
-        yield batch

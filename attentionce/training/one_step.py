@@ -87,8 +87,8 @@ def plain_step(
     Each view is a forward pass of its own, so BatchNorm's statistics are per view.
 
     Returns:
-        The loss and the embeddings, count × b × dim, both detached. Gradients are added to those of
-        the parameters.
+        The loss and the embeddings, count × b × dim, both detached. Gradients are added to those
+        of the parameters.
     """
     # One autocast around all views: they then share one copy of the weights in half precision.
     with devices.autocast(run.device, run.dtype):
@@ -128,8 +128,8 @@ def update_weights(run: Run, loss: Tensor) -> Tensor:
     A step that is not finite moves nothing.
 
     Returns:
-        The loss averaged over the processes; NaN if it or its gradient is not finite, and after such
-        a step.
+        The loss averaged over the processes; NaN if it or its gradient is not finite, and after
+        such a step.
     """
     gradients = [p.grad for p in run.model.parameters() if p.grad is not None]
     loss = processes.average(gradients, loss)

@@ -576,17 +576,6 @@ def test_flags_of_other_launchers_are_not_mistaken(monkeypatch):
     assert not dist.is_initialized() and processes.world() == 1 and processes.rank() == 0
 
 
-def test_more_processes_than_gpus(monkeypatch):
-    monkeypatch.setattr(processes, "world", lambda: 4)
-    monkeypatch.setattr(processes, "local_rank", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(UserError, match="process 3 of this machine finds 2 GPUs"):
-        devices.choose_device(None)
-    with pytest.raises(UserError, match="cuda:1: under torchrun"):
-        devices.choose_device("cuda:1")
-
-
 def test_resuming_is_told_with_torchrun(monkeypatch):
     monkeypatch.setattr(processes, "world", lambda: 4)
     command = states.resume_command(["main.py", "--epochs", "3", "--resume", "x"], "a.state")

@@ -1,0 +1,141 @@
+"""What CUDA compiles by default, on a CPU: graphs are counted, and steps give the usual numbers.
+
+A backend that only records graphs runs them as they are, so a graph break, a graph per step, or an
+operation that cannot be traced shows here as it would on a GPU. One test goes through inductor.
+"""
+
+import collections
+import functools
+
+import pytest
+import torch
+from helpers.programs import Small
+
+import main
+from attentionce.data import views
+from attentionce.evaluation.knn import features
+from attentionce.training import one_epoch, one_step
+from attentionce.training.pretraining import restore, state_of
+from loss import LOSSES
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Graphs that were compiled so far, by the function that they come from."""
+    found = collections.Counter()
+
+    def record(graph, example_inputs):
+        found[name_of(graph)] += 1
+        return graph.forward
+
+    torch.compiler.reset()
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", functools.partial(real, backend=record))
+    yield found
+    torch.compiler.reset()
+
+
+def name_of(graph):
+    """What is compiled: one of the steps to a view, or the encoder by its convolutions."""
+    calls = [str(node.target) for node in graph.graph.nodes if node.op.startswith("call")]
+    return "encoder" if any("conv" in call for call in calls) else "view"
+
+
+def new_run(monkeypatch, *words, precision="fp32"):
+    monkeypatch.setattr(main, "cost", lambda model, image_size: (0, 0))
+    flags = "--dataset_name photos --arch resnet10 --image_size 8 --batch_size 4 --num_pos 1"
+    args = main.parse_args([*flags.split(), "--compile", "on", *words])
+    pixels = torch.randint(256, (12, 3, 8, 8), dtype=torch.uint8, generator=torch.manual_seed(0))
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    return main.assemble(args, pixels, CPU, dtype)
+
+
+def train(run):
+    """One epoch of three steps."""
+    assert one_epoch.train_epoch(run, [], lambda: None) == 0
+    assert run.encoder is not run.model, "the compiler was left out"
+    run.progress.update(epoch=run.progress["epoch"] + 1, step=0)
+
+
+CASES = {
+    **{loss: ["--loss", loss] for loss in LOSSES},
+    "grad_cache": ["--grad_cache"],
+    "MoCo": ["--estimator", "MoCo", "--queue", "8"],
+    "MoCo, grad_cache": ["--estimator", "MoCo", "--queue", "8", "--grad_cache"],
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_steps_compile_once(case, precision, graphs, monkeypatch):
+    """One graph per function, two where it also runs without gradients; none after two steps."""
+    torch._dynamo.utils.counters.clear()
+    run = new_run(monkeypatch, *CASES[case], precision=precision)
+    batch = run.pixels[:4]
+    for _ in range(2):
+        one_step.take_step(run, batch)
+        run.progress["step"] += 1
+    without_gradients = "MoCo" in case or "grad_cache" in case
+    encoders = {"MoCo, grad_cache": 3}.get(case, 2 if without_gradients else 1)
+    assert graphs["encoder"] == encoders
+    assert not torch._dynamo.utils.counters["graph_break"]
+    steps_to_a_view = len(views.Ops().jitter) + 2
+    assert graphs["view"] == (2 if without_gradients else 1) * steps_to_a_view
+    before = dict(graphs)
+    run.progress.update(epoch=2, step=0)  # another order of the jitter
+    one_step.take_step(run, batch)
+    assert dict(graphs) == before
+
+
+def test_no_new_graph_after_evaluation_saving_and_resuming(graphs, monkeypatch):
+    """Nor does any of them change what is trained."""
+    run, untouched = new_run(monkeypatch), new_run(monkeypatch)
+    for each in (run, untouched):
+        train(each)
+    before = dict(graphs)
+    features(run.model.f, run.pixels, CPU, torch.float32)
+    restore(run, state_of(run))
+    for each in (run, untouched):
+        train(each)
+    assert dict(graphs) == before
+    pairs = zip(run.model.state_dict().values(), untouched.model.state_dict().values(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+@pytest.mark.parametrize("case", ["attentionce", "grad_cache", "MoCo"])
+def test_recorded_graphs_are_the_same_step(case, graphs, monkeypatch):
+    compiled = new_run(monkeypatch, *CASES[case])
+    eager = new_run(monkeypatch, *CASES[case], "--compile", "off")
+    for run in (compiled, eager):
+        for _ in range(2):
+            one_step.take_step(run, run.pixels[:4])
+            run.progress["step"] += 1
+    assert graphs["encoder"]
+    torch.testing.assert_close(compiled.progress["losses"], eager.progress["losses"])
+    for name, value in eager.model.state_dict().items():
+        torch.testing.assert_close(compiled.model.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_step_through_inductor(monkeypatch):
+    """The compiler that CUDA uses by default, with its code for CPUs and a small encoder."""
+    monkeypatch.setattr(main, "Model", Small)
+    torch.compiler.reset()
+    compiled = new_run(monkeypatch)
+    eager = new_run(monkeypatch, "--compile", "off")
+    for run in (compiled, eager):
+        one_step.take_step(run, run.pixels[:4])
+    assert compiled.encoder is not compiled.model
+    torch.testing.assert_close(
+        compiled.progress["losses"], eager.progress["losses"], rtol=1e-4, atol=1e-4
+    )
+    torch.compiler.reset()
+
+
+def test_sync_batchnorm_goes_on_uncompiled(monkeypatch, capsys):
+    args = main.parse_args(["--bn", "sync", "--compile", "on"])
+    assert main.uses_compiler(args, CPU)  # one process has nothing to synchronise
+    monkeypatch.setattr(main.processes, "world", lambda: 2)
+    assert not main.uses_compiler(args, CPU)
+    assert "--bn sync: going on without torch.compile" in capsys.readouterr().out
