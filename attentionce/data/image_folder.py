@@ -1,8 +1,8 @@
 """The user's own images: one folder per class, of any size and format."""
 
 import hashlib
+import math
 import os
-import re
 import stat
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from attentionce.data.cache import cached, remove_parts
 from attentionce.data.images import EXTENSIONS, FORMATS, Images, decode, open_image
+from attentionce.data.limits import free_memory
 from attentionce.errors import UserError, mending
 
 
@@ -183,12 +184,8 @@ def upright(image: Image.Image, side: int | None) -> Image.Image:
 
 def memory_limit() -> float:
     """How many bytes of memory decoded images may take: half of what is free; 4 GB if unknown."""
-    try:
-        with open("/proc/meminfo") as file:
-            available = re.search(r"MemAvailable:\s+(\d+) kB", file.read())
-    except OSError:
-        available = None
-    return 4e9 if available is None else 1024 * int(available[1]) / 2
+    free = free_memory()
+    return 4e9 if free == math.inf else free / 2
 
 
 def cache_path(root: str, split: str, files: list[ImageFile], store_size: int) -> str:
