@@ -175,6 +175,28 @@ def test_stl10(stl10, tmp_path, no_network):
     assert not no_network
 
 
+def test_stl10_is_checked_once_and_again_when_it_changes(stl10, tmp_path, monkeypatch):
+    """Of the real one, a check reads 3 GB."""
+    files, _ = stl10
+    put(tmp_path / "stl10_binary", files)
+    checked, real = [], datasets.stl10.check_integrity
+
+    def check(path, md5):
+        checked.append(os.path.basename(path))
+        return real(path, md5)
+
+    monkeypatch.setattr(datasets.stl10, "check_integrity", check)
+    for split in ("pretrain", "train", "test"):
+        load("stl10", str(tmp_path), split)
+    assert sorted(checked) == sorted(name for name in files if name.endswith(".bin"))
+    data = bytearray(files["unlabeled_X.bin"])
+    data[0] ^= 1
+    put(tmp_path / "stl10_binary", {"unlabeled_X.bin": bytes(data)})
+    assert "stl10_binary.tar.gz" in refusal("stl10", str(tmp_path), "train")
+    put(tmp_path / "stl10_binary", files)
+    assert len(load("stl10", str(tmp_path), "test").labels) == 4
+
+
 @pytest.mark.parametrize(
     ("file", "data"), [("train_X.bin", b"short"), ("class_names.txt", b"\xff\xfe\xff")]
 )
