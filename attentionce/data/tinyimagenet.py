@@ -32,7 +32,7 @@ class Source(Protocol):
     """The files of TinyImageNet. Paths are relative to it and have forward slashes."""
 
     def names(self, folder: str) -> list[str]:
-        """The names of the files in a folder."""
+        """The names of the files in a folder, none if it is not there."""
 
     def read(self, path: str) -> bytes:
         """The contents of a file."""
@@ -45,7 +45,8 @@ class Folder:
         self.folder = folder
 
     def names(self, folder: str) -> list[str]:
-        return os.listdir(os.path.join(self.folder, folder))
+        path = os.path.join(self.folder, folder)
+        return os.listdir(path) if os.path.isdir(path) else []
 
     def read(self, path: str) -> bytes:
         path = os.path.join(self.folder, path)
@@ -71,7 +72,7 @@ class Zip:
             self.folders[os.path.dirname(info.filename)].append(os.path.basename(info.filename))
 
     def names(self, folder: str) -> list[str]:
-        return self.folders[f"{TINY}/{folder}"]
+        return self.folders.get(f"{TINY}/{folder}", [])
 
     def read(self, path: str) -> bytes:
         info = self.members.get(f"{TINY}/{path}")
@@ -117,9 +118,17 @@ def tiny_imagenet(root: str, split: str) -> Images:
 
 
 def read_split(source: Source, split: str) -> Images:
-    """Decode one split: train by class and name, test in the order of its annotations."""
+    """Decode one split: train by class and name, test in the order of its annotations.
+
+    Many people sort the images of val into class folders; then test is in order of class and name.
+    """
     classes = read_classes(source)
-    label_of = val_labels(source, classes) if split == "test" else train_labels(source, classes)
+    if split != "test":
+        label_of = labels_by_folder(source, "train", classes)
+    elif sorted_into_classes(source, classes):
+        label_of = labels_by_folder(source, "val", classes)
+    else:
+        label_of = val_labels(source, classes)
     names = list(label_of)
 
     def read(i: int) -> Image.Image:
@@ -145,13 +154,22 @@ def read_classes(source: Source) -> list[str]:
     return classes
 
 
-def train_labels(source: Source, classes: list[str]) -> dict[str, int]:
-    """The label of every training image by its path, in order of class and name."""
-    return {
-        path: label
-        for label, wnid in enumerate(classes)
-        for path in image_paths(source, f"train/{wnid}/images")
-    }
+def sorted_into_classes(source: Source, classes: list[str]) -> bool:
+    """Whether val has its images in class folders instead of in val/images."""
+    if jpegs(source, "val/images"):
+        return False
+    return any(class_images(source, f"val/{wnid}") for wnid in classes)
+
+
+def labels_by_folder(source: Source, part: str, classes: list[str]) -> dict[str, int]:
+    """The label of every image of train or val by its path, in order of class and name."""
+    label_of = {}
+    for label, wnid in enumerate(classes):
+        paths = class_images(source, f"{part}/{wnid}")
+        if not paths:
+            raise damaged(f"no images in {part}/{wnid}/images of TinyImageNet")
+        label_of.update(dict.fromkeys(paths, label))
+    return label_of
 
 
 def val_labels(source: Source, classes: list[str]) -> dict[str, int]:
@@ -160,7 +178,9 @@ def val_labels(source: Source, classes: list[str]) -> dict[str, int]:
     Each line of that file is a name, a WNID and a box, separated by tabs. Every image has one line.
     """
     text = source.read("val/val_annotations.txt").decode("ascii", "replace")
-    missing = set(image_paths(source, "val/images"))
+    missing = set(jpegs(source, "val/images"))
+    if not missing:
+        raise damaged("no images in val/images of TinyImageNet")
     labels = {wnid: label for label, wnid in enumerate(classes)}
     label_of = {}
     for number, line in enumerate(text.splitlines(), 1):
@@ -179,11 +199,15 @@ def val_labels(source: Source, classes: list[str]) -> dict[str, int]:
     return label_of
 
 
-def image_paths(source: Source, folder: str) -> list[str]:
+def class_images(source: Source, folder: str) -> list[str]:
+    """The paths of a class's JPEGs: those in its folder images, or else in the folder itself."""
+    return jpegs(source, f"{folder}/images") or jpegs(source, folder)
+
+
+def jpegs(source: Source, folder: str) -> list[str]:
     """The paths of the JPEGs in a folder, in order of their names."""
-    names = sorted(
-        name for name in source.names(folder) if name.endswith(".JPEG") and not name.startswith(".")
-    )
-    if not names:
-        raise damaged(f"no images in {folder} of TinyImageNet")
-    return [f"{folder}/{name}" for name in names]
+    return [
+        f"{folder}/{name}"
+        for name in sorted(source.names(folder))
+        if name.endswith(".JPEG") and not name.startswith(".")
+    ]

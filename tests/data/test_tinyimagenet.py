@@ -108,6 +108,36 @@ def test_tiny(tmp_path, monkeypatch, form, no_network):
     assert not no_network
 
 
+@pytest.mark.parametrize("form", ["folder", "bare", "zip"])
+@pytest.mark.parametrize("place", ["val/{}/", "val/{}/images/"])
+def test_tiny_with_val_in_class_folders(tmp_path, monkeypatch, form, place):
+    """As scripts that are passed around leave it, with or without the annotations."""
+    files = tiny_files()
+    for i, wnid in enumerate(("n02", "n02", "n01", "n03")):
+        files[f"{place.format(wnid)}val_{i}.JPEG"] = files.pop(f"val/images/val_{i}.JPEG")
+    if form == "bare":
+        del files["val/val_annotations.txt"]
+    tiny_put(tmp_path, form, files, monkeypatch)
+    test = load("tinyImageNet", str(tmp_path), "test")
+    assert test.classes == WNIDS
+    assert test.labels.tolist() == [0, 1, 2, 2]
+    for pixels, name in zip(
+        test.pixels,
+        ("n03/3", "n01/2", "n02/0", "n02/1"),
+        strict=True,
+    ):
+        wnid, i = name.split("/")
+        assert torch.equal(pixels, rgb(files[f"{place.format(wnid)}val_{i}.JPEG"]))
+
+
+def test_tiny_with_a_class_missing_from_val(tmp_path, monkeypatch):
+    files = tiny_files()
+    for i, wnid in enumerate(("n02", "n02", "n01", "n01")):
+        files[f"val/{wnid}/val_{i}.JPEG"] = files.pop(f"val/images/val_{i}.JPEG")
+    tiny_put(tmp_path, "folder", files, monkeypatch)
+    assert "val/n03" in refusal("tinyImageNet", str(tmp_path), "test")
+
+
 def test_tiny_download(tmp_path, monkeypatch):
     files, source = tiny_files(), tmp_path / "elsewhere"
     tiny_put(source, "zip", files, monkeypatch)
