@@ -3,10 +3,10 @@ PY = .venv/bin/python
 DEMO = --dataset_name photos --seed 0
 PRETRAIN = --image_size 16 --arch resnet10 --batch_size 64 --d_pos 1 --d_neg 10 --epochs 12 --knn_every 4 --k 20 --resume never
 
-.PHONY: help install demo test soak clean
+.PHONY: help install demo test soak gpu gpu-tests gpu-benchmark gpu-train clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
 
 install: .venv/installed  ## make .venv and install what main.py and linear.py need
 
@@ -32,6 +32,24 @@ test: .venv/installed-tests  ## ruff, mypy and pytest
 
 soak: .venv/installed-tests  ## the long tests in full
 	SOAK=1 $(PY) -m pytest -m soak
+
+# What an accelerator trains on, for a quarter of an hour at a time; the same command continues.
+GPU_DATA = --dataset_name cifar10
+GPU_TRAIN = --d_pos 1 --d_neg 10 --device cuda --results results/gpu
+GPU_SECONDS = 900
+
+gpu:  ## on a machine with a GPU: its tests, its benchmark, fifteen minutes of training; a failure stops none
+	@failed=; for part in tests benchmark train; do $(MAKE) gpu-$$part || failed="$$failed $$part"; done; \
+		test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
+
+gpu-tests: .venv/installed-tests  ## the tests on the GPU
+	ATTENTIONCE_DEVICE=cuda $(PY) -m pytest --junitxml=results/gpu/tests.xml
+
+gpu-benchmark: .venv/installed-tests  ## the benchmark on the GPU, into results/benchmark-cuda.json
+	$(PY) -m benchmark --device cuda
+
+gpu-train: .venv/installed-tests  ## fifteen minutes of training; its state is kept, so that the same command continues
+	timeout --preserve-status --signal=USR1 $(GPU_SECONDS) $(PY) main.py $(GPU_DATA) $(GPU_TRAIN)
 
 clean:  ## remove .venv and caches
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,36 @@
+"""A run's state as a dictionary: what it takes to continue with another precision."""
+
+import pytest
+import torch
+
+import main
+from attentionce.training import one_step
+from attentionce.training.pretraining import restore, state_of
+
+CPU = torch.device("cpu")
+
+
+def new_run(scaled):
+    """A run of two steps per epoch; `scaled`: with fp16's gradient scaler."""
+    flags = "--dataset_name photos --arch resnet10 --image_size 8 --batch_size 4 --loss simclr"
+    pixels = torch.randint(256, (8, 3, 8, 8), dtype=torch.uint8, generator=torch.manual_seed(0))
+    run = main.assemble(main.parse_args(flags.split()), pixels, CPU, torch.float32)
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, enabled=scaled)
+    return run
+
+
+@pytest.mark.parametrize("before, after", [(False, True), (True, False), (True, True)])
+def test_another_precision_goes_on(monkeypatch, before, after):
+    """A state of bf16 or fp32 has no gradient scale; fp16 then starts with its own."""
+    monkeypatch.setattr(main, "cost", lambda model, image_size: (0, 0))
+    first, second = new_run(before), new_run(after)
+    one_step.take_step(first, first.pixels[:4])
+    first.progress["step"] = 1
+    if before:
+        first.scaler.update(2.0**7)
+    restore(second, state_of(first))
+    assert second.position == (1, 1)
+    assert second.scaler.get_scale() == (2.0**7 if before and after else 2.0**10 if after else 1)
+    one_step.take_step(second, second.pixels[4:])
+    assert second.progress["losses"].isfinite().all()
+    assert not torch.equal(second.model.f[0].weight, first.model.f[0].weight)
