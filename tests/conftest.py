@@ -13,9 +13,13 @@ import numpy as np
 import pytest
 import torch
 from helpers.device import DEVICE
+from helpers.programs import Program, Small
 from PIL import Image
 
+import loss
+import main
 from attentionce.errors import UserError
+from attentionce.training import one_step
 
 ROOT = Path(__file__).resolve().parent.parent
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # those that the programs handle
@@ -50,7 +54,6 @@ def toy(pictures, tmp_path_factory):
     reproduce.py runs main.py and linear.py with their own flags, but here in this process.
     """
     import linear
-    import main
     import reproduce
     from experiments import studies
 
@@ -117,6 +120,53 @@ def tiny(pictures, results):
 
 
 @pytest.fixture
+def flags(tiny):
+    """Flags of a run of 3 epochs of 3 steps, on the CPU, where every bit repeats."""
+    words = "--epochs 3 --num_pos 1 --k 5 --device cpu"
+    return [*tiny, *words.split()]
+
+
+@pytest.fixture
+def saving_flags(flags):
+    """The same run, which saves its state after every step; kNN after epochs 2 and 3."""
+    return [*flags, "--knn_every", 2, "--state_minutes", 0]
+
+
+@pytest.fixture
+def whole(saving_flags, tmp_path):
+    """whole(*faults): the results of a run that nothing interrupts; `more`: further flags."""
+
+    def function(*faults, more=()):
+        words = [*saving_flags, *more, "--results", tmp_path / "whole"]
+        program = Program(tmp_path, words, *faults)
+        assert program.wait() == 0, program.output()
+        return tmp_path / "whole"
+
+    return function
+
+
+@pytest.fixture
+def small_encoder(monkeypatch):
+    """main.py has an encoder whose steps and files cost next to nothing."""
+    monkeypatch.setattr(main, "Model", Small)
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """stop_after(steps): this process gets a SIGTERM during that step, counted from now."""
+    left, take_step = [10**6], one_step.take_step
+
+    def watched(*arguments):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        take_step(*arguments)
+
+    monkeypatch.setattr(one_step, "take_step", watched)
+    return lambda steps: left.__setitem__(0, steps)
+
+
+@pytest.fixture
 def call(monkeypatch):
     """call(main, "--epochs", 1, …): the module's main() with these flags, in this process."""
     signals = {number: signal.getsignal(number) for number in SIGNALS}
@@ -161,8 +211,6 @@ def script():
 @pytest.fixture(params=["whole", 1, 5, 8, 1000])
 def block(request, monkeypatch):
     """Rows per block of a loss: all, and sizes that do and do not divide the number of anchors."""
-    import loss
-
     if request.param != "whole":
         monkeypatch.setattr(loss, "block_rows", lambda device, columns: request.param)
 

@@ -236,3 +236,10 @@ def check_meanwhile(results):
     temporary = len(list(results.rglob("*.tmp")))
     assert temporary <= 1
     return temporary
+
+
+def finish(flags, results, whole, tmp_path, *faults):
+    """The same command once more: it ends, and all is as if nothing had happened."""
+    program = Program(tmp_path, flags, *faults)
+    assert program.wait() == 0, program.output()
+    check_end(results, whole)
