@@ -13,13 +13,17 @@ import numpy as np
 import pytest
 import torch
 from helpers.device import DEVICE
+from helpers.groups import Group
 from helpers.programs import Program, Small
 from PIL import Image
 
+import linear
 import loss
 import main
 from attentionce.errors import UserError
+from attentionce.runs import files
 from attentionce.training import one_step
+from model import Model
 
 ROOT = Path(__file__).resolve().parent.parent
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # those that the programs handle
@@ -53,7 +57,6 @@ def toy(pictures, tmp_path_factory):
 
     reproduce.py runs main.py and linear.py with their own flags, but here in this process.
     """
-    import linear
     import reproduce
     from experiments import studies
 
@@ -117,6 +120,49 @@ def tiny(pictures, results):
         "--device",
         DEVICE,
     ]
+
+
+@pytest.fixture
+def encoder(tmp_path):
+    """Weights of an untrained resnet10 whose BatchNorm has seen some images, in a new folder."""
+    torch.manual_seed(5)
+    model = Model(24, "resnet10")
+    model(torch.randn(16, 3, 8, 8))
+    path = tmp_path / "weights" / "encoder.pth"
+    path.parent.mkdir()
+    files.save(path, {f"module.{key}": value for key, value in model.state_dict().items()})
+    return path
+
+
+@pytest.fixture
+def evaluation(tiny):
+    """Flags of linear.py for an evaluation of a second."""
+    return [*tiny[:6], "--image_size", 8, "--batch_size", 8, "--epochs", 1]
+
+
+@pytest.fixture
+def nothing_loaded(monkeypatch):
+    """The test fails if a program loads images: it must notice the mistake before."""
+
+    def fail(*_):
+        pytest.fail("images were loaded first")
+
+    monkeypatch.setattr(main, "load", fail)
+    monkeypatch.setattr(linear, "load", fail)
+
+
+@pytest.fixture
+def group(tmp_path):
+    """group(count, function, *args): a `Group`, which ends with the test."""
+    made = []
+
+    def make(*args, **options):
+        made.append(Group(tmp_path, *args, **options))
+        return made[-1]
+
+    yield make
+    for g in made:
+        g.join(0)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import re
 import signal
 import sys
 import time
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -19,12 +18,9 @@ import main
 from attentionce import cli
 from attentionce.runs import files
 from attentionce.training import one_step
+from helpers.forkserver import CONTEXT
 
 SOAK = bool(os.environ.get("SOAK"))  # set by `make soak`
-CONTEXT = get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    ["main", "linear", "test_processes", "helpers.programs"]
-)  # one server for all files of tests
 
 
 class Small(nn.Module):

@@ -1,0 +1,196 @@
+"""Files are read whole or refused, and nothing in them runs."""
+
+import os
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+
+import pytest
+import torch
+from helpers.weights import SMALL, refusal, repacked
+
+from attentionce.errors import UserError
+from attentionce.runs import files
+from model import load_model
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "some.pth"
+    torch.save(SMALL, path)
+    return path
+
+
+# ---- reading ----
+def test_what_was_saved_is_read(path):
+    files.save(path, {**SMALL, "progress": {"rows": [{"epoch": 1, "loss": 0.5}], "best": None}})
+    found = files.read(path)
+    assert list(found) == [*SMALL, "progress"]
+    assert all(torch.equal(found[key], value) for key, value in SMALL.items())
+    assert found["progress"] == {"rows": [{"epoch": 1, "loss": 0.5}], "best": None}
+
+
+def test_a_missing_file(tmp_path):
+    assert "no file" in refusal(files.read, tmp_path / "missing.pth")
+    refusal(files.read, tmp_path)
+
+
+def test_truncated_files(path):
+    content = path.read_bytes()
+    lengths = [*range(0, len(content), 61), len(content) - 1]
+    for length in lengths:
+        path.write_bytes(content[:length])
+        refusal(files.read, path)
+
+
+def test_flipped_bits(path):
+    """Each is refused, or (between the records, where nothing is) changes nothing."""
+    content, every = bytearray(path.read_bytes()), 5
+    refused = 0
+    for i in range(0, len(content), every):
+        content[i] ^= 1 << i % 8
+        path.write_bytes(content)
+        try:
+            found = files.read(path)
+        except UserError:
+            refused += 1
+        else:
+            assert found.keys() == SMALL.keys() and all(
+                torch.equal(found[key], SMALL[key]) for key in SMALL
+            )
+        content[i] ^= 1 << i % 8
+    assert (
+        refused > len(SMALL["f.weight"].numpy().tobytes()) / every
+    )  # at least those among the numbers
+
+
+def test_a_record_that_is_marked_as_a_folder(path):
+    """One bit: torch.load does not read such a record and returns whatever its memory held before."""
+    content = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        place = (
+            content.index(b"data/0", archive.start_dir) - len("some/") - 8
+        )  # the attributes in its entry of the directory
+    assert content[place] == 0
+    path.write_bytes(content[:place] + b"\x10" + content[place + 1 :])
+    assert "folder" in refusal(files.read, path)
+
+
+class Command:
+    """Its pickle runs a command: it makes the file `marker`."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("where", ["instead", "among", "nested"])
+def test_nothing_in_a_file_runs(tmp_path, where, legacy):
+    marker, path = tmp_path / "marker", tmp_path / "evil.pth"
+    evil = Command(marker)
+    content = {
+        "instead": evil,
+        "among": {**SMALL, "evil": evil},
+        "nested": {"a": [OrderedDict(a=evil)]},
+    }[where]
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    for function in (files.read, load_model):
+        refusal(function, path)
+    assert not marker.exists()
+    torch.load(path, weights_only=False)
+    assert marker.exists()  # the file is what the test takes it for
+
+
+def test_weights_only_stands_behind_the_check(tmp_path, monkeypatch):
+    """Two locks: with the first one open, the second still holds."""
+    path = tmp_path / "evil.pth"
+    torch.save({"evil": Command(tmp_path / "marker")}, path)
+    monkeypatch.setattr(files, "check", lambda path: None)
+    refusal(files.read, path)
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("protocol", range(5))
+def test_no_pickle_of_any_protocol_runs(path, protocol):
+    """Inside an otherwise good file: every protocol has its own opcodes for a call."""
+    marker = path.with_name("marker")
+    evil = pickle.dumps(Command(marker), protocol)
+    repacked(path, lambda name, content: evil if name.endswith("data.pkl") else content)
+    assert "more than tensors" in refusal(files.read, path)
+    assert not marker.exists()
+    path.write_bytes(evil)
+    refusal(files.read, path)
+    assert not marker.exists()
+    pickle.loads(evil)
+    assert marker.exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["builtins eval", "torch load", "torch.hub load", "_codecs encode", "builtins bytearray"],
+)
+def test_no_name_but_the_known_ones(path, name):
+    pickled = b"\x80\x02c" + name.replace(" ", "\n").encode() + b"\n."
+    repacked(path, lambda name, content: pickled if name.endswith("data.pkl") else content)
+    assert "more than tensors" in refusal(files.read, path)
+
+
+def test_the_format_before_pytorch_1_6(path):
+    torch.save(SMALL, path, _use_new_zipfile_serialization=False)
+    assert "1.6" in refusal(files.read, path)
+
+
+def test_compressed_records(path):
+    """torch.save never compresses; 1 GB of zeros would be 1 MB of file."""
+    repacked(path, compression=zipfile.ZIP_DEFLATED)
+    assert "compressed" in refusal(files.read, path)
+    repacked(path)
+    assert files.read(path).keys() == SMALL.keys()  # nothing else was wrong with it
+
+
+def test_a_record_that_claims_to_be_huge(path):
+    content, claimed = bytearray(path.read_bytes()), 0
+    with zipfile.ZipFile(path) as archive:
+        place = (
+            archive.start_dir
+        )  # of the central directory: a record's size is 24 bytes after the start of its entry
+        for info in archive.infolist():
+            if info.filename.endswith("data/0"):
+                struct.pack_into("<I", content, place + 24, 2**32 - 2)
+                claimed += 1
+            place += 46 + len(info.orig_filename) + len(info.extra) + len(info.comment)
+    assert claimed == 1
+    path.write_bytes(content)
+    assert "claims" in refusal(files.read, path)
+
+
+def test_a_pickle_that_is_huge(path, monkeypatch):
+    monkeypatch.setattr(files, "LARGEST_PICKLE", 100)
+    refusal(files.read, path)
+
+
+def test_a_file_that_is_huge(path, monkeypatch):
+    monkeypatch.setattr(files, "LARGEST_FILE", 1000)
+    assert "claims" in refusal(files.read, path)
+
+
+def test_a_storage_that_claims_more_than_its_record(path):
+    """300 numbers in the file, 2 billion in the pickle."""
+    number, claim = b"M" + struct.pack("<H", 300), b"J" + struct.pack("<i", 2**31 - 1)
+    repacked(
+        path,
+        lambda name, content: (
+            content.replace(number, claim) if name.endswith("data.pkl") else content
+        ),
+    )
+    refusal(files.read, path)
+
+
+@pytest.mark.parametrize("content", [[1, 2], torch.ones(3), None, 7])
+def test_what_is_no_dictionary(path, content):
+    torch.save(content, path)
+    assert "not a state_dict" in refusal(files.read, path)
