@@ -310,7 +310,7 @@ def assemble(
         dtype=dtype,
         pixels=devices.keep(pixels, device),
         model=model,
-        encoder=torch.compile(model) if compiled else model,
+        encoder=processes.replicated(torch.compile(model) if compiled else model),
         optimizer=adam,
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         loss=loss,
@@ -318,6 +318,7 @@ def assemble(
         view_ops=views.compiled() if compiled else views.Ops(),
         moco=moco,
         key_encoder=torch.compile(moco.model) if moco and compiled else None,
+        compiled=compiled,
         grad_cache=args.grad_cache,
         # A compiler decides by itself what to keep; --grad_cache keeps no more than one view's.
         recompute=not compiled and not args.grad_cache,

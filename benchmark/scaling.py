@@ -57,8 +57,9 @@ def exchanges(parameters: int, batch: int, dim: int, count: int) -> dict[str, tu
     return {
         "anchors, forward": ("all_gather", own),
         "anchors, backward": ("all_reduce", own * count),
-        "gradients, loss": ("all_reduce", (parameters + 1) * FLOAT),
-        "stop, save, look": ("all_reduce", 3 * 8),
+        "gradients": ("all_reduce", parameters * FLOAT),  # in DistributedDataParallel's buckets
+        "loss": ("all_reduce", FLOAT),
+        "stop, save, check": ("all_reduce", 3 * 8),
     }
 
 

@@ -42,7 +42,7 @@ def take_step(run: Run, batch: torch.Tensor) -> None:
         except UserError:
             raise
         except Exception as error:
-            if not (is_compiled(run) and may_change):
+            if not (run.compiled and may_change):
                 raise
             change = uncompile
             reason = f"torch.compile failed ({type(error).__name__})"
@@ -51,14 +51,9 @@ def take_step(run: Run, batch: torch.Tensor) -> None:
         print(f"{reason}: going on {change(run)}", flush=True)
 
 
-def is_compiled(run: Run) -> bool:
-    """Whether the encoder goes through torch.compile."""
-    return run.encoder is not run.model
-
-
 def less_memory(run: Run) -> Callable[[Run], str] | None:
     """The next change that saves memory, or None."""
-    if is_compiled(run) and torch._functorch.config.activation_memory_budget > LOW_BUDGET:
+    if run.compiled and torch._functorch.config.activation_memory_budget > LOW_BUDGET:
         return keep_fewer_activations
     return None if run.grad_cache else cache_gradients
 
@@ -82,7 +77,7 @@ def cache_gradients(run: Run) -> str:
 def uncompile(run: Run) -> str:
     """Neither the encoder nor the views go through torch.compile any more; says so in words."""
     run.encoder, run.key_encoder, run.view_ops = run.model, None, views.Ops()
-    run.recompute = not run.grad_cache
+    run.compiled, run.recompute = False, not run.grad_cache
     return "without"
 
 

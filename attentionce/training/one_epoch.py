@@ -39,7 +39,8 @@ def train_epoch(run: Run, received: list[int], save_state: Callable[[], object])
     saved = checked = marked = time.monotonic()
     with progress_bar(run) as bar:
         for batch in batches(run.pixels, order[progress["step"] :], run.device):
-            fallbacks.take_step(run, batch)
+            with processes.exchanging():
+                fallbacks.take_step(run, batch)
             progress["step"] += 1
             now = time.monotonic()
             last = progress["step"] == run.steps

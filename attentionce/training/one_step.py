@@ -1,6 +1,7 @@
 """One step of pretraining: images → views → embeddings → loss → gradients → weights."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -116,14 +117,16 @@ def cached_step(
     (gradient,) = torch.autograd.grad(run.scaler.scale(loss), z)
     with constant_statistics(run.model):
         for v in range(count):
-            with devices.autocast(run.device, run.dtype):
-                projection = embed(run, run.encoder, images, draw, v)
-            projection.backward(gradient[v])
+            last = v == count - 1
+            with nullcontext() if last else processes.without_exchange(run.encoder):
+                with devices.autocast(run.device, run.dtype):
+                    projection = embed(run, run.encoder, images, draw, v)
+                projection.backward(gradient[v])
     return loss.detach(), z.detach()
 
 
 def update_weights(run: Run, loss: Tensor) -> Tensor:
-    """Move the weights along the gradients, averaged over the processes.
+    """Move the weights along the gradients, which the backward pass averaged over the processes.
 
     A step that is not finite moves nothing.
 
@@ -132,7 +135,7 @@ def update_weights(run: Run, loss: Tensor) -> Tensor:
         such a step.
     """
     gradients = [p.grad for p in run.model.parameters() if p.grad is not None]
-    loss = processes.average(gradients, loss)
+    loss = processes.average(loss)
     finite = torch.nn.utils.get_total_norm(gradients).isfinite() & loss.isfinite()
     if run.scaler.is_enabled():
         run.scaler.step(run.optimizer)

@@ -26,7 +26,7 @@ class Run:
     dtype: torch.dtype  # that the encoder computes in
     pixels: Tensor  # uint8 N×3×H×W, on the device where they fit
     model: nn.Module
-    encoder: Callable[..., Any]  # the model, or its compiled form
+    encoder: Callable[..., Any]  # the model, perhaps compiled, perhaps of several processes
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     loss: Any  # the entry of loss.LOSSES that --loss names
@@ -35,6 +35,7 @@ class Run:
     moco: MoCo | None = None
     key_encoder: Callable[..., Any] | None = None  # MoCo's momentum encoder, or its compiled form
     grad_cache: bool = False  # the memory of one view, for one more forward pass
+    compiled: bool = False  # encoder and views go through torch.compile
     recompute: bool = False  # the first stage's activations in the backward pass
     steps_taken: int = 0  # by this process
     good_buffers: list[Tensor] | None = None  # BatchNorm's statistics at the last finite loss

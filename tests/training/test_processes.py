@@ -49,7 +49,7 @@ def gradients():
             z[: loss.LOSSES[name].views(3)], 0.2, gather=processes.gather, **parameters
         )
         value.backward()
-        found[name] = processes.average([w.grad], value.detach()), w.grad
+        found[name] = processes.average(value.detach()), processes.average(w.grad)
     return found
 
 
@@ -99,7 +99,7 @@ def steps(estimator, grad_cache, make_view):
         dtype=torch.float32,
         pixels=pixels,
         model=model,
-        encoder=model,
+        encoder=processes.replicated(model),
         optimizer=torch.optim.Adam(model.parameters(), lr=1e-2, fused=True),
         scaler=torch.amp.GradScaler("cpu", enabled=False),
         loss=loss.LOSSES[args.loss],
