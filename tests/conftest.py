@@ -15,6 +15,7 @@ import torch
 from helpers.device import DEVICE
 from helpers.groups import Group
 from helpers.programs import Program, Small
+from helpers.weights import SMALL
 from PIL import Image
 
 import linear
@@ -97,29 +98,12 @@ def results(tmp_path):
 
 @pytest.fixture
 def tiny(pictures, results):
-    """Flags of main.py for a run of a second: 3 steps an epoch."""
-    return [
-        "--dataset_name",
-        "folder",
-        "--root",
-        pictures,
-        "--results",
-        results,
-        "--arch",
-        "resnet10",
-        "--image_size",
-        8,
-        "--batch_size",
-        8,
-        "--epochs",
-        1,
-        "--knn_every",
-        0,
-        "--precision",
-        "fp32",
-        "--device",
-        DEVICE,
-    ]
+    """Flags of main.py for a run of a second: 3 steps per epoch."""
+    words = (
+        "--arch resnet10 --image_size 8 --batch_size 8 --epochs 1 --knn_every 0 --precision fp32"
+    )
+    folders = ["--dataset_name", "folder", "--root", pictures, "--results", results]
+    return [*folders, *words.split(), "--device", DEVICE]
 
 
 @pytest.fixture
@@ -131,6 +115,14 @@ def encoder(tmp_path):
     path = tmp_path / "weights" / "encoder.pth"
     path.parent.mkdir()
     files.save(path, {f"module.{key}": value for key, value in model.state_dict().items()})
+    return path
+
+
+@pytest.fixture
+def weights_path(tmp_path):
+    """A weights file that holds `helpers.weights.SMALL`."""
+    path = tmp_path / "some.pth"
+    torch.save(SMALL, path)
     return path
 
 
@@ -210,6 +202,28 @@ def stop_after(monkeypatch):
 
     monkeypatch.setattr(one_step, "take_step", watched)
     return lambda steps: left.__setitem__(0, steps)
+
+
+@pytest.fixture
+def break_steps(monkeypatch):
+    """break_steps(4, value=nan): from now on, counted from 0, these steps have a non-finite loss.
+
+    break_steps() ends that.
+    """
+    mean_loss, broken, count = one_step.mean_loss, {}, [0]
+
+    def watched(*arguments):
+        factor = broken.get(count[0], 1)
+        count[0] += 1
+        return mean_loss(*arguments) * factor
+
+    def function(*steps, value=torch.inf):
+        broken.clear()
+        broken.update(dict.fromkeys(steps, value))
+        count[0] = 0
+
+    monkeypatch.setattr(one_step, "mean_loss", watched)
+    return function
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Groups of processes as torchrun starts them, and a model for them."""
+"""Groups of processes, started as torchrun starts them, and a model for them."""
 
 import os
 import pickle
@@ -14,14 +14,13 @@ from helpers.forkserver import CONTEXT
 
 
 class Group:
-    """`count` processes that call function(*args), in the environment that torchrun makes; what they write and return."""
+    """`count` processes that call function(*args) in the environment that torchrun makes."""
 
     def __init__(self, folder, count, function, *args, environment=None):
         self.folder = folder / f"group{len(list(folder.glob('group*')))}"
         self.folder.mkdir()
-        self.store = dist.TCPStore(
-            "127.0.0.1", 0, is_master=True, wait_for_workers=False
-        )  # torchrun's part
+        # torchrun's part
+        self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         common = {
             "WORLD_SIZE": count,
             "LOCAL_WORLD_SIZE": count,
@@ -32,18 +31,15 @@ class Group:
         }
         self.processes = []
         for rank in range(count):
-            own = {
-                name: str(value)
-                for name, value in {**common, "RANK": rank, "LOCAL_RANK": rank}.items()
-            }
-            process = CONTEXT.Process(
-                target=_member, args=(self.folder, own, function, args), daemon=True
-            )
+            variables = {**common, "RANK": rank, "LOCAL_RANK": rank}
+            own = {name: str(value) for name, value in variables.items()}
+            arguments = self.folder, own, function, args
+            process = CONTEXT.Process(target=_member, args=arguments, daemon=True)
             process.start()
             self.processes.append(process)
 
     def join(self, seconds=120):
-        """The exit statuses; a process that is still there after that time is killed, and its status is then −9."""
+        """The exit statuses. After `seconds` the processes left are killed: their status is −9."""
         end = time.monotonic() + seconds
         for process in self.processes:
             process.join(max(0, end - time.monotonic()))
@@ -53,21 +49,16 @@ class Group:
         return [process.exitcode for process in self.processes]
 
     def results(self):
-        """What the functions returned."""
+        """What the function returned in each process."""
         assert self.join() == [0] * len(self.processes), self.output()
-        return [
-            pickle.loads((self.folder / f"{rank}.result").read_bytes())
-            for rank in range(len(self.processes))
-        ]
+        paths = [self.folder / f"{rank}.result" for rank in range(len(self.processes))]
+        return [pickle.loads(path.read_bytes()) for path in paths]
 
     def output(self, rank=None):
         """What one process, or all of them, have written to stdout and stderr."""
         ranks = range(len(self.processes)) if rank is None else [rank]
-        return "".join(
-            (self.folder / f"{r}.output").read_text()
-            for r in ranks
-            if (self.folder / f"{r}.output").exists()
-        )
+        paths = [self.folder / f"{number}.output" for number in ranks]
+        return "".join(path.read_text() for path in paths if path.exists())
 
 
 def _member(folder, environment, function, args):
@@ -88,13 +79,12 @@ class Double(nn.Module):
 
 
 class Tiny(nn.Module):
-    """A model in float64 without BatchNorm, whose batch is a process's."""
+    """A model in float64 without BatchNorm, whose statistics would be those of each process."""
 
     def __init__(self, feature_dim=128, arch="resnet50", stem="small"):
         super().__init__()
-        self.f = nn.Sequential(
-            Double(), nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(2)
-        ).double()
+        layers = Double(), nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(2)
+        self.f = nn.Sequential(*layers).double()
         self.g = nn.Linear(16, feature_dim).double()
 
     def forward(self, x, recompute=None):

@@ -1,4 +1,4 @@
-"""Processes that are killed; after each the last good files open, and the run goes on to the same bits."""
+"""Programs that are killed: what they leave is whole, and the run goes on to the same bits."""
 
 import random
 import shutil
@@ -9,17 +9,9 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT
-from helpers.programs import (
-    SOAK,
-    At,
-    KillInSave,
-    Program,
-    check_end,
-    check_meanwhile,
-    finish,
-    small,
-    wait_for,
-)
+from helpers.faults import SOAK, At, KillInSave, small
+from helpers.outputs import check_end, check_meanwhile
+from helpers.programs import Program, finish, wait_for
 from PIL import Image
 
 from attentionce.data import image_folder
@@ -28,16 +20,17 @@ from model import load_model
 KILLS = 20 if SOAK else 3
 
 
-# ---- the process dies ----
 @pytest.mark.soak
 def test_killed_at_random_moments(saving_flags, results, whole, tmp_path):
-    """Most of such a run's time goes into writing 60 MB after every step, so most moments are in the middle of that."""
+    """Most of the run's time goes into writing 60 MB after every step, so most kills hit that."""
     draw, expected, killed, writing = random.Random(0), whole(), 0, 0
     while killed < KILLS:
         program = Program(tmp_path, saving_flags)
-        wait_for(
-            lambda program=program: list(results.rglob("*.lock")) or program.process.exitcode == 0
-        )
+
+        def at_work(program=program):
+            return list(results.rglob("*.lock")) or program.process.exitcode == 0
+
+        wait_for(at_work)
         program.process.join(draw.uniform(0.2, 3))
         if program.process.is_alive():
             program.kill()
@@ -55,7 +48,7 @@ def test_killed_at_random_moments(saving_flags, results, whole, tmp_path):
 
 @pytest.mark.soak
 def test_killed_at_every_event_of_every_save(saving_flags, results, whole, tmp_path):
-    """Before each write, flush, check and renaming of a run with a small encoder; in the short form, of some of them."""
+    """Before each write, flush, check and renaming of a run; in the short form, before some."""
     expected, event = whole(small), 0 if SOAK else 1
     while True:
         program = Program(tmp_path, saving_flags, small, KillInSave(event))
@@ -71,7 +64,7 @@ def test_killed_at_every_event_of_every_save(saving_flags, results, whole, tmp_p
 
 
 def test_killed_again_and_again(saving_flags, results, whole, tmp_path):
-    """A run that never gets further than the few saves of an epoch's end before it is killed ends all the same."""
+    """A run that is killed whenever it has saved a few files still gets to its end."""
     expected, kills = whole(small), 0
     while (program := Program(tmp_path, saving_flags, small, KillInSave(25))).wait() != 0:
         assert program.process.exitcode == -signal.SIGKILL, program.output()
@@ -82,11 +75,10 @@ def test_killed_again_and_again(saving_flags, results, whole, tmp_path):
     check_end(results, expected)
 
 
-def test_linear_goes_on_after_a_kill(call, saving_flags, results, tmp_path):
-    """The weights of a run that was killed are those of its last epoch that ended; they open in the evaluation."""
-    program = Program(
-        tmp_path, [*saving_flags, "--save_every", 1], At(8, signal.raise_signal, signal.SIGKILL)
-    )
+def test_weights_of_a_killed_run_open(saving_flags, results, tmp_path):
+    """They are those of the epochs that had ended."""
+    flags = [*saving_flags, "--save_every", 1]
+    program = Program(tmp_path, flags, At(8, signal.raise_signal, signal.SIGKILL))
     assert program.wait() == -signal.SIGKILL
     found = sorted(path.name for path in results.rglob("*.pth"))
     assert found == [f"folder_SimCLR_1model_8_{epoch}_1.0_1.0.pth" for epoch in (1, 2)]
@@ -94,17 +86,29 @@ def test_linear_goes_on_after_a_kill(call, saving_flags, results, tmp_path):
         assert load_model(results / "folder" / name)[1] == "resnet10"
 
 
+DECODE_FOR_EVER = """
+import sys, time
+from attentionce.data import image_folder
+
+def decode(*_):
+    print("here", flush=True)
+    time.sleep(99)
+
+image_folder.memory_limit = lambda: 1
+image_folder.decode = decode
+image_folder.image_folder(sys.argv[1], "train", 8)
+"""
+
+
 def test_half_a_cache_of_images_is_removed(tmp_path):
-    """A run that is killed while it decodes more images than memory holds leaves a large file; the next one removes it."""
+    """A program that is killed while it decodes leaves a large file; the next one removes it."""
     for split in ("train", "test"):
-        (tmp_path / split / "a").mkdir(parents=True)
+        folder = tmp_path / split / "a"
+        folder.mkdir(parents=True)
         for i in range(3):
-            Image.fromarray(np.full((9, 9, 3), i, np.uint8)).save(
-                tmp_path / split / "a" / f"{i}.png"
-            )
-    words = "image_folder.memory_limit = lambda: 1; image_folder.decode = lambda *_: (print('here', flush=True), time.sleep(99))"
-    code = f"import time; from attentionce.data import image_folder; {words}; image_folder.image_folder({str(tmp_path)!r}, 'train', 8)"
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE)
+            Image.fromarray(np.full((9, 9, 3), i, np.uint8)).save(folder / f"{i}.png")
+    command = [sys.executable, "-c", DECODE_FOR_EVER, tmp_path]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
     assert process.stdout.readline()
     (part,) = tmp_path.glob(".train-*.tmp")
     image_folder.remove_parts(str(tmp_path))

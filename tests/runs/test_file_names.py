@@ -1,6 +1,4 @@
-"""Names of a run's files are those of the reference, and their words are found again."""
-
-from argparse import Namespace
+"""The files of a run are named as in the reference, and a title says what a name means."""
 
 import pytest
 
@@ -9,7 +7,6 @@ from attentionce.runs import file_names
 from loss import LOSSES
 
 
-# ---- names ----
 @pytest.mark.parametrize(
     ("flags", "epoch", "name"),
     [
@@ -32,9 +29,8 @@ def test_names_are_those_of_the_reference(flags, epoch, name):
     assert main.stem(main.parse_args(flags.split()), epoch) == name
 
 
-def test_every_loss_has_a_name_of_its_own():
-    flags = vars(main.parse_args([]))
-    names = {main.stem(Namespace(**{**flags, "loss": loss}), 1) for loss in LOSSES}
+def test_no_two_losses_share_a_name():
+    names = {main.stem(main.parse_args(["--loss", kind]), 1) for kind in LOSSES}
     assert len(names) == len(LOSSES)
 
 
@@ -61,10 +57,10 @@ def test_title_says_what_stem_wrote(name, words):
 
 def test_title_knows_every_stem():
     for kind, entry in LOSSES.items():
-        args = Namespace(
-            dataset_name="cifar10", estimator="MoCo", loss=kind, num_pos=4, batch_size=8
-        )
-        vars(args).update(dict.fromkeys(entry.parameters, 0.5))
-        words = [f"{name} 0.5" for name in entry.parameters]
-        expected = entry.title + (f" ({', '.join(words)})" if words else "") + ", 7 epochs"
-        assert file_names.title(f"{main.stem(args, 7)}.pth", LOSSES) == expected
+        flags = ["--loss", kind, "--estimator", "MoCo", "--batch_size", "8"]
+        for name in entry.parameters:
+            flags += [f"--{name}", "0.5"]
+        words = ", ".join(f"{name} 0.5" for name in entry.parameters)
+        settings = f" ({words})" if words else ""
+        path = f"{main.stem(main.parse_args(flags), 7)}.pth"
+        assert file_names.title(path, LOSSES) == f"{entry.title}{settings}, 7 epochs"

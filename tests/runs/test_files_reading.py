@@ -8,26 +8,23 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from helpers.weights import SMALL, refusal, repacked
+from helpers.outputs import same_bits
+from helpers.weights import SMALL, refusal, rewritten
 
 from attentionce.errors import UserError
 from attentionce.runs import files
 from model import load_model
 
-
-@pytest.fixture
-def path(tmp_path):
-    path = tmp_path / "some.pth"
-    torch.save(SMALL, path)
-    return path
+# ---- whole or refused ----
 
 
-# ---- reading ----
-def test_what_was_saved_is_read(path):
-    files.save(path, {**SMALL, "progress": {"rows": [{"epoch": 1, "loss": 0.5}], "best": None}})
-    found = files.read(path)
+def test_what_was_saved_is_read(weights_path):
+    files.save(
+        weights_path, {**SMALL, "progress": {"rows": [{"epoch": 1, "loss": 0.5}], "best": None}}
+    )
+    found = files.read(weights_path)
     assert list(found) == [*SMALL, "progress"]
-    assert all(torch.equal(found[key], value) for key, value in SMALL.items())
+    assert same_bits({key: found[key] for key in SMALL}, SMALL)
     assert found["progress"] == {"rows": [{"epoch": 1, "loss": 0.5}], "best": None}
 
 
@@ -36,49 +33,48 @@ def test_a_missing_file(tmp_path):
     refusal(files.read, tmp_path)
 
 
-def test_truncated_files(path):
-    content = path.read_bytes()
+def test_truncated_files(weights_path):
+    content = weights_path.read_bytes()
     lengths = [*range(0, len(content), 61), len(content) - 1]
     for length in lengths:
-        path.write_bytes(content[:length])
-        refusal(files.read, path)
+        weights_path.write_bytes(content[:length])
+        refusal(files.read, weights_path)
 
 
-def test_flipped_bits(path):
-    """Each is refused, or (between the records, where nothing is) changes nothing."""
-    content, every = bytearray(path.read_bytes()), 5
+def test_flipped_bits(weights_path):
+    """Each is refused or, in the gaps between the records, changes nothing."""
+    content, every = bytearray(weights_path.read_bytes()), 5
     refused = 0
     for i in range(0, len(content), every):
         content[i] ^= 1 << i % 8
-        path.write_bytes(content)
+        weights_path.write_bytes(content)
         try:
-            found = files.read(path)
+            found = files.read(weights_path)
         except UserError:
             refused += 1
         else:
-            assert found.keys() == SMALL.keys() and all(
-                torch.equal(found[key], SMALL[key]) for key in SMALL
-            )
+            assert same_bits(found, SMALL)
         content[i] ^= 1 << i % 8
-    assert (
-        refused > len(SMALL["f.weight"].numpy().tobytes()) / every
-    )  # at least those among the numbers
+    # At least those among the numbers.
+    assert refused > SMALL["f.weight"].nbytes / every
 
 
-def test_a_record_that_is_marked_as_a_folder(path):
-    """One bit: torch.load does not read such a record and returns whatever its memory held before."""
-    content = path.read_bytes()
-    with zipfile.ZipFile(path) as archive:
-        place = (
-            content.index(b"data/0", archive.start_dir) - len("some/") - 8
-        )  # the attributes in its entry of the directory
+def test_a_record_that_is_marked_as_a_folder(weights_path):
+    """One bit: torch.load does not read such a record and returns whatever was in memory."""
+    content = weights_path.read_bytes()
+    with zipfile.ZipFile(weights_path) as archive:
+        # The attributes in its entry of the directory.
+        place = content.index(b"data/0", archive.start_dir) - len("some/") - 8
     assert content[place] == 0
-    path.write_bytes(content[:place] + b"\x10" + content[place + 1 :])
-    assert "folder" in refusal(files.read, path)
+    weights_path.write_bytes(content[:place] + b"\x10" + content[place + 1 :])
+    assert "folder" in refusal(files.read, weights_path)
+
+
+# ---- nothing runs ----
 
 
 class Command:
-    """Its pickle runs a command: it makes the file `marker`."""
+    """Its pickle runs a command, which makes the folder `marker`."""
 
     def __init__(self, marker):
         self.marker = marker
@@ -106,7 +102,7 @@ def test_nothing_in_a_file_runs(tmp_path, where, legacy):
 
 
 def test_weights_only_stands_behind_the_check(tmp_path, monkeypatch):
-    """Two locks: with the first one open, the second still holds."""
+    """Where the check lets a file through, torch.load still refuses to run anything."""
     path = tmp_path / "evil.pth"
     torch.save({"evil": Command(tmp_path / "marker")}, path)
     monkeypatch.setattr(files, "check", lambda path: None)
@@ -115,15 +111,15 @@ def test_weights_only_stands_behind_the_check(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("protocol", range(5))
-def test_no_pickle_of_any_protocol_runs(path, protocol):
+def test_no_pickle_of_any_protocol_runs(weights_path, protocol):
     """Inside an otherwise good file: every protocol has its own opcodes for a call."""
-    marker = path.with_name("marker")
+    marker = weights_path.with_name("marker")
     evil = pickle.dumps(Command(marker), protocol)
-    repacked(path, lambda name, content: evil if name.endswith("data.pkl") else content)
-    assert "more than tensors" in refusal(files.read, path)
+    rewritten(weights_path, lambda name, content: evil if name.endswith("data.pkl") else content)
+    assert "more than tensors" in refusal(files.read, weights_path)
     assert not marker.exists()
-    path.write_bytes(evil)
-    refusal(files.read, path)
+    weights_path.write_bytes(evil)
+    refusal(files.read, weights_path)
     assert not marker.exists()
     pickle.loads(evil)
     assert marker.exists()
@@ -133,64 +129,65 @@ def test_no_pickle_of_any_protocol_runs(path, protocol):
     "name",
     ["builtins eval", "torch load", "torch.hub load", "_codecs encode", "builtins bytearray"],
 )
-def test_no_name_but_the_known_ones(path, name):
+def test_no_name_but_the_known_ones(weights_path, name):
     pickled = b"\x80\x02c" + name.replace(" ", "\n").encode() + b"\n."
-    repacked(path, lambda name, content: pickled if name.endswith("data.pkl") else content)
-    assert "more than tensors" in refusal(files.read, path)
+    rewritten(weights_path, lambda name, content: pickled if name.endswith("data.pkl") else content)
+    assert "more than tensors" in refusal(files.read, weights_path)
 
 
-def test_the_format_before_pytorch_1_6(path):
-    torch.save(SMALL, path, _use_new_zipfile_serialization=False)
-    assert "1.6" in refusal(files.read, path)
+# ---- files that torch.save does not write ----
 
 
-def test_compressed_records(path):
+def test_the_format_before_pytorch_1_6(weights_path):
+    torch.save(SMALL, weights_path, _use_new_zipfile_serialization=False)
+    assert "1.6" in refusal(files.read, weights_path)
+
+
+def test_compressed_records(weights_path):
     """torch.save never compresses; 1 GB of zeros would be 1 MB of file."""
-    repacked(path, compression=zipfile.ZIP_DEFLATED)
-    assert "compressed" in refusal(files.read, path)
-    repacked(path)
-    assert files.read(path).keys() == SMALL.keys()  # nothing else was wrong with it
+    rewritten(weights_path, compression=zipfile.ZIP_DEFLATED)
+    assert "compressed" in refusal(files.read, weights_path)
+    rewritten(weights_path)
+    assert files.read(weights_path).keys() == SMALL.keys()  # nothing else was wrong with it
 
 
-def test_a_record_that_claims_to_be_huge(path):
-    content, claimed = bytearray(path.read_bytes()), 0
-    with zipfile.ZipFile(path) as archive:
-        place = (
-            archive.start_dir
-        )  # of the central directory: a record's size is 24 bytes after the start of its entry
+def test_a_record_that_claims_to_be_huge(weights_path):
+    content, claimed = bytearray(weights_path.read_bytes()), 0
+    with zipfile.ZipFile(weights_path) as archive:
+        # In the central directory, a record's size is 24 bytes after the start of its entry.
+        place = archive.start_dir
         for info in archive.infolist():
             if info.filename.endswith("data/0"):
                 struct.pack_into("<I", content, place + 24, 2**32 - 2)
                 claimed += 1
             place += 46 + len(info.orig_filename) + len(info.extra) + len(info.comment)
     assert claimed == 1
-    path.write_bytes(content)
-    assert "claims" in refusal(files.read, path)
+    weights_path.write_bytes(content)
+    assert "claims" in refusal(files.read, weights_path)
 
 
-def test_a_pickle_that_is_huge(path, monkeypatch):
+def test_a_pickle_that_is_huge(weights_path, monkeypatch):
     monkeypatch.setattr(files, "LARGEST_PICKLE", 100)
-    refusal(files.read, path)
+    refusal(files.read, weights_path)
 
 
-def test_a_file_that_is_huge(path, monkeypatch):
+def test_a_file_that_is_huge(weights_path, monkeypatch):
     monkeypatch.setattr(files, "LARGEST_FILE", 1000)
-    assert "claims" in refusal(files.read, path)
+    assert "claims" in refusal(files.read, weights_path)
 
 
-def test_a_storage_that_claims_more_than_its_record(path):
+def test_a_storage_that_claims_more_than_its_record(weights_path):
     """300 numbers in the file, 2 billion in the pickle."""
     number, claim = b"M" + struct.pack("<H", 300), b"J" + struct.pack("<i", 2**31 - 1)
-    repacked(
-        path,
-        lambda name, content: (
-            content.replace(number, claim) if name.endswith("data.pkl") else content
-        ),
-    )
-    refusal(files.read, path)
+
+    def change(name, content):
+        return content.replace(number, claim) if name.endswith("data.pkl") else content
+
+    rewritten(weights_path, change)
+    refusal(files.read, weights_path)
 
 
 @pytest.mark.parametrize("content", [[1, 2], torch.ones(3), None, 7])
-def test_what_is_no_dictionary(path, content):
-    torch.save(content, path)
-    assert "not a state_dict" in refusal(files.read, path)
+def test_what_is_not_a_dictionary(weights_path, content):
+    torch.save(content, weights_path)
+    assert "not a state_dict" in refusal(files.read, weights_path)

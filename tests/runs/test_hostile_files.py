@@ -1,4 +1,4 @@
-"""A fuzzer for weights and states: 2,500 files; those for data sets are in test_tinyimagenet.py and test_folder.py."""
+"""A fuzzer for weights and states: 2,500 files. Those for data sets are in tests/data."""
 
 import random
 import signal
@@ -7,13 +7,12 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from helpers.programs import At, Small, last, signals
+from helpers.outputs import last
 from helpers.samples import mutated
 
 import main
 from attentionce.errors import UserError
 from attentionce.runs import files, states
-from attentionce.training import one_step
 from model import Model, load_model
 
 
@@ -24,7 +23,7 @@ def modest(under_1_gb):
 
 @contextmanager
 def quickly():
-    """What is inside ends within ten seconds, or the test fails."""
+    """The test fails if what is inside takes more than ten seconds."""
 
     def give_up(number, frame):
         pytest.fail("a file made the program hang")
@@ -38,11 +37,10 @@ def quickly():
         signal.signal(signal.SIGALRM, usual)
 
 
-def damaged(path, records, draw):
-    """Write the zip of these records to path, with damage to the file, or to one record whose checksum is then right."""
-    inside = draw.choice(
-        [None, draw.choice([*records]), next(name for name in records if name.endswith("data.pkl"))]
-    )
+def write_damaged(path, records, draw):
+    """Write the zip file of these records, damaged: the file, or a record with a right checksum."""
+    pickled = next(name for name in records if name.endswith("data.pkl"))
+    inside = draw.choice([None, draw.choice([*records]), pickled])
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in records.items():
             archive.writestr(name, mutated(content, draw) if name == inside else content)
@@ -55,11 +53,14 @@ def records_of(path):
         return {name: archive.read(name) for name in archive.namelist()}
 
 
-def refused_of(count, path, seed, use):
-    """How many of so many damaged forms of the file end in a line; no other exception may leave `use`."""
+def count_refused(count, path, seed, use):
+    """How many of `count` damaged forms of the file use() refuses, in one line each.
+
+    It may raise no other exception.
+    """
     records, draw, lines = records_of(path), random.Random(seed), []
     for _ in range(count):
-        damaged(path, records, draw)
+        write_damaged(path, records, draw)
         with quickly():
             try:
                 use()
@@ -74,26 +75,23 @@ def test_fuzz_weights(tmp_path):
     path = tmp_path / "some.pth"
     state = {f"module.{key}": value for key, value in Model(24, "resnet10").state_dict().items()}
     torch.save({key: value for key, value in state.items() if value.numel() < 100}, path)
-    assert (
-        1000 < refused_of(1500, path, 0, lambda: files.read(path)) < 1400
-    )  # or the fuzzer tests nothing
+    # Were none or all refused, the fuzzer would test nothing.
+    assert 1000 < count_refused(1500, path, 0, lambda: files.read(path)) < 1400
     torch.save(state, path)
-    assert 60 < refused_of(100, path, 1, lambda: load_model(path)) < 100
+    assert 60 < count_refused(100, path, 1, lambda: load_model(path)) < 100
 
 
 @pytest.mark.parametrize(
-    "stop", [2, 3, 6], ids=["in mid-epoch", "before an epoch's row", "at the end"]
+    "steps, in_epoch", [(2, 2), (3, 3), (6, 3)], ids=["mid-epoch", "before its row", "at the end"]
 )
-def test_fuzz_states(call, tiny, results, monkeypatch, stop):
+def test_fuzz_states(call, tiny, results, small_encoder, stop_after, steps, in_epoch):
     """main.py goes on from whatever it accepts, to the end of the run."""
     flags = [*tiny, "--num_pos", 1, "--epochs", 2, "--device", "cpu"]
-    monkeypatch.setattr(main, "Model", Small)
-    with monkeypatch.context() as patch:
-        patch.setattr(one_step, "take_step", one_step.take_step)  # to be put back
-        At(stop - 1, signals, signal.SIGTERM)()
-        call(main, *flags)
+    stop_after(steps)
+    call(main, *flags)
+    stop_after(10**9)
     path = last(results, ".state")
-    assert states.read_state(path)["progress"]["step"] == {2: 2, 3: 3, 6: 3}[stop]
+    assert states.read_state(path)["progress"]["step"] == in_epoch
     states.previous(path).unlink(missing_ok=True)
 
     def go_on():
@@ -101,4 +99,4 @@ def test_fuzz_states(call, tiny, results, monkeypatch, stop):
             name.unlink()
         assert call(main, *flags) == 0
 
-    assert 100 < refused_of(300, path, stop, go_on) < 300
+    assert 100 < count_refused(300, path, steps, go_on) < 300

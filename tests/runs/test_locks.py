@@ -1,29 +1,19 @@
-"""One process at a time works on a run; what killed ones left is removed."""
+"""One program at a time works on a run, and removes what killed ones left half-written."""
 
 import os
 import signal
 import socket
 
 import pytest
-from helpers import programs
-from helpers.programs import (
-    At,
-    Program,
-    Small,
-    check_end,
-    finish,
-    small,
-    wait_for,
-)
+from helpers.faults import At, hold, small
+from helpers.outputs import STEM, check_end
+from helpers.programs import Program, finish, wait_for
 
 import main
 from attentionce.errors import UserError
 from attentionce.runs import locks
 
-STEM = "folder_SimCLR_1model_8_3_1.0_1.0"
 
-
-# ---- lock ----
 def test_a_lock_names_its_owner_and_is_not_left_behind(tmp_path):
     path = tmp_path / "run.lock"
     held = locks.lock(path)
@@ -37,22 +27,18 @@ def test_a_lock_names_its_owner_and_is_not_left_behind(tmp_path):
         locks.lock(tmp_path / "missing" / "run.lock")
 
 
-# ---- two at once ----
 def test_two_on_one_folder(saving_flags, results, whole, tmp_path):
-    """The second names the first, also with other --epochs, which write the same weights; SIGKILL leaves no lock."""
-    first = Program(tmp_path, saving_flags, small, At(4, programs.hold, tmp_path / "held"))
-    wait_for((tmp_path / "held").exists)
+    """The second names the first, also with other --epochs, which write the same weights."""
+    held = tmp_path / "held"
+    first = Program(tmp_path, saving_flags, small, At(4, hold, held))
+    wait_for(held.exists)
+    owner = f"process {first.process.pid} on {socket.gethostname()} is at work on this run"
     for other in ([], ["--epochs", 7], ["--seed", 1, "--resume", "never"]):
-        message = Program(tmp_path, [*saving_flags, *other], small).refusal()
-        assert (
-            f"process {first.process.pid} on {socket.gethostname()} is at work on this run"
-            in message
-        )
-    assert (
-        Program(tmp_path, [*saving_flags, "--loss", "simclr"], small).wait() == 0
-    )  # another run, beside it
+        assert owner in Program(tmp_path, [*saving_flags, *other], small).refusal()
+    # Another run may go on beside it.
+    assert Program(tmp_path, [*saving_flags, "--loss", "simclr"], small).wait() == 0
     first.kill()
-    assert first.wait() == -signal.SIGKILL
+    assert first.wait() == -signal.SIGKILL  # which leaves the file, but no lock
     for path in results.rglob("*simclr*"):
         path.unlink()
     finish(saving_flags, results, whole(small), tmp_path, small)
@@ -65,13 +51,11 @@ def test_many_at_the_same_moment(saving_flags, results, whole, tmp_path):
     check_end(results, whole(small))
 
 
-# ---- temporary files ----
-def test_temporary_files_of_killed_runs_are_removed(call, saving_flags, results, monkeypatch):
-    """Those of this run and of the same with other --epochs; not those of others, who may be writing them."""
-    monkeypatch.setattr(main, "Model", Small)
-    where = results / "folder"
-    where.mkdir(parents=True)
-    ours = [
+def test_temporary_files_of_killed_runs_are_removed(call, saving_flags, results, small_encoder):
+    """Those of this run, also with other --epochs; not those of other runs, which may be alive."""
+    folder = results / "folder"
+    folder.mkdir(parents=True)
+    own = [
         STEM.replace("_3_", f"_{epoch}_") + ending
         for epoch in (3, 12)
         for ending in (".pth", ".state", ".csv", ".json")
@@ -81,7 +65,7 @@ def test_temporary_files_of_killed_runs_are_removed(call, saving_flags, results,
         STEM.replace("1.0_1.0", "1.0_2.0") + ".state",
         "folder_SimCLR_bcl_8_3_0.1_0.9_0.9.csv",
     ]
-    for name in ours + others:
-        (where / f"{name}.tmp").write_text("half")
+    for name in own + others:
+        (folder / f"{name}.tmp").write_text("half")
     assert call(main, *saving_flags) == 0
-    assert {path.name for path in where.glob("*.tmp")} == {f"{name}.tmp" for name in others}
+    assert {path.name for path in folder.glob("*.tmp")} == {f"{name}.tmp" for name in others}

@@ -1,123 +1,53 @@
-"""Losses and gradients that are not finite."""
+"""A loss or gradient that is not finite stops the run; the state before that step is kept."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
-from helpers.programs import (
-    check_end,
-    last,
-    rows,
-    same_bits,
-)
+from helpers.outputs import check_end, last, read_csv, rows, same_bits
 
 import main
 from attentionce.runs import files, states
 from attentionce.training import one_step
 from model import Model
 
-
-# ---- numbers that go wrong ----
-def not_finite_at(monkeypatch, *steps):
-    """The loss of these steps is infinite; returns a function that begins to count anew."""
-    mean_loss, count = one_step.mean_loss, [-1]
-
-    def watched(run, z):
-        count[0] += 1
-        return mean_loss(run, z) * (float("inf") if count[0] in steps else 1)
-
-    monkeypatch.setattr(one_step, "mean_loss", watched)
-    return lambda: count.__setitem__(0, -1)
+# ---- the run stops ----
 
 
-def test_the_state_before_a_bad_step_is_kept(
-    call, flags, results, tmp_path, stop_after, small_encoder, refused, monkeypatch
-):
-    stop_after(5)
-    call(main, *flags, "--results", tmp_path / "stopped")
-    stop_after(10**6)
-    not_finite_at(monkeypatch, 5)
-    message = refused(main, *flags, "--save_every", 1)
-    assert "not finite at epoch 2, step 3" in message and "--lr 0.001" in message
-    kept = last(results, ".nonfinite.state")
-    assert str(kept) in message
-    state, stopped = (
-        states.read_state(path) for path in (kept, last(tmp_path / "stopped", ".state"))
-    )
-    assert same_bits(
-        [state[part] for part in ("model", "optimizer")],
-        [stopped[part] for part in ("model", "optimizer")],
-    )
-    assert state["progress"]["epoch"] == 2 and state["progress"]["step"] == 2
-    assert files.read(last(results, "_1_1.0_1.0.pth"))  # the last good weights
-
-
-def test_skipped_steps_are_counted_and_shown(
-    call, flags, results, tmp_path, monkeypatch, small_encoder, stop_after, capfd
-):
-    """With fp16's gradient scaler a loss that overflows moves nothing; also in a run that is interrupted."""
-    assemble = main.assemble
-
-    def scaled(*arguments):
-        run = assemble(*arguments)
-        run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-        return run
-
-    monkeypatch.setattr(main, "assemble", scaled)
-    again = not_finite_at(monkeypatch, 1, 4, 5)
-    assert call(main, *flags, "--results", tmp_path / "whole") == 0
-    assert [row["skipped"] for row in rows(tmp_path / "whole")] == ["1", "3", "3"]
-    assert "skipped=3" in capfd.readouterr().err
-    again()
-    stop_after(7)
-    assert call(main, *flags) == 143
-    stop_after(10**6)
-    state = states.read_state(last(results, ".state"))
-    assert state["scaler"]["scale"] == 2.0**7 and state["progress"]["skipped"] == 3
-    assert call(main, *flags) == 0
-    check_end(results, tmp_path / "whole")
-
-
-# ---- numbers that go wrong ----
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_a_loss_that_is_not_finite_stops_the_run(
-    refused, tiny, results, monkeypatch, bad, contents
+    refused, tiny, results, monkeypatch, break_steps, contents, bad
 ):
-    """In epoch 2, step 2. What stays is the last good weights, and the state of before that very step."""
-    runs, seen = [], []
+    """In epoch 2, step 2. The last good weights stay, and the state before that very step."""
+    runs, parameters, buffers = [], [], []
+    break_steps(4, value=bad)
     mean_loss = one_step.mean_loss
 
     def watched(run, z):
         runs.append(run)
-        tensors = [run.model.parameters(), run.model.buffers()]
-        seen.append([[t.detach().clone() for t in group] for group in tensors])
-        return mean_loss(run, z) * (bad if len(seen) == 5 else 1)
+        for found, tensors in (
+            (parameters, run.model.named_parameters()),
+            (buffers, run.model.named_buffers()),
+        ):
+            found.append({name: tensor.detach().clone() for name, tensor in tensors})
+        return mean_loss(run, z)
 
     monkeypatch.setattr(one_step, "mean_loss", watched)
     message = refused(main, *tiny, "--epochs", 3, "--save_every", 1, "--loss", "simclr")
     assert "epoch 2, step 2" in message and "--lr 0.001" in message and "--loss simclr" in message
     stem = "folder/folder_SimCLR_simclr_8_"
-    assert set(contents(results)) == {
-        stem + ending for ending in ("1.pth", "3.csv", "3.json", "3.state", "3.nonfinite.state")
-    }
-    assert len((results / (stem + "3.csv")).read_text().splitlines()) == 2
-    state = files.read(results / (stem + "3.nonfinite.state"))
+    endings = ("1.pth", "3.csv", "3.json", "3.state", "3.nonfinite.state")
+    assert set(contents(results)) == {stem + ending for ending in endings}
+    assert len(read_csv(results / f"{stem}3.csv")) == 1
+    state = files.read(results / f"{stem}3.nonfinite.state")
     assert (state["progress"]["epoch"], state["progress"]["step"]) == (2, 1)
     assert all(value.isfinite().all() for value in state["model"].values())
-    names = [
-        [name for name, _ in group]
-        for group in (runs[0].model.named_parameters(), runs[0].model.named_buffers())
-    ]
-    # the parameters as step 2 found them, BatchNorm's statistics as step 1 left them
-    for name, value in [
-        *zip(names[0], seen[4][0], strict=True),
-        *zip(names[1], seen[3][1], strict=True),
-    ]:
+    # The parameters as step 2 found them, BatchNorm's statistics as step 1 left them.
+    for name, value in {**parameters[4], **buffers[3]}.items():
         assert torch.equal(state["model"][name], value), name
-    good = files.read(results / (stem + "1.pth"))
-    for name, value in zip(names[0], seen[3][0], strict=True):
-        assert torch.equal(good[f"module.{name}"], value)
+    good = files.read(results / f"{stem}1.pth")
+    for name, value in parameters[3].items():
+        assert torch.equal(good[f"module.{name}"], value), name
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run(refused, tiny, results, monkeypatch):
@@ -142,32 +72,70 @@ def test_a_diverging_run_as_a_user_sees_it(script, tiny, results):
     assert process.returncode == 2 and "Traceback" not in process.stderr
     *bars, line = process.stderr.splitlines()
     assert all(bar.lstrip().startswith("epoch ") for bar in bars if bar.strip())
-    assert (
-        line.startswith("error: ")
-        and "not finite at epoch 1, step" in line
-        and "--lr 1e+20" in line
-    )
-    (path,) = (results / "folder").glob("*.nonfinite.state")
-    state = files.read(path)
+    assert line.startswith("error: ")
+    assert "not finite at epoch 1, step" in line and "--lr 1e+20" in line
+    state = files.read(last(results, ".nonfinite.state"))
     assert all(value.isfinite().all() for value in state["model"].values())
-    assert not list((results / "folder").glob("*.pth"))
+    assert not list(results.rglob("*.pth"))
 
 
-def test_what_can_be_seen_after_a_stop_is_not_gone_on_from(
-    refused, call, tiny, results, monkeypatch
+# ---- what is kept, and going on ----
+
+
+def test_the_state_before_a_bad_step_is_kept(
+    call, flags, results, tmp_path, stop_after, small_encoder, refused, break_steps
 ):
-    """The same command again starts from the last good state, not from the one that is kept to be looked at."""
-    step = one_step.update_weights
-    count = iter(range(100))
-    monkeypatch.setattr(
-        one_step,
-        "update_weights",
-        lambda run, loss: step(run, loss * torch.nan if next(count) == 4 else loss),
-    )
-    refused(main, *tiny, "--epochs", 2, "--loss", "simclr")
-    assert (
-        call(main, *tiny, "--epochs", 2, "--loss", "simclr") == 0
-    )  # a fault that does not come again
-    stem = results / "folder" / "folder_SimCLR_simclr_8_2"
-    assert len(Path(f"{stem}.csv").read_text().splitlines()) == 3
-    assert json.loads(Path(f"{stem}.json").read_text())["epochs_done"] == 2
+    """It is that of a run that is stopped there."""
+    stop_after(5)
+    call(main, *flags, "--results", tmp_path / "stopped")
+    stop_after(10**6)
+    break_steps(5)
+    message = refused(main, *flags, "--save_every", 1)
+    assert "not finite at epoch 2, step 3" in message and "--lr 0.001" in message
+    kept = last(results, ".nonfinite.state")
+    assert str(kept) in message
+    state = states.read_state(kept)
+    stopped = states.read_state(last(tmp_path / "stopped", ".state"))
+    for part in ("model", "optimizer"):
+        assert same_bits(state[part], stopped[part])
+    assert (state["progress"]["epoch"], state["progress"]["step"]) == (2, 2)
+    assert files.read(last(results, "_1_1.0_1.0.pth"))  # the last good weights
+
+
+def test_the_same_command_goes_on_from_the_last_good_state(
+    refused, call, tiny, results, break_steps
+):
+    """It does not go on from the state that is kept for a look at it."""
+    flags = [*tiny, "--epochs", 2, "--loss", "simclr"]
+    break_steps(4)
+    refused(main, *flags)
+    break_steps()
+    assert call(main, *flags) == 0
+    assert len(rows(results)) == 2
+    assert json.loads(last(results, ".json").read_text())["epochs_done"] == 2
+
+
+def test_skipped_steps_are_counted_and_shown(
+    call, flags, results, tmp_path, monkeypatch, small_encoder, stop_after, break_steps, capfd
+):
+    """With fp16's gradient scaler, steps that overflow are skipped, and counted over a stop."""
+    assemble = main.assemble
+
+    def scaled(*arguments):
+        run = assemble(*arguments)
+        run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        return run
+
+    monkeypatch.setattr(main, "assemble", scaled)
+    break_steps(1, 4, 5)
+    assert call(main, *flags, "--results", tmp_path / "whole") == 0
+    assert [row["skipped"] for row in rows(tmp_path / "whole")] == ["1", "3", "3"]
+    assert "skipped=3" in capfd.readouterr().err
+    break_steps(1, 4, 5)
+    stop_after(7)
+    assert call(main, *flags) == 143
+    stop_after(10**6)
+    state = states.read_state(last(results, ".state"))
+    assert state["scaler"]["scale"] == 2.0**7 and state["progress"]["skipped"] == 3
+    assert call(main, *flags) == 0
+    check_end(results, tmp_path / "whole")

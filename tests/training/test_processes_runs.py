@@ -239,9 +239,3 @@ def test_torchrun_trains_and_a_signal_to_it_saves(words, tmp_path):
     state = read(tmp_path / "results", ".state")
     assert f"--resume {state}" in output
     assert states.read_state(state)["progress"]["epoch"] >= 2
-
-
-def test_resuming_is_told_with_torchrun(monkeypatch):
-    monkeypatch.setattr(processes, "world", lambda: 4)
-    command = states.resume_command(["main.py", "--epochs", "3", "--resume", "x"], "a.state")
-    assert command == "torchrun --nproc_per_node=4 main.py --epochs 3 --resume a.state"
