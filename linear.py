@@ -35,6 +35,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument_group("encoder").add_argument
     add(
         "--model_path",
+        type=cli.path,
         required=True,
         nargs="+",
         metavar="PATH",
@@ -49,6 +50,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add(
         "--export",
+        type=cli.path,
         metavar="FILE",
         help="only write the encoder as safetensors with torchvision's ResNet names",
     )
@@ -71,6 +73,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     cli.add_compile_flag(parser)
     add(
         "--results",
+        type=cli.path,
         default="results",
         help="folder for results that cannot lie beside their weights (random, read-only)",
     )
@@ -93,6 +96,7 @@ def check_args(args: argparse.Namespace) -> None:
     if args.dataset_name not in DATASETS:
         raise UserError(f"--dataset_name {args.dataset_name} is not one of {', '.join(DATASETS)}")
     cli.check_positive(args, "temperature", "lr")
+    cli.check_seed(args)
     cli.check_at_least(
         args, epochs=1, batch_size=2, k=1, seed=0, image_size=4, weight_decay=0, store_size=1
     )
@@ -337,7 +341,7 @@ def train_epoch(
         f"linear {epoch}/{args.epochs}",
         total=len(parts),
         leave=False,
-        disable=processes.rank() > 0,
+        disable=True if processes.rank() > 0 else None,  # None: where stderr is not a terminal
     )
     for step, images in enumerate(bar):
         size, share = len(parts[step]), shares[step]

@@ -410,7 +410,9 @@ def _check_tau_plus(tau_plus: float) -> None:
 
 
 class AttentioNCE(nn.Module):
-    """`attentionce` as a module, with the same arguments, which are checked when it is made.
+    """`attentionce` as a module. Arguments are checked when it is made.
+
+    It normalises its input, so projections may have any length; the functions above do not.
 
     Example:
         >>> criterion = AttentioNCE(temperature=0.5, d_pos=2.0, d_neg=0.5)
@@ -429,7 +431,8 @@ class AttentioNCE(nn.Module):
         self.temperature, self.d_pos, self.d_neg, self.gather = temperature, d_pos, d_neg, gather
 
     def forward(self, z: Tensor) -> Tensor:
-        """z as in `attentionce` → mean loss."""
+        """Embeddings (2 + M) × batch × dim, of any length → mean loss."""
+        z = F.normalize(_at_least_float32(z), dim=-1)
         return attentionce(z, self.temperature, self.d_pos, self.d_neg, self.gather)
 
     def extra_repr(self) -> str:

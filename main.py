@@ -124,13 +124,20 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="epochs between weights (default: 200; tinyImageNet: 100)",
     )
-    add("--results", default="results", help="folder for weights, metrics and states")
+    add(
+        "--results", type=cli.path, default="results", help="folder for weights, metrics and states"
+    )
     add(
         "--tensorboard",
         action="store_true",
         help="also write scalars, views and the attention for TensorBoard",
     )
-    add("--resume", default="auto", help="auto: this command's own state; a state's path; never")
+    add(
+        "--resume",
+        type=cli.path,
+        default="auto",
+        help="auto: this command's own state; a state's path; never",
+    )
     add("--state_minutes", type=float, default=10, help="minutes between states within an epoch")
 
 
@@ -165,6 +172,7 @@ def check_args(args: argparse.Namespace) -> None:
         weight_decay=0,
         state_minutes=0,
     )
+    cli.check_seed(args)
     parameters = {name: getattr(args, name) for name in loss.parameters}
     try:
         loss.function(torch.eye(2).expand(loss.views(1), 2, 2), args.temperature, **parameters)
@@ -201,17 +209,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = cli.command_line(argv, "main.py")
     folder = Path(args.results) / args.dataset_name
     if processes.rank() > 0:  # only rank 0 writes
-        return pretrain(args, command, folder, device, dtype)
-    signals.leave_on_signals()
+        with signals.handled():
+            return pretrain(args, command, folder, device, dtype)
     files.writable_folder(folder)
     # Runs that differ in --epochs alone write the same weights: one lock for all of them.
-    path = folder / f"{stem(args, 'all')}.lock"
-    held = locks.lock(path)
-    try:
+    with signals.handled(), locks.held(folder / f"{stem(args, 'all')}.lock"):
+        signals.leave_on_signals()
         states.remove_temporary(folder, stem(args))
         return pretrain(args, command, folder, device, dtype)
-    finally:
-        locks.unlock(path, held)
 
 
 def pretrain(
@@ -384,13 +389,26 @@ def finish_epoch(run: Run, path: Path, evaluate: Callable | None, command: list[
     if evaluate is not None and evaluation_due(run, evaluate):
         row["knn_top1"], row["knn_top5"] = evaluate(run.model)
         progress["best_knn"] = max(progress["best_knn"], row["knn_top1"])
-        print(
-            f"epoch {epoch}: kNN top-1 {row['knn_top1']:.2f} %, top-5 {row['knn_top5']:.2f} %",
-            flush=True,
-        )
+    print_epoch(run, row)
     progress["rows"].append(row)
     progress.update(epoch=epoch + 1, step=0, losses=torch.zeros_like(progress["losses"]))
     write_results(run, path, command)
+
+
+def print_epoch(run: Run, row: dict[str, Any]) -> None:
+    """The epoch in one line: loss, speed, the time that the rest will take, and accuracy."""
+    before = run.progress["rows"][-1]["seconds"] if run.progress["rows"] else 0.0
+    seconds = max(row["seconds"] - before, 1e-9)
+    words = [
+        f"loss {row['loss']:.4f}",
+        f"{run.steps * run.args.batch_size / seconds:,.0f} images/s",
+        f"{run.hours_left:.1f} h left",
+    ]
+    if run.scaler.is_enabled():
+        words.append(f"{row['skipped']} steps skipped so far")
+    if row["knn_top1"] != "":
+        words.append(f"kNN top-1 {row['knn_top1']:.2f} %, top-5 {row['knn_top5']:.2f} %")
+    print(f"epoch {row['epoch']}/{run.args.epochs}: {', '.join(words)}", flush=True)
 
 
 @torch.no_grad()

@@ -1,8 +1,10 @@
 """What the programs share: flags, their checks, help, and how a program ends."""
 
 import argparse
+import io
 import math
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -23,10 +25,24 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are a UserError like all others."""
+    """argparse whose errors are a UserError like all others.
+
+    `--local-rank`, which torch.distributed.launch adds, is ignored: the environment has it too.
+    """
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
+        """As argparse's, without the launcher's flag."""
+        words = sys.argv[1:] if args is None else list(args)
+        words = [word for word in words if not re.match("--local[-_]rank=", word)]
+        return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; --help lists all flags")
+
+
+def path(text: str) -> str:
+    """A flag's path, with ~ expanded, which a shell leaves in `--flag=~/…`."""
+    return os.path.expanduser(text)
 
 
 def command_line(argv: Sequence[str] | None, program: str) -> list[str]:
@@ -37,7 +53,7 @@ def command_line(argv: Sequence[str] | None, program: str) -> list[str]:
 def add_data_flags(parser: argparse.ArgumentParser, datasets: Sequence[str]) -> None:
     """Which images, for all programs that read any."""
     add = parser.add_argument_group("images").add_argument
-    add("--root", default="data", help="folder of the data sets, or of your own images")
+    add("--root", type=path, default="data", help="folder of the data sets, or of your own images")
     add("--dataset_name", default="cifar10", metavar="NAME", help=", ".join(datasets))
     add("--store_size", type=int, default=64, help="side of a folder's images once read, in pixels")
 
@@ -85,12 +101,21 @@ def check_at_least(args: argparse.Namespace, **least: float) -> None:
             raise UserError(f"--{name} must be at least {smallest}, not {value}")
 
 
+def check_seed(args: argparse.Namespace) -> None:
+    """Raise a UserError for a seed that PyTorch's generators do not take."""
+    if args.seed >= 2**63:
+        raise UserError(f"--seed must be below 2**63, not {args.seed}")
+
+
 def run(main: Callable[[], int | None]) -> None:
     """Call `main` and exit with its status.
 
     A UserError becomes one line on stderr and exit status 2. Of several processes only the first to
     fail says why, and all leave at once.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may lack a character: print a ?
+            stream.reconfigure(errors="replace")
     try:
         processes.start()
         status = main()

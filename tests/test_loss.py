@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers.losses import (
     FUNCTIONS,
     assert_same,
@@ -151,7 +152,9 @@ def test_gather(kind, parts, block):
 def test_module():
     z = embeddings(4, 6, 5)
     module = loss.AttentioNCE(0.2, d_pos=2.0, d_neg=0.5)
-    expected = value_and_gradient(lambda z: loss.attentionce(z, 0.2, 2.0, 0.5), z)
+    expected = value_and_gradient(
+        lambda z: loss.attentionce(F.normalize(z, dim=-1), 0.2, 2.0, 0.5), z
+    )
     assert_same(value_and_gradient(module, z), expected, 0)
     assert repr(module) == "AttentioNCE(temperature=0.2, d_pos=2.0, d_neg=0.5)"
     assert list(module.parameters()) == []

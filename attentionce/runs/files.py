@@ -92,6 +92,8 @@ def replace(
 
 
 def _flush_folder(path: Path) -> None:
+    if os.name == "nt":  # Windows opens no folders
+        return
     folder = os.open(path, os.O_RDONLY)
     try:
         with suppress(OSError):  # some network file systems flush files, but no folders

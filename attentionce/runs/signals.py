@@ -2,13 +2,36 @@
 
 import os
 import signal
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from attentionce.training import processes
 
 NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")  # the last is Slurm's warning; Windows does not have it
 SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
+
+
+@contextmanager
+def handled() -> Iterator[None]:
+    """Inside, the functions below may choose what signals do; then the caller's handlers are back.
+
+    In another thread than the main one, as in a server or a notebook's, signals stay the caller's.
+    """
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # None: not installed from Python
+                _answer(number, handler)
+
+
+def _answer(number: int, handler: Callable | int) -> None:
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(number, handler)
 
 
 def leave_on_signals() -> None:
@@ -20,7 +43,7 @@ def leave_on_signals() -> None:
 
     if processes.world() == 1:  # of several, one that waits for the others would not notice
         for number in SIGNALS:
-            signal.signal(number, leave)
+            _answer(number, leave)
 
 
 def catch_signals() -> list[int]:
@@ -38,7 +61,7 @@ def catch_signals() -> list[int]:
         received.append(number)
 
     for number in SIGNALS:
-        signal.signal(number, note)
+        _answer(number, note)
     return received
 
 

@@ -1,6 +1,9 @@
 """One epoch of pretraining: batches, steps, checks of the loss, and states in between."""
 
+import math
+import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 
@@ -73,13 +76,15 @@ def batch_order(run: Run) -> Tensor:
 
 
 def progress_bar(run: Run) -> tqdm:
-    """Images of the epoch that are done."""
+    """Images of the epoch that are done, on a terminal; a log file gets a line per epoch."""
+    # tqdm's own environment variables count where nothing is passed.
+    hidden = processes.rank() > 0 or not sys.stderr.isatty() and "TQDM_DISABLE" not in os.environ
     return tqdm(
         total=run.steps * run.args.batch_size,
         initial=run.progress["step"] * run.args.batch_size,
         unit=" images",
         desc=f"epoch {run.progress['epoch']}/{run.args.epochs}",
-        disable=processes.rank() > 0,
+        **({"disable": True} if hidden else {}),
     )
 
 
@@ -97,6 +102,8 @@ def check_losses(run: Run, bar: tqdm) -> None:
     if run.scaler.is_enabled():
         shown["skipped"] = str(int(progress["skipped"]))
         bad = bad[-1:] if run.scaler.get_scale() < SMALLEST_SCALE else []
+    if not math.isnan(run.hours_left):
+        shown["hours left"] = f"{run.hours_left:.1f}"
     bar.set_postfix(shown, refresh=False)
     bar.update(progress["step"] * run.args.batch_size - bar.n)
     if bad:

@@ -1,6 +1,7 @@
 """A pretraining run: what it works with, where it stands, and its state as a dictionary."""
 
 import argparse
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +61,14 @@ class Run:
     def steps(self) -> int:
         """Steps per epoch: the last, partial batch is dropped."""
         return len(self.pixels) // self.args.batch_size
+
+    @property
+    def hours_left(self) -> float:
+        """Of training, to the last epoch, at the mean speed so far; NaN before the first step."""
+        epoch, step = self.position
+        done = (epoch - 1) * self.steps + step
+        left = self.args.epochs * self.steps - done
+        return self.progress["seconds"] / done * left / 3600 if done else math.nan
 
 
 def new_progress(steps: int, device: torch.device) -> dict[str, Any]:

@@ -119,7 +119,8 @@ def replicated(model: Any) -> Any:
         return model
     known = inspect.signature(DistributedDataParallel).parameters
     sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    return DistributedDataParallel(model, gradient_as_bucket_view=True, **{sync: False})
+    options: dict[str, Any] = {sync: False, "gradient_as_bucket_view": True}
+    return DistributedDataParallel(model, **options)
 
 
 def without_exchange(model: Any) -> AbstractContextManager:
