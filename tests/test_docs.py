@@ -14,14 +14,17 @@ import types
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn.functional import normalize
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # for `python tests/test_docs.py`
 
+import embed  # noqa: E402
 import linear  # noqa: E402
 import loss  # noqa: E402
 import main  # noqa: E402
@@ -87,6 +90,7 @@ def paper_table():
 QUICK = {
     "main.py": lambda: flag_table(main),
     "linear.py": lambda: flag_table(linear),
+    "embed.py": lambda: flag_table(embed),
     "paper": paper_table,
 }
 
@@ -204,6 +208,12 @@ def packages(monkeypatch, tmp_path):
     (tmp_path / "AttentioNCE").symlink_to(ROOT)
     state = {f"module.{key}": value for key, value in Model(128, "resnet10").state_dict().items()}
     files.save(tmp_path / "cifar10_SimCLR_4model_256_400_1.0_10.0.pth", state)
+    for i in range(12):  # alternately bright and dark
+        pixels = np.random.RandomState(i).randint(180 * (i % 2), 75 + 180 * (i % 2), (8, 8, 3))
+        (tmp_path / "DIR").mkdir(exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "DIR" / f"{i:02d}.png")
+    words = "--root DIR --image_size 8 --out features.npz --device cpu"
+    embed.main(["--model_path", "cifar10_SimCLR_4model_256_400_1.0_10.0.pth", *words.split()])
     torch.manual_seed(0)
     return counted
 
@@ -247,7 +257,15 @@ def check_hub_loss(names, packages):
     torch.testing.assert_close(names["loss"], loss.attentionce(names["z"], 0.5, 1.0, 10.0))
 
 
+def check_neighbours(names, packages):
+    """The dark images are the nearest to a dark one; clusters are of every image."""
+    path, z, cluster = names["path"], names["z"], names["cluster"]
+    assert set(path[np.argsort(-z @ z[0])[:6]]) == {f"{i:02d}.png" for i in range(0, 12, 2)}
+    assert np.allclose((z**2).sum(1), 1) and len(set(cluster.tolist())) == 10
+
+
 CHECKS = {
+    "KMeans": check_neighbours,
     "from attentionce.loss import": check_readers_code,
     "import lightning": check_lightning,
     "from lightly": check_lightly,

@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "hubconf": ("loss", "model"),
     "main": PARTS,
     "linear": PARTS,
+    "embed": PARTS,
     "reproduce": (*PARTS, "main", "linear", "experiments"),
     "experiments": (*PARTS, "main", "linear"),
     "benchmark": (*PARTS, "main", "linear"),
