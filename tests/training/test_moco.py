@@ -1,19 +1,20 @@
-"""AttentioNCE on MoCo: the queue, the momentum encoder, and the loss of a step as the formula says. Two processes and more
-are in test_processes.py."""
+"""AttentioNCE on MoCo: the queue, the momentum encoder, and a step's loss against the formula.
+
+Several processes are in test_processes.py.
+"""
 
 import copy
-import csv
-import os
-import signal
 
 import pytest
 import torch
+from helpers.outputs import check_end, last, same_bits
 from torch import nn
 from torch.nn.functional import normalize
 
 import main
 from attentionce import attention
 from attentionce.data import views
+from attentionce.runs import files
 from attentionce.training import one_step, pretraining
 from attentionce.training.moco import MoCo
 from loss import LOSSES
@@ -26,35 +27,23 @@ class Encoder(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, 5)
-        )
+        convolution, norm = nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4)
+        self.layers = nn.Sequential(convolution, norm, nn.Flatten(), nn.Linear(36, 5))
 
     def forward(self, x, recompute=None):
         return x, normalize(self.layers(x), dim=-1)
 
 
 def new_run(**flags):
-    """A run of `Encoder` with 3 positives and a queue of 11, before its first step, and its first batch."""
-    flags = {
-        "estimator": "MoCo",
-        "num_pos": 3,
-        "queue": 11,
-        "batch_size": 6,
-        "d_pos": 0.3,
-        "d_neg": 0.2,
-        "image_size": 8,
-        **flags,
-    }
-    args = main.parse_args(
-        [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-    )
+    """A fresh run of `Encoder` with 3 positives and a queue of 11, and its first batch."""
+    words = "--estimator MoCo --num_pos 3 --queue 11 --batch_size 6 --image_size 8"
+    words = [*words.split(), "--d_pos", "0.3", "--d_neg", "0.2"]
+    for name, value in flags.items():
+        words += [f"--{name}", str(value)]
+    args = main.parse_args(words)
     torch.manual_seed(0)
-    pixels, model, cpu = (
-        torch.randint(256, (6, 3, 8, 8), dtype=torch.uint8),
-        Encoder(),
-        torch.device("cpu"),
-    )
+    pixels = torch.randint(256, (6, 3, 8, 8), dtype=torch.uint8)
+    model, cpu = Encoder(), torch.device("cpu")
     run = pretraining.Run(
         args=args,
         device=cpu,
@@ -82,9 +71,8 @@ def test_queue_begins_with_directions_and_forgets_the_oldest():
         held = sorted(moco.queue.tolist())
         assert held == sorted(torch.stack(newest_first).tolist())
     assert moco.position == 15
-    assert torch.equal(
-        moco.queue[0], newest_first[0]
-    )  # the 15th key has gone round twice: place 14 % 7
+    # The queue has gone round twice: the 15th key is in place 14 % 7.
+    assert torch.equal(moco.queue[0], newest_first[0])
 
 
 def test_momentum_encoder_follows():
@@ -106,7 +94,7 @@ def test_momentum_encoder_follows():
 
 
 def oracle(queries, keys, queue, temperature, d_pos, d_neg):
-    """REFERENCE's formula in float64, one query after another, with exponentials."""
+    """The formula in float64, one query after another, with exponentials."""
     queries, keys, queue = queries.double(), keys.double(), queue.double()
     values = []
     for a in queries.flatten(0, 1).split(1):
@@ -122,35 +110,28 @@ def oracle(queries, keys, queue, temperature, d_pos, d_neg):
 
 def test_step_is_the_formula():
     run, batch = new_run()
-    model, follower, queue = (
-        copy.deepcopy(run.model),
-        copy.deepcopy(run.moco.model),
-        run.moco.queue.clone(),
-    )
+    model, follower = copy.deepcopy(run.model), copy.deepcopy(run.moco.model)
+    queue = run.moco.queue.clone()
     with torch.no_grad():  # so that it matters which of the two encodes what
         for p in (*run.moco.model.parameters(), *follower.parameters()):
             p.mul_(0.5).add_(0.01)
     drawn = views.draw(5, 6, 8, 8, views.generator(0, 1, 0))
     made = [views.make_view(batch, drawn, v, 8) for v in range(5)]
     with torch.no_grad():
-        queries, keys = (
-            torch.stack([model(v)[1] for v in made[:2]]),
-            torch.stack([follower(v)[1] for v in made[2:]]),
-        )
+        queries = torch.stack([model(view)[1] for view in made[:2]])
+        keys = torch.stack([follower(view)[1] for view in made[2:]])
     one_step.take_step(run, batch)
     expected = oracle(queries, keys, queue, run.args.temperature, run.args.d_pos, run.args.d_neg)
     torch.testing.assert_close(run.progress["losses"][0].double(), expected, rtol=1e-5, atol=0)
-    weights = attention.negative_weights(
-        torch.cat([queries, keys]), run.args.d_neg, queue
-    )  # not yet this step's keys
-    assert run.progress["effective"][1] == pytest.approx(
-        attention.effective_number(weights).mean().item(), rel=1e-5
-    )
+    # The queue does not hold this step's keys yet.
+    weights = attention.negative_weights(torch.cat([queries, keys]), run.args.d_neg, queue)
+    effective = attention.effective_number(weights).mean().item()
+    assert run.progress["effective"][1] == pytest.approx(effective, rel=1e-5)
     torch.testing.assert_close(run.moco.queue, torch.cat([keys[0], queue[6:]]))
     assert all(p.grad is None and not p.requires_grad for p in run.moco.model.parameters())
-    for own, old, trained in zip(
-        run.moco.model.parameters(), follower.parameters(), run.model.parameters(), strict=True
-    ):
+    encoders = run.moco.model, follower, run.model
+    parameters = [encoder.parameters() for encoder in encoders]
+    for own, old, trained in zip(*parameters, strict=True):
         torch.testing.assert_close(own, 0.99 * old + 0.01 * trained)
     assert not torch.equal(run.model.layers[0].weight, model.layers[0].weight)
 
@@ -181,51 +162,24 @@ def test_step_that_is_not_finite_moves_nothing(monkeypatch):
         patch.setattr(views, "make_view", lambda *_: nan)
         one_step.take_step(run, batch)
     run.progress["step"] = 2
-    one_step.take_step(run, batch)  # nor does anything after it, until the check that ends the run
+    one_step.take_step(run, batch)  # nor does a later step, until the check that ends the run
     assert run.progress["losses"].isnan().tolist() == [False, True, True]
     for own, old in ((run.model, before[0]), (run.moco.model, before[1])):
-        assert all(
-            torch.equal(p, q) for p, q in zip(own.parameters(), old.parameters(), strict=True)
-        )
+        assert same_bits(list(own.parameters()), list(old.parameters()))
     assert torch.equal(run.moco.queue, before[2]) and torch.equal(run.moco.position, before[3])
 
 
 @pytest.mark.parametrize("step", [2, 3])  # in an epoch, and at its end
-def test_resumed_run_has_the_bits_of_one_without_a_break(step, call, tiny, results, monkeypatch):
-    flags = [
-        *tiny,
-        "--estimator",
-        "MoCo",
-        "--queue",
-        20,
-        "--num_pos",
-        2,
-        "--epochs",
-        2,
-        "--device",
-        "cpu",
-    ]
-    call(main, *flags, "--results", results / "whole")
-    take_step = one_step.take_step
-
-    def interrupted(run, batch):
-        take_step(run, batch)
-        if run.progress["epoch"] == 1 and run.progress["step"] == step - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(one_step, "take_step", interrupted)
-    assert call(main, *flags, "--results", results / "broken") == 143
-    monkeypatch.undo()
-    assert call(main, *flags, "--results", results / "broken") == 0
-    whole, broken = (
-        results / name / "folder" / "folder_MoCo_2model_8_2_1.0_1.0" for name in ("whole", "broken")
-    )
-    one, other = (torch.load(f"{path}.state", weights_only=True) for path in (whole, broken))
-    for key in ("model", "moco"):
-        assert all(torch.equal(value, other[key][name]) for name, value in one[key].items())
-    assert one["moco"]["position"] == 48 and other["moco"]["position"] == 48
-    rows, others = (list(csv.DictReader(open(f"{path}.csv"))) for path in (whole, broken))
-    assert all(row.pop("seconds") for row in (*rows, *others)) and rows == others
+def test_resumed_run_has_the_bits_of_one_without_a_break(step, call, tiny, results, stop_after):
+    words = "--estimator MoCo --queue 20 --num_pos 2 --epochs 2 --device cpu"
+    flags, whole, broken = [*tiny, *words.split()], results / "whole", results / "broken"
+    call(main, *flags, "--results", whole)
+    stop_after(step)
+    assert call(main, *flags, "--results", broken) == 143
+    stop_after(10**6)
+    assert call(main, *flags, "--results", broken) == 0
+    check_end(broken, whole)
+    assert files.read(last(broken, ".state"))["moco"]["position"] == 48
 
 
 @pytest.mark.parametrize(

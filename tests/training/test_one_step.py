@@ -16,22 +16,14 @@ from attentionce.training import one_step
 from attentionce.training.batchnorm import recomputed
 from model import Model
 
+FLAGS = "--dataset_name folder --arch resnet10 --image_size 8 --batch_size 4"
+
 
 def test_every_view_is_encoded_by_itself(monkeypatch):
-    """V forward passes a step: embeddings and BatchNorm's running statistics are those of one view after another."""
-    flags = [
-        "--dataset_name",
-        "folder",
-        "--arch",
-        "resnet10",
-        "--image_size",
-        "8",
-        "--batch_size",
-        "4",
-        "--num_pos",
-        "2",
-    ]
-    args = main.parse_args([*flags, "--feature_dim", "8", "--seed", "3"])
+    """Embeddings and BatchNorm's statistics are those of one view after another."""
+    args = main.parse_args(
+        [*FLAGS.split(), *["--num_pos", "2", "--feature_dim", "8", "--seed", "3"]]
+    )
     pixels = torch.randint(256, (8, 3, 8, 8), dtype=torch.uint8, generator=torch.manual_seed(0))
     images = Images(pixels, torch.zeros(8), ["one"])
     run = main.assemble(args, images.pixels, torch.device("cpu"), torch.float32)
@@ -51,8 +43,8 @@ def test_every_view_is_encoded_by_itself(monkeypatch):
         torch.testing.assert_close(found[name], buffer, rtol=1e-4, atol=1e-5)
 
 
-def a_run(model, dtype=torch.float32, scale=1.0, recompute=False):
-    """What a step takes of a run."""
+def minimal_run(model, dtype=torch.float32, scale=1.0, recompute=False):
+    """As much of a run as a step needs."""
     return SimpleNamespace(
         model=model,
         encoder=model,
@@ -65,7 +57,7 @@ def a_run(model, dtype=torch.float32, scale=1.0, recompute=False):
 
 @pytest.fixture
 def made_views(monkeypatch):
-    """A step's images are V views that were made before: V×B×3×S×S."""
+    """The images of a step are V views, made beforehand: V×B×3×S×S."""
 
     def embed(run, encoder, images, draw, v):
         return encoder(images[v], recomputed if run.recompute else None)[1]
@@ -76,21 +68,13 @@ def made_views(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("arch", ["resnet10", "resnet50"])
 def test_recomputing_changes_no_bit(arch, dtype, made_views):
-    """Less is kept for the backward pass; gradients and BatchNorm's statistics, counters too, are the same to the bit."""
-    images = torch.randn(
-        4,
-        4,
-        3,
-        16,
-        16,
-        generator=torch.manual_seed(0),
-        dtype=torch.promote_types(dtype, torch.float32),
-    )
-    start = Model(16, arch).to(images.dtype)
+    """Less is kept for the backward pass; gradients and BatchNorm's buffers have the same bits."""
+    model_dtype, random = torch.promote_types(dtype, torch.float32), torch.manual_seed(0)
+    images = torch.randn(4, 4, 3, 16, 16, generator=random, dtype=model_dtype)
+    start = Model(16, arch).to(model_dtype)
     start.f[3][0].bn1.momentum = None  # its statistics depend on the counter
-    computed_in = (
-        torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
-    )  # by autocast: float64 is the model's
+    # What autocast computes in; float64 is the model's own.
+    computed_in = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
     ends, kept = [], []
     for recompute in (False, True):
         model, sizes = copy.deepcopy(start), []
@@ -100,7 +84,7 @@ def test_recomputing_changes_no_bit(arch, dtype, made_views):
             return t
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            run = a_run(model, computed_in, recompute=recompute)
+            run = minimal_run(model, computed_in, recompute=recompute)
             loss, z = one_step.plain_step(run, images, None, 4, losses.attentionce)
         ends.append([loss, z, *(p.grad for p in model.parameters()), *model.buffers()])
         kept.append(sum(sizes))
@@ -109,45 +93,32 @@ def test_recomputing_changes_no_bit(arch, dtype, made_views):
     assert kept[1] < 0.75 * kept[0]
 
 
-@pytest.mark.parametrize(
-    "flag, passes", [((), 12), (("--grad_cache",), 12), (("--compile", "on"), 6)]
-)
+@pytest.mark.parametrize("flag, passes", [("", 12), ("--grad_cache", 12), ("--compile on", 6)])
 def test_who_recomputes(flag, passes, monkeypatch):
-    """Of 6 views: not where a compiler decides, and not where one view's activations are all that is kept."""
-    monkeypatch.setattr(
-        torch,
-        "compile",
-        lambda module, **_: module.forward if isinstance(module, nn.Module) else module,
-    )
-    words = [
-        "--dataset_name",
-        "folder",
-        "--arch",
-        "resnet10",
-        "--image_size",
-        "8",
-        "--batch_size",
-        "4",
-        *flag,
-    ]
-    run = main.assemble(
-        main.parse_args(words),
-        torch.zeros(4, 3, 8, 8, dtype=torch.uint8),
-        torch.device("cpu"),
-        torch.float32,
-    )
-    asked = []
-    forward = type(run.model.f[3]).forward
-    monkeypatch.setattr(
-        type(run.model.f[3]), "forward", lambda self, x: asked.append(self) or forward(self, x)
-    )
+    """Of 6 views: not where a compiler decides, nor where only one view's activations are kept."""
+
+    def uncompiled(module, **_):
+        return module.forward if isinstance(module, nn.Module) else module
+
+    monkeypatch.setattr(torch, "compile", uncompiled)
+    args = main.parse_args([*FLAGS.split(), *flag.split()])
+    pixels = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    run = main.assemble(args, pixels, torch.device("cpu"), torch.float32)
+    stage, asked = run.model.f[3], []
+    forward = type(stage).forward
+
+    def watched(self, x):
+        asked.append(self)
+        return forward(self, x)
+
+    monkeypatch.setattr(type(stage), "forward", watched)
     one_step.take_step(run, run.pixels)
-    assert asked.count(run.model.f[3]) == passes
+    assert asked.count(stage) == passes
 
 
 @pytest.mark.parametrize("scale", [1.0, 1024.0])
 def test_cached_step_is_plain_step(scale, made_views):
-    """Gradients, a step of Adam and BatchNorm's statistics (counters too), in float64, of a model with all its layers."""
+    """Gradients, a step of Adam and BatchNorm's buffers, of a whole model in float64."""
     images = torch.randn(4, 6, 3, 8, 8, dtype=torch.float64, generator=torch.manual_seed(0))
     start = Model(16, "resnet10").double()
     start.f[1].momentum = None  # its statistics depend on the counter
@@ -156,7 +127,7 @@ def test_cached_step_is_plain_step(scale, made_views):
         model = copy.deepcopy(start)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
         for _ in range(2):
-            run = a_run(model, scale=scale)
+            run = minimal_run(model, scale=scale)
             loss, z = step(run, images, None, 4, losses.attentionce)
             gradients = [p.grad.clone() for p in model.parameters()]
             optimizer.step()
@@ -180,7 +151,7 @@ def test_cached_step_leaves_batchnorm_tracking_when_it_fails(monkeypatch):
 
     monkeypatch.setattr(one_step, "embed", embed)
     with pytest.raises(RuntimeError, match="out of memory"):
-        one_step.cached_step(a_run(model), None, None, 2, losses.simclr)
+        one_step.cached_step(minimal_run(model), None, None, 2, losses.simclr)
     model(torch.randn(2, 3, 8, 8))
     assert model.f[1].num_batches_tracked == 3
 
@@ -200,23 +171,21 @@ class Casts(TorchDispatchMode):
 
 
 def test_a_step_in_bf16_casts_every_weight_once(made_views):
-    """The views share the cast weights; gradients come back in float32, close to those of a step in it."""
+    """The views share the cast weights; gradients are float32, close to those without casts."""
     images = torch.randn(4, 6, 3, 8, 8, generator=torch.manual_seed(0))
     gradients = {}
     for dtype in (torch.float32, torch.bfloat16):
         torch.manual_seed(0)
         model = Model(16, "resnet10")
         with Casts(model) as casts:
-            one_step.plain_step(a_run(model, dtype), images, None, 4, losses.attentionce)
+            one_step.plain_step(minimal_run(model, dtype), images, None, 4, losses.attentionce)
         gradients[dtype] = torch.cat([p.grad.flatten() for p in model.parameters()])
         multiplied = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-        assert casts.count == (
-            0 if dtype == torch.float32 else len(multiplied) + 1
-        )  # one of them has a bias
+        # One of them has a bias.
+        assert casts.count == (0 if dtype == torch.float32 else len(multiplied) + 1)
         with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
             for vector in model(images[0]):
                 assert vector.dtype == torch.float32 and (vector.norm(dim=1) - 1).abs().max() < 1e-6
     assert gradients[torch.bfloat16].dtype == torch.float32
-    assert (
-        torch.cosine_similarity(*gradients.values(), dim=0) > 0.9
-    )  # of 6 images' BatchNorm in 8 bits
+    # No closer, because BatchNorm's statistics are those of 6 images in 8 bits.
+    assert torch.cosine_similarity(*gradients.values(), dim=0) > 0.9

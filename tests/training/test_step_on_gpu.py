@@ -1,7 +1,8 @@
 """What a step asks of a GPU, on any machine: its tensors have a device and a shape, but no numbers.
 
-An operation on tensors of two devices fails with them as it would on a GPU; so does what looks at a number, for which the
-program would have to wait. The way back through the graph alone needs a real GPU, and is left out here.
+An operation on tensors of two devices fails with them as it would on a GPU. So does whatever looks
+at a number, for which the program would have to wait. Only the backward pass needs a real GPU; it is
+left out here.
 """
 
 import pytest
@@ -26,16 +27,18 @@ def gradients(outputs, inputs, **kwargs):
 
 @pytest.fixture
 def no_numbers(monkeypatch):
-    """Tensors without numbers, and what they cannot do: go back through a graph, be pinned, be copied, be drawn."""
+    """Tensors without numbers, and stand-ins for what cannot be done with them.
+
+    These are the backward pass, pinning memory, copying a model, and drawing random numbers.
+    """
     drawn = views.draw(6, BATCH, SIZE, SIZE, views.generator(0))
+
+    def draw(count, *_):
+        numbers = [torch.empty(count, BATCH) for _ in drawn[:-1]]
+        return views.Draw(*numbers, drawn.order[:count])
+
     monkeypatch.setattr(views, "generator", lambda *where: None)
-    monkeypatch.setattr(
-        views,
-        "draw",
-        lambda count, *_: views.Draw(
-            *(torch.empty(count, BATCH) for _ in drawn[:-1]), drawn.order[:count]
-        ),
-    )
+    monkeypatch.setattr(views, "draw", draw)
     monkeypatch.setattr(Tensor, "pin_memory", lambda self: self)
     monkeypatch.setattr(Tensor, "backward", lambda self, *_: None)
     monkeypatch.setattr(torch.autograd, "grad", gradients)
@@ -47,18 +50,14 @@ def no_numbers(monkeypatch):
 
 
 def assemble(*words) -> pretraining.Run:
-    """A run on the GPU, as main.py's."""
-    args = main.parse_args(
-        ["--arch", "resnet10", "--image_size", str(SIZE), "--batch_size", str(BATCH), *words]
-    )
-    device = torch.device("cuda:0")
+    """A run on the GPU, like that of main.py."""
+    flags = f"--arch resnet10 --image_size {SIZE} --batch_size {BATCH}"
+    args = main.parse_args([*flags.split(), *words])
+    device, moco = torch.device("cuda:0"), None
     with device:
         model = Model(args.feature_dim, args.arch)
-        moco = (
-            MoCo(model, args.queue, args.momentum, args.feature_dim)
-            if args.estimator == "MoCo"
-            else None
-        )
+        if args.estimator == "MoCo":
+            moco = MoCo(model, args.queue, args.momentum, args.feature_dim)
         pixels = torch.empty(5 * BATCH, 3, SIZE, SIZE, dtype=torch.uint8)
         for p in model.parameters():
             p.grad = torch.empty_like(p)
@@ -79,15 +78,7 @@ def assemble(*words) -> pretraining.Run:
 
 @pytest.mark.parametrize(
     "words",
-    [
-        "",
-        "--grad_cache",
-        "--estimator MoCo --queue 8",
-        "--loss simclr",
-        "--loss dcl",
-        "--loss hcl",
-        "--loss bcl",
-    ],
+    [*(f"--loss {kind}" for kind in LOSSES), "--grad_cache", "--estimator MoCo --queue 8"],
 )
 @pytest.mark.filterwarnings("ignore:.*CUDA is not available")
 def test_a_step_stays_on_the_gpu_and_waits_for_nothing(no_numbers, words):
