@@ -5,7 +5,6 @@ python embed.py --model_path results/cifar10/….pth --root DIR --out features.n
 
 import argparse
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,6 +34,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument_group("encoder").add_argument
     add(
         "--model_path",
+        type=cli.path,
         required=True,
         metavar="PATH",
         help="weights that hold an encoder, or random for an untrained one",
@@ -42,7 +42,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--arch", choices=ARCHS, help="default: read off the weights; random: resnet50")
     add("--seed", type=int, default=0, help="of an untrained encoder")
     add = parser.add_argument_group("images").add_argument
-    add("--root", default="data", help="folder of your images, or of the data sets")
+    add("--root", type=cli.path, default="data", help="folder of your images, or of the data sets")
     add("--dataset_name", default="folder", metavar="NAME", help=", ".join(DATASETS))
     add(
         "--image_size",
@@ -58,7 +58,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="images of 32 px to encode at a time; of larger ones fewer, in the same memory",
     )
     add = parser.add_argument_group("output").add_argument
-    add("--out", default="features.npz", metavar="FILE", help="ends in .npz, .csv or .safetensors")
+    add(
+        "--out",
+        type=cli.path,
+        default="features.npz",
+        metavar="FILE",
+        help="ends in .npz, .csv or .safetensors",
+    )
     add("--projection", action="store_true", help="also write the projections")
     cli.add_device_flags(parser)
     return parser.parse_args(argv)
@@ -74,6 +80,7 @@ def check_args(args: argparse.Namespace) -> None:
         raise UserError("embed.py works in one process: start it without torchrun")
     if args.dataset_name not in DATASETS:
         raise UserError(f"--dataset_name {args.dataset_name} is not one of {', '.join(DATASETS)}")
+    cli.check_seed(args)
     cli.check_at_least(args, batch_size=1, image_size=4, seed=0)
     out = Path(args.out)
     if out.suffix not in WRITERS:
@@ -92,7 +99,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status.
     """
     args = parse_args(argv)
-    args.root, args.out = os.path.expanduser(args.root), os.path.expanduser(args.out)
     check_args(args)
     device = devices.choose_device(args.device)
     dtype = devices.choose_precision(args.precision, device)

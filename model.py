@@ -259,7 +259,9 @@ class _Found(NamedTuple):
 
 def _read(path: Path) -> dict[str, Any]:
     """The content of a file, as `read` or as safetensors gives it."""
-    start = b""
+    start, state = b"", path.with_suffix(".state")
+    if not path.exists() and state.exists():
+        raise UserError(f"there is no file {path}, but {state} has the encoder too")
     if path.is_file():  # opening a pipe would wait for ever
         with mending(f"cannot read {path}"), open(path, "rb") as file:
             start = file.read(512)

@@ -133,6 +133,10 @@ def test_this_projects_own_files(tiny, call, results, tmp_path, capsys):
     assert said.count("\n") == 1
     assert same(load_model(state)[0].f, trained)
 
+    weights.rename(tmp_path / "moved.pth")
+    assert f"there is no file {weights}, but {state} has" in refusal(weights)
+    (tmp_path / "moved.pth").rename(weights)
+
     # the programs
     flags = [*tiny[:4], "--image_size", 8, "--batch_size", 8, "--epochs", 1, "--k", 5]
     exported = tmp_path / "again.safetensors"

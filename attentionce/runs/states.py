@@ -70,7 +70,9 @@ def read_state(path: Path) -> dict[str, Any]:
 def _read_one(path: Path) -> dict[str, Any]:
     state = read(path)
     if not all(isinstance(state.get(part), dict) for part in ("flags", "machine", "progress")):
-        raise UserError(f"{path} is not a training state")
+        beside = path.with_suffix(".state")
+        hint = f"; {beside} is" if path.suffix == ".pth" and beside.exists() else ""
+        raise UserError(f"{path} is not a training state{hint}")
     return {**state, "flags": current_names(state["flags"])}
 
 

@@ -104,7 +104,12 @@ def test_a_state_that_is_not_there(flags, refused, path, tmp_path):
 
 def test_weights_are_not_a_state(call, flags, results, refused, small_encoder):
     call(main, *flags, "--epochs", 1)
-    assert "not a training state" in refused(main, *flags, "--resume", last(results, ".pth"))
+    weights, state = last(results, ".pth"), last(results, ".state")
+    message = refused(main, *flags, "--resume", weights)
+    assert f"{weights} is not a training state; {state} is" in message
+    state.unlink()
+    message = refused(main, *flags, "--resume", weights)
+    assert f"{weights} is not a training state" in message and f"{state} is" not in message
 
 
 @pytest.fixture
