@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torchvision
+from conftest import ROOT
 
 import hubconf
 import linear
@@ -108,3 +109,14 @@ def test_pictures_for_tensorboard_take_the_stem(call, tiny, results):
     pytest.importorskip("tensorboard")
     call(main, *tiny, "--image_size", 16, "--stem", "imagenet", "--num_pos", 1, "--tensorboard")
     assert list(results.rglob("events.*"))
+
+
+def test_the_costs_in_the_documentation():
+    costs = {}
+    for stem in STEMS:
+        costs[stem] = cost(Model(128, "resnet50", stem), 224)[1] / 1e9
+    text = " ".join((ROOT / "docs" / "flags.md").read_text().split())
+    assert (
+        f"At 224 px a resnet50 costs {costs['imagenet']:.1f} G multiply-adds per view, with "
+        f"`--stem small` {costs['small']:.1f} G." in text
+    )
