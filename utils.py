@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from attentionce.data.image_folder import image_folder
+from attentionce.data.image_folder import FolderOptions, image_folder
 from attentionce.data.images import Images, fetching
 from attentionce.data.tinyimagenet import tiny_imagenet
 from attentionce.errors import UserError, mending
@@ -72,42 +72,58 @@ class STL10(datasets.STL10):
 TORCHVISION = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "stl10": STL10}
 
 
-def load(name: str, root: str, split: str, store_size: int = 64) -> Images:
+def load(
+    name: str,
+    root: str,
+    split: str,
+    store_size: int = 64,
+    options: FolderOptions = FolderOptions(),
+) -> Images:
     """Read a data set and decode it once.
 
     Args:
         name: One of DATASETS.
         root: The folder that holds the data set or that it is downloaded to; not used for photos.
-        split: "pretrain", "train" or "test". "pretrain" is "train", and for stl10 the unlabelled
-            images as well.
+        split: "pretrain", "train" or "test". "pretrain" is "train", and for stl10 and a folder the
+            unlabelled images as well.
         store_size: Side in pixels at which the images of a folder are kept.
+        options: How to read a folder.
 
     Returns:
         The images, their labels and the names of the classes.
 
     Raises:
-        UserError: The data set is missing or damaged, or a value is wrong.
+        UserError: The data set is missing or damaged, or a value is wrong. It is a `NoLabels` if a
+            folder has no images with labels for "train" or "test".
     """
     if split not in ("pretrain", "train", "test"):
         raise ValueError(f"split must be pretrain, train or test, not {split!r}")
     if store_size < 1:
         raise UserError(f"--store_size must be at least 1, not {store_size}")
     root = os.path.expanduser(root)
+    if options.cache is not None:
+        options = options._replace(cache=os.path.expanduser(options.cache))
     with warnings.catch_warnings():
         # PIL warns about metadata, which is not used, and torch about arrays that are read-only,
         # which nothing writes to.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        if name in TORCHVISION:
-            return from_torchvision(name, root, split)
-        if name == "tinyImageNet":
-            return tiny_imagenet(root, split)
         if name == "folder":
-            return image_folder(root, "test" if split == "test" else "train", store_size)
-        if name == "photos":
-            return photos(split)
-    raise UserError(f"unknown data set {name!r}: --dataset_name is one of {', '.join(DATASETS)}")
+            return image_folder(root, split, store_size, options)
+        if name in TORCHVISION:
+            images = from_torchvision(name, root, split)
+        elif name == "tinyImageNet":
+            images = tiny_imagenet(root, split)
+        elif name == "photos":
+            images = photos(split)
+        else:
+            raise UserError(
+                f"unknown data set {name!r}: --dataset_name is one of {', '.join(DATASETS)}"
+            )
+    if split == "pretrain" and name != "stl10":
+        split = "train"
+    return images._replace(source=f"{name} {split}", fingerprint=f"{name} {split}")
 
 
 def from_torchvision(name: str, root: str, split: str) -> Images:

@@ -140,7 +140,7 @@ def test_data_sets_by_name(call, flags, out, model, monkeypatch):
     photos = {split: utils.load("photos", "", split) for split in ("test", "pretrain")}
 
     def few(name, root, split, side):
-        pixels, labels, classes = photos[split]
+        pixels, labels, classes = photos[split][:3]
         assert name == "photos" and side == 8
         labels = labels.clone()
         labels[0] = -1

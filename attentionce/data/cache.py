@@ -1,4 +1,9 @@
-"""Arrays that do not fit into memory: each is a memory-mapped .npy file that is filled once."""
+"""Decoded images in files: the next run reads them, and an array too large for memory is mapped.
+
+A file holds two arrays, one after the other, in NumPy's format: the images, uint8 N×3×H×W, and
+which of the N images that there were to decode they are, int64 n. Where broken images were skipped,
+n is smaller than N, and only the first n count.
+"""
 
 import errno
 import glob
@@ -18,51 +23,90 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 BLOCK = 2**24  # bytes to write at a time
 
 
-def cached(path: str, shape: tuple[int, ...], fill: Callable[[np.ndarray], None]) -> np.ndarray:
-    """Open an array in a memory-mapped file, or make that file first if there is none.
+def load(path: str, count: int, limit: float) -> tuple[np.ndarray, np.ndarray]:
+    """Open a file that `make` or `store` made.
 
     Args:
-        path: The .npy file.
-        shape: The array's shape; its type is uint8.
-        fill: Fills the array that it is given, once.
+        path: The file.
+        count: How many images there were to decode, N.
+        limit: How many bytes may be read into memory; a larger array is mapped, read-only.
 
     Returns:
-        The array, read-only.
+        (the images, which of the N they are)
 
     Raises:
-        UserError: The file cannot be written or is damaged.
+        UserError: The file is damaged.
     """
-    with mending(
-        f"the images need a file of {np.prod(shape, dtype=float) / 1e9:.3f} GB: make room and give "
-        f"write permission there, remove {path!r} if it is damaged, or take a smaller --store_size"
-    ):
-        if not os.path.exists(path):
-            make(path, shape, fill)
-        array = np.lib.format.open_memmap(path, mode="r")
-        if array.shape != shape or array.dtype != np.uint8:
+    with mending(f"cannot use the decoded images in {path!r}: remove this file, it is made anew"):
+        pixels = np.lib.format.open_memmap(path, mode="r")
+        if pixels.ndim != 4 or len(pixels) != count or pixels.dtype != np.uint8:
             raise ValueError("it holds other images")
-        return array
+        with open(path, "rb") as file:
+            file.seek(pixels.offset + pixels.nbytes)
+            kept = np.lib.format.read_array(file)
+        steps = np.diff(kept, prepend=-1, append=count)
+        if kept.ndim != 1 or kept.dtype != np.int64 or not (steps > 0).all():
+            raise ValueError("it holds other images")
+        return (pixels if pixels.nbytes > limit else np.array(pixels))[: len(kept)], kept
 
 
-def make(path: str, shape: tuple[int, ...], fill: Callable[[np.ndarray], None]) -> None:
-    """Make the file at `path`; it gets this name only when it is complete."""
+def make(path: str, shape: tuple[int, ...], fill: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Decode images to a memory-mapped file, without ever holding them in memory.
+
+    Args:
+        path: The file. It gets this name only when it is complete.
+        shape: Of the images, N×3×H×W.
+        fill: Decodes them to the array that it is given, and returns which of them it holds.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    with (
+        mending(
+            f"the images are too large for memory and need a file of "
+            f"{np.prod(shape, dtype=float) / 1e9:.3f} GB, {path!r}: make room and give write "
+            "permission there, name another folder with --cache, or take a smaller --store_size"
+        ),
+        written(path) as part,
+    ):
+        fill_file(part, shape, fill)
+
+
+def fill_file(path: str, shape: tuple[int, ...], fill: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Write both arrays; `fill` fills the first. The file is closed when this returns."""
+    start = np.lib.format.open_memmap(path, "w+", np.uint8, shape).offset
+    reserve(path, start)
+    array = np.lib.format.open_memmap(path, "r+")
+    kept = fill(array)
+    array.flush()
+    with open(path, "ab") as file:
+        np.lib.format.write_array(file, kept)
+
+
+def store(path: str, pixels: np.ndarray, kept: np.ndarray) -> None:
+    """Write images that are in memory, for the next run. Where that fails, do without.
+
+    Args:
+        path: The file. It gets this name only when it is complete.
+        pixels: The images, N×3×H×W.
+        kept: Which of the N decoded images they are.
+    """
+    with suppress(OSError), written(path) as part, open(part, "wb") as file:
+        np.lib.format.write_array(file, pixels)
+        np.lib.format.write_array(file, kept)
+
+
+@contextmanager
+def written(path: str) -> Iterator[str]:
+    """A path to write to, which becomes `path` if nothing fails and else is removed."""
     part = f"{path}.{os.getpid()}.tmp"
     with locked(f"{part}.lock"):
         try:
-            fill_file(part, shape, fill)
+            yield part
             os.replace(part, path)
         finally:
             with suppress(OSError):  # it has its final name, or was never made
                 os.remove(part)
-
-
-def fill_file(path: str, shape: tuple[int, ...], fill: Callable[[np.ndarray], None]) -> None:
-    """Write a .npy file of uint8; `fill` fills its array. It is closed when this returns."""
-    start = np.lib.format.open_memmap(path, "w+", np.uint8, shape).offset
-    reserve(path, start)
-    array = np.lib.format.open_memmap(path, "r+")
-    fill(array)
-    array.flush()
 
 
 def reserve(path: str, start: int) -> None:

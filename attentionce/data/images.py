@@ -1,41 +1,49 @@
-"""What all readers of data sets share: the result, downloads and decoding."""
+"""What all readers of data sets share: the result, what to say about it, and downloads."""
 
 import socket
 import sys
 import tarfile
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
-from multiprocessing.pool import ThreadPool
-from typing import IO, NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image
-from tqdm import tqdm
 
 from attentionce.errors import mending
-
-# EPS would start Ghostscript, FITS unpacks without a limit, and PIL alone cannot decode the others.
-UNUSED_FORMATS = ("EPS", "FITS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF")
-Image.init()
-FORMATS = [name for name in Image.ID if name not in UNUSED_FORMATS]
-EXTENSIONS = {
-    extension for extension, name in Image.registered_extensions().items() if name in FORMATS
-}
-
-# Above this many pixels, images are decoded one at a time. PIL allows 89 million pixels; decoding
-# several such images at once would take gigabytes.
-BIG_IMAGE = 16_000_000
-one_big_image = threading.Lock()
 
 
 class Images(NamedTuple):
     """A data set. `pixels` may be a read-only memory-mapped file: index it, never write to it."""
 
     pixels: torch.Tensor  # uint8 N×3×H×W, contiguous
-    labels: torch.Tensor  # int64 N; -1: unlabelled
+    labels: torch.Tensor  # int64 N; -1: unlabelled, which come after all others
     classes: list[str]
+    source: str = ""  # which part of which data set
+    left_out: str = ""  # how many files were not read, and why
+    fingerprint: str = ""  # differs between any two sets of images
+
+
+def summary(images: Images) -> str:
+    """How many images of what size, with which labels, and what was left out, in one line."""
+    count = len(images.pixels)
+    labels = int((images.labels >= 0).sum())
+    classes = f"{len(images.classes)} class{'' if len(images.classes) == 1 else 'es'}"
+    if labels == count:
+        what = f"{count:,} images of {classes}"
+    elif labels:
+        what = f"{count:,} images, {labels:,} of {classes} and {count - labels:,} without labels"
+    else:
+        what = f"{count:,} images without labels"
+    height, width = images.pixels.shape[2:]
+    source = images.source if images.source.isprintable() else ascii(images.source)
+    line = f"{what}, {width}×{height} px ({source})"
+    return f"{line}; left out: {images.left_out}" if images.left_out else line
+
+
+def labelled(images: Images) -> Images:
+    """The images that have a label, as a part of the same memory."""
+    count = int((images.labels >= 0).sum())
+    return images._replace(pixels=images.pixels[:count], labels=images.labels[:count])
 
 
 @contextmanager
@@ -70,43 +78,3 @@ def fetching(archive: str, md5: str, url: str, root: str, folder: str) -> Iterat
     finally:
         socket.setdefaulttimeout(timeout)
         tarfile.TarFile.extraction_filter = extraction_filter
-
-
-@contextmanager
-def open_image(
-    source: str | Callable[[], IO[bytes]], name: str, formats: list[str]
-) -> Iterator[Image.Image]:
-    """Open an image. Whatever fails inside, its decoding included, is reported with its name.
-
-    Args:
-        source: A path, or a function that opens a file.
-        name: What to call the image.
-        formats: PIL's names of the formats that are allowed.
-
-    Raises:
-        UserError: The image is broken.
-    """
-    with (
-        mending(f"cannot read the image {name!r}: replace or remove it"),
-        Image.open(source() if callable(source) else source, formats=formats) as image,
-        one_big_image if image.width * image.height > BIG_IMAGE else nullcontext(),
-    ):
-        yield image
-
-
-def decode(read: Callable[[int], Image.Image], out: np.ndarray, what: str) -> None:
-    """Decode images in several threads, since PIL releases Python's lock while it decodes.
-
-    Args:
-        read: Given i, returns image i in RGB.
-        out: The array to fill, uint8 N×3×H×W.
-        what: What the progress bar calls the images.
-    """
-
-    def decode_one(i: int) -> None:
-        out[i] = np.asarray(read(i)).transpose(2, 0, 1)
-
-    bar = tqdm(total=len(out), desc=f"decoding {what}", unit="image", leave=False, disable=None)
-    with bar, ThreadPool(torch.get_num_threads()) as pool:
-        for _ in pool.imap_unordered(decode_one, range(len(out)), chunksize=16):
-            bar.update()

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from attentionce.data.image_folder import common_size, image_file, image_paths, upright
-from attentionce.data.images import FORMATS, open_image
+from attentionce.data.decoding import open_file, upright
+from attentionce.data.image_files import find_images
+from attentionce.data.image_folder import common_size
 from attentionce.errors import UserError, mending
 
 SPLITS = ("train", "val", "test", "unlabeled")  # folders that are not classes
@@ -49,7 +50,8 @@ def lazy_folder(root: str, side: int) -> LazyImages:
     if not os.path.isdir(root):
         raise UserError(f"--root {root!r} is not a folder")
     with mending(f"cannot list the images in {root!r}: repair or remove what cannot be read"):
-        paths = sorted(os.path.relpath(p, root).replace(os.sep, "/") for p in image_paths(root))
+        found = find_images(root)[0]
+        paths = sorted(os.path.relpath(file.path, root).replace(os.sep, "/") for file in found)
     if not paths:
         raise UserError(f"no images in --root {root!r}")
     with image_warnings():
@@ -57,12 +59,12 @@ def lazy_folder(root: str, side: int) -> LazyImages:
 
     def read(i: int) -> np.ndarray:
         path = os.path.join(root, paths[i])
-        with open_image(path, path, FORMATS) as image:
+        with open_file(path) as image:
             return np.asarray(upright(image, side if size is None else None)).transpose(2, 0, 1)
 
     def content(i: int) -> bytes:
-        file = image_file(os.path.join(root, paths[i]), -1)
-        return f"{file.size} {file.changed}".encode()
+        info = os.stat(os.path.join(root, paths[i]))
+        return f"{info.st_size} {info.st_mtime_ns}".encode()
 
     names = [class_of(path) for path in paths]
     classes = sorted(set(names) - {""})

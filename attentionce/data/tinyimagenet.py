@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from attentionce.data.images import Images, decode, fetching, open_image
+from attentionce.data.decoding import decode, open_image, refuse
+from attentionce.data.images import Images, fetching
 from attentionce.errors import UserError, mending
 
 TINY = "tiny-imagenet-200"
@@ -139,7 +140,7 @@ def read_split(source: Source, split: str) -> Images:
             return image.convert("RGB")
 
     pixels = np.empty((len(names), 3, 64, 64), np.uint8)
-    decode(read, pixels, split)
+    refuse(decode(read, pixels, split))
     return Images(torch.from_numpy(pixels), torch.tensor(list(label_of.values())), classes)
 
 

@@ -72,13 +72,14 @@ def test_pipe_is_not_opened(tmp_path):
 
 
 def test_folder_faults(tmp_path):
-    for root in (tmp_path / "missing", tmp_path):
+    for root, why in ((tmp_path / "missing", "no such folder"), (tmp_path, "none in it")):
         message = refusal("folder", str(root), "train")
         assert repr(str(root)) in message
         assert "train" in message
-        assert "val" in message
+        assert why in message
     two_classes(tmp_path, [noise(9, 9)], [])
-    assert "val" in refusal("folder", str(tmp_path), "pretrain")
+    assert len(load("folder", str(tmp_path), "pretrain").labels) == 1
+    assert "val" in refusal("folder", str(tmp_path), "test")
     two_classes(tmp_path, [], [noise(9, 9)], "val")
     assert len(load("folder", str(tmp_path), "test").labels) == 1
     two_classes(tmp_path, [], [noise(9, 9)] * 2, "val")
