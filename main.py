@@ -411,35 +411,17 @@ def print_epoch(run: Run, row: dict[str, Any]) -> None:
     print(f"epoch {row['epoch']}/{run.args.epochs}: {', '.join(words)}", flush=True)
 
 
-@torch.no_grad()
 def epoch_pictures(run: Run) -> dict[str, Any]:
-    """For TensorBoard: views of eight images, and the attention among 64, always the same ones.
-
-    They come with every kNN accuracy and with the first and the last epoch.
-    """
-    from matplotlib.figure import Figure
-    from torchvision.utils import make_grid
-
-    from attentionce.evaluation import figures
+    """TensorBoard's pictures, with every kNN accuracy and with the first and the last epoch."""
+    from attentionce.evaluation.figures import pretraining_pictures
 
     args, epoch = run.args, run.progress["epoch"] - 1
     if epoch % (args.knn_every or args.epochs) and epoch not in (1, args.epochs):
         return {}
-    count = min(64, len(run.pixels))
-    made = figures.some_views(run.pixels.cpu(), count, run.views - 2, args.image_size, args.seed)
-    shown = [figures.displayed(view) for view in made[:, :8].flatten(0, 1)]
-    pictures: dict[str, Any] = {"views": make_grid(torch.stack(shown), nrow=8)}
-    if run.loss.attention:
-        model = Model(args.feature_dim, args.arch, args.stem)  # without SyncBatchNorm
-        model.to(run.device)
-        model.load_state_dict(run.model.state_dict())
-        z = figures.embed(model.eval(), made)
-        figure = Figure(figsize=(11, 3.4))
-        figures.attention_panel(
-            figure, z, made, args.d_pos, args.d_neg, min(3, count), f"epoch {epoch}"
-        )
-        pictures["attention"] = figure
-    return pictures
+    model = Model(args.feature_dim, args.arch, args.stem).to(run.device)  # without SyncBatchNorm
+    model.load_state_dict(run.model.state_dict())
+    attention = (args.d_pos, args.d_neg) if run.loss.attention else None
+    return pretraining_pictures(model.eval(), run.pixels, args, run.views - 2, attention, epoch)
 
 
 # ------------------------------------------------------------------------------------- files

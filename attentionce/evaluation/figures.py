@@ -1,10 +1,12 @@
 """Figures of an encoder that TensorBoard and `python -m experiments.plot` share."""
 
+import argparse
 import copy
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torchvision.utils import make_grid
 
 from attentionce import attention
 from attentionce.data import views
@@ -119,3 +121,40 @@ def attention_panel(
             show(axis[column], displayed(anchors[k]), f"β {short(beta[image, k])}")
         for gap in gaps:
             axis[gap].axis("off")
+
+
+@torch.no_grad()
+def pretraining_pictures(
+    model: nn.Module,
+    pixels: Tensor,
+    args: argparse.Namespace,
+    num_pos: int,
+    attention_of: tuple[float, float] | None,
+    epoch: int,
+) -> dict[str, "Tensor | Figure"]:
+    """Views of eight images, and the attention among 64; always the same images and views.
+
+    Args:
+        model: The encoder with its projection head.
+        pixels: The images to choose from, uint8 N×3×H×W.
+        args: The flags of main.py, for the views' size and the seed.
+        num_pos: Positives per image, besides its two anchors.
+        attention_of: d_pos and d_neg, or None for a loss without attention.
+        epoch: For the title.
+
+    Returns:
+        By name: a float image 3×H×W in [0, 1], and a figure.
+    """
+    from matplotlib.figure import Figure
+
+    count = min(64, len(pixels))
+    made = some_views(pixels.cpu(), count, num_pos, args.image_size, args.seed)
+    shown = [displayed(view) for view in made[:, :8].flatten(0, 1)]
+    pictures: dict[str, Tensor | Figure] = {"views": make_grid(torch.stack(shown), nrow=8)}
+    if attention_of is not None:
+        d_pos, d_neg = attention_of
+        figure = Figure(figsize=(11, 3.4))
+        z = embed(model, made)
+        attention_panel(figure, z, made, d_pos, d_neg, min(3, count), f"epoch {epoch}")
+        pictures["attention"] = figure
+    return pictures
