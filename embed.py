@@ -5,6 +5,7 @@ python embed.py --model_path results/cifar10/….pth --root DIR --out features.n
 
 import argparse
 import hashlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +15,8 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # `python -P` leaves it out
 
 from attentionce import cli
 from attentionce.data.lazy_images import LazyImages, image_warnings, lazy_folder, read_blocks

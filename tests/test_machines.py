@@ -123,6 +123,14 @@ def test_a_terminal_without_a_character_prints_another():
     assert done.returncode == 0 and done.stderr == "" and "results/cifar10/?.pth" in done.stdout
 
 
+@pytest.mark.parametrize("program", ["main.py", "linear.py", "embed.py", "reproduce.py"])
+def test_an_interpreter_that_leaves_out_the_scripts_folder(program, tmp_path):
+    """python -P, from another folder."""
+    command = [sys.executable, "-P", str(ROOT / program), "--help"]
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0 and "usage: " in done.stdout, done.stderr
+
+
 # ---- file systems and operating systems ----
 
 
