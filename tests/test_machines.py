@@ -125,8 +125,8 @@ def test_a_terminal_without_a_character_prints_another():
 
 @pytest.mark.parametrize("program", ["main.py", "linear.py", "embed.py", "reproduce.py"])
 def test_an_interpreter_that_leaves_out_the_scripts_folder(program, tmp_path):
-    """python -P, from another folder."""
-    command = [sys.executable, "-P", str(ROOT / program), "--help"]
+    """python -I, as -P of Python 3.11 and later does, from another folder."""
+    command = [sys.executable, "-I", str(ROOT / program), "--help"]
     done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0 and "usage: " in done.stdout, done.stderr
 
