@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # `python -P` leaves i
 
 from attentionce import cli
 from attentionce.data import views
-from attentionce.data.images import Images
+from attentionce.data.images import Images, summary
 from attentionce.data.transfer import batches, to_device
 from attentionce.errors import UserError
 from attentionce.evaluation.knn import clamp_k, features, knn
@@ -123,8 +123,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     dtype = devices.choose_precision(args.precision, device)
     devices.reproducible(False)
     encoders = processes.from_first(lambda: open_encoders(args))
-    train = processes.in_turn(load, args.dataset_name, args.root, "train", args.store_size)
-    test = processes.in_turn(load, args.dataset_name, args.root, "test", args.store_size)
+    where = args.dataset_name, args.root
+    how = args.store_size, cli.folder_options(args)
+    train = processes.in_turn(load, *where, "train", *how)
+    print(f"training on {summary(train)}", flush=True)
+    test = processes.in_turn(load, *where, "test", *how)
+    print(f"testing on {summary(test)}", flush=True)
     results = []
     for path, f, arch, out in encoders:
         f = f.to(device, memory_format=torch.channels_last)

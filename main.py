@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # `python -P` leaves i
 
 from attentionce import cli
 from attentionce.data import views
-from attentionce.data.images import Images
+from attentionce.data.folder_layout import NoLabels
+from attentionce.data.images import Images, labelled, summary
 from attentionce.errors import UserError
 from attentionce.evaluation.knn import clamp_k, features, knn
 from attentionce.runs import file_names, files, locks, signals, states, tensorboard
@@ -269,7 +270,11 @@ def load_images(args: argparse.Namespace) -> Images:
     Raises:
         UserError: There are too few, or not the same on every machine.
     """
-    images = processes.in_turn(load, args.dataset_name, args.root, "pretrain", args.store_size)
+    options = cli.folder_options(args)
+    images = processes.in_turn(
+        load, args.dataset_name, args.root, "pretrain", args.store_size, options
+    )
+    print(f"pretraining on {summary(images)}", flush=True)
     if not processes.alike(len(images.pixels)):
         raise UserError(f"--root {args.root}: not every machine has the same images there")
     if len(images.pixels) < args.batch_size:
@@ -347,12 +352,17 @@ def uses_compiler(args: argparse.Namespace, device: torch.device) -> bool:
 
 def knn_evaluation(
     args: argparse.Namespace, images: Images, device: torch.device, dtype: torch.dtype
-) -> Callable[[Model], tuple[float, float]]:
-    """A function of the model: its kNN accuracy on the test images, top-1 and top-5 in percent."""
-    bank = images
-    if args.dataset_name == "stl10":  # which pretrains on unlabelled images too
-        bank = processes.in_turn(load, "stl10", args.root, "train")
-    test = processes.in_turn(load, args.dataset_name, args.root, "test", args.store_size)
+) -> Callable[[Model], tuple[float, float]] | None:
+    """A function of the model: its kNN accuracy on the test images, top-1 and top-5 in percent.
+
+    The images with labels vote. Without any, or without test images, there is no such function.
+    """
+    test = processes.in_turn(load_test_images, args)
+    if isinstance(test, str):
+        print(f"no kNN accuracy: {test}", flush=True)
+        return None
+    bank = labelled(images)
+    print(f"kNN accuracy on {summary(test)}; {len(bank.labels):,} images vote", flush=True)
     k = clamp_k(args.k, len(bank.pixels))
 
     def evaluate(model: Model) -> tuple[float, float]:
@@ -362,6 +372,15 @@ def knn_evaluation(
         return knn(known, bank.labels, asked, test.labels, len(bank.classes), k, args.temperature)
 
     return evaluate
+
+
+def load_test_images(args: argparse.Namespace) -> Images | str:
+    """The test images, or why there are none with labels."""
+    options = cli.folder_options(args)
+    try:
+        return load(args.dataset_name, args.root, "test", args.store_size, options)
+    except NoLabels as error:
+        return str(error)
 
 
 def evaluation_due(run: Run, evaluate: Callable | None) -> bool:

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import torch
 
+from attentionce.data.image_folder import FolderOptions
 from attentionce.errors import UserError
 from attentionce.training import devices, processes
 
@@ -56,6 +57,20 @@ def add_data_flags(parser: argparse.ArgumentParser, datasets: Sequence[str]) -> 
     add("--root", type=path, default="data", help="folder of the data sets, or of your own images")
     add("--dataset_name", default="cifar10", metavar="NAME", help=", ".join(datasets))
     add("--store_size", type=int, default=64, help="side of a folder's images once read, in pixels")
+    add("--test_split", metavar="NAME", help="folder of your test images (default: test or val)")
+    add("--skip_broken", action="store_true", help="leave out images that cannot be read")
+    add("--big_images", action="store_true", help="read images above PIL's limit of 89 megapixels")
+    add(
+        "--cache",
+        type=path,
+        metavar="DIR",
+        help="where to keep your images decoded (default: beside them)",
+    )
+
+
+def folder_options(args: argparse.Namespace) -> FolderOptions:
+    """How to read a folder, by the flags of `add_data_flags`."""
+    return FolderOptions(args.test_split, args.skip_broken, args.big_images, args.cache)
 
 
 def add_device_flags(parser: argparse.ArgumentParser) -> None:

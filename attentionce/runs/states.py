@@ -19,6 +19,8 @@ from attentionce.training import processes
 # Flags that change no result: where a run runs, where it writes, and how often it reports. A run
 # may be resumed with others.
 FREE_FLAGS = {
+    "big_images",
+    "cache",
     "compile",
     "deterministic",
     "device",
@@ -30,8 +32,10 @@ FREE_FLAGS = {
     "results",
     "root",
     "save_every",
+    "skip_broken",
     "state_minutes",
     "tensorboard",
+    "test_split",
 }
 # These may differ too from a state that `--resume` names, as after a run that diverged.
 RECOVERY = {"lr", "weight_decay", "precision"}

@@ -1,0 +1,146 @@
+"""The programs on images of one's own: without labels, without splits, broken, large, elsewhere."""
+
+import sys
+
+import numpy as np
+import pytest
+from helpers.groups import Tiny
+from helpers.outputs import rows
+from helpers.samples import picture, put
+from PIL import Image
+
+import linear
+import main
+from attentionce import cli
+from attentionce.data import images
+from utils import load
+
+
+def words(root, results, *more):
+    """Flags of a run of one epoch with one step."""
+    folders = ["--dataset_name", "folder", "--root", root, "--results", results]
+    size = "--arch resnet10 --image_size 8 --store_size 8 --batch_size 4 --epochs 1 --num_pos 1"
+    return [*folders, *size.split(), "--precision", "fp32", "--device", "cpu", "--k", 2, *more]
+
+
+def save(root, *names):
+    """One image of noise under each name."""
+    put(root, {name: picture((8, 8, 3), i, "PNG") for i, name in enumerate(names)})
+    return root
+
+
+@pytest.fixture
+def unlabelled(tmp_path):
+    return save(tmp_path / "own", *(f"train/{i}.png" for i in range(8)))
+
+
+@pytest.mark.parametrize("every", [0, 1])
+def test_pretraining_without_labels(unlabelled, results, call, capsys, small_encoder, every):
+    assert call(main, *words(unlabelled, results, "--knn_every", every)) == 0
+    out = capsys.readouterr().out
+    assert f"pretraining on 8 images without labels, 8×8 px ({unlabelled}/train)\n" in out
+    assert out.count("no kNN accuracy: the images in") == every
+    (row,) = rows(results)
+    assert float(row["loss"]) > 0
+    assert row["knn_top1"] == ""
+
+
+def test_pretraining_on_any_folder(tmp_path, results, call, capsys, small_encoder):
+    root = save(tmp_path / "own", "a/b/1.png", "a/2.png", "3", "c/4.png")
+    assert call(main, *words(root, results)) == 0
+    out = capsys.readouterr().out
+    assert "pretraining on 4 images, 3 of 2 classes and 1 without labels, 8×8 px" in out
+    assert "no kNN accuracy: there are no test images with labels" in out
+
+
+def test_what_labels_there_are_vote(tmp_path, results, call, capsys, small_encoder, monkeypatch):
+    names = ["train/a/1.png", "train/b/2.png", "test/a/1.png", "test/b/x.png"]
+    root = save(tmp_path / "own", *names, *(f"unlabeled/{i}.png" for i in range(9)))
+    asked, real = [], main.knn
+    monkeypatch.setattr(main, "knn", lambda *given: (asked.append(given), real(*given))[1])
+    assert call(main, *words(root, results, "--knn_every", 1)) == 0
+    bank, labels = asked[0][:2]
+    assert len(bank) == 2
+    assert labels.tolist() == [0, 1]
+    out = capsys.readouterr().out
+    assert "pretraining on 11 images, 2 of 2 classes and 9 without labels" in out
+    assert f"kNN accuracy on 2 images of 2 classes, 8×8 px ({root}/test); 2 images vote\n" in out
+
+
+def test_the_bank_of_stl10_is_its_labelled_part(call, results, small_encoder, monkeypatch):
+    """It comes with the images for pretraining: the 3 GB are not read a second time."""
+    loaded = []
+
+    def few(name, root, split, *_):
+        loaded.append(split)
+        train = load("photos", "", "train")
+        labels = train.labels.clone()
+        labels[8:] = -1
+        if split == "test":
+            return images.Images(train.pixels[:4], train.labels[:4], train.classes)
+        return images.Images(train.pixels[:16], labels[:16], train.classes)
+
+    monkeypatch.setattr(main, "load", few)
+    asked, real = [], main.knn
+    monkeypatch.setattr(main, "knn", lambda *given: (asked.append(given), real(*given))[1])
+    flags = words("unused", results, "--knn_every", 1)
+    flags[1] = "stl10"
+    assert call(main, *flags) == 0
+    assert loaded == ["pretrain", "test"]
+    assert len(asked[0][0]) == 8
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["train/1.png"], "have no labels: they need one folder per class"),
+        (["1.png"], "have no labels: they need one folder per class"),
+        (["train/a/1.png", "test/1.png"], "there are no test images with labels"),
+        (["a/1.png", "b/2.png"], "there are no test images with labels"),
+        (["unlabeled/1.png", "test/a/1.png"], "have no labels"),
+    ],
+)
+def test_linear_says_what_it_lacks(tmp_path, results, encoder, refused, names, said):
+    root = save(tmp_path / "own", *names)
+    flags = ["--dataset_name", "folder", "--root", root, "--results", results]
+    assert said in refused(linear, *flags, "--model_path", encoder)
+
+
+def test_flags_of_the_images(tmp_path, results, encoder, call, refused, capsys, monkeypatch):
+    """Both programs take them, and say what they left out and which images they test on."""
+    names = [f"train/{name}/{i}.png" for name in "ab" for i in range(4)]
+    root = save(tmp_path / "own", *names, "valid/a/1.png", "valid/b/2.png", "test/1.png")
+    put(root, {"train/a/broken.png": b"text"})
+    Image.fromarray(np.zeros((40, 40), np.uint8)).save(root / "train" / "b" / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    flags = ["--test_split", "valid", "--skip_broken", "--big_images"]
+    flags += ["--cache", tmp_path / "cache"]
+    pretrain = words(root, results, "--knn_every", 1)
+    evaluate = [*pretrain[:6], "--model_path", encoder, "--epochs", 1, "--store_size", 8]
+    for module, given in ((main, pretrain), (linear, evaluate)):
+        message = refused(module, *given)
+        assert "cannot read 2 images" in message
+        assert "--skip_broken" in message and "--big_images" in message
+        assert call(module, *given, *flags) == 0
+        out = capsys.readouterr().out
+        assert "training on 9 images of 2 classes, 8×8 px" in out
+        assert f"left out: 1 broken image ('{root}/train/a/broken.png')" in out
+        assert f"on 2 images of 2 classes, 8×8 px ({root}/valid)" in out
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert not list(root.glob(".*"))
+
+
+def pretrain_in_a_group(flags):
+    """main.py with a small model, in a group of processes."""
+    main.Model = Tiny
+    sys.argv = ["main.py", *map(str, flags)]
+    cli.run(main.main)
+
+
+def test_several_processes_without_labels(unlabelled, results, group):
+    """None of them waits for test images that another one did not find."""
+    flags = words(unlabelled, results, "--knn_every", 1)
+    processes = group(2, pretrain_in_a_group, flags)
+    assert processes.join(60) == [0, 0], processes.output()
+    assert processes.output(0).count("no kNN accuracy") == 1
+    assert "no kNN accuracy" not in processes.output(1)
