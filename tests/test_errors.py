@@ -1,81 +1,73 @@
 """Wrong images, results folders and weights: one line that says what is wrong and what to do."""
 
-import urllib.error
-
 import pytest
 import torch
+from helpers.samples import cut_network
 from torch import nn
-from torchvision import datasets, models
+from torchvision import models
 
 import linear
 import main
 from model import Model
 
 
+@pytest.fixture
+def refused_by_both(refused, tiny, evaluation, encoder):
+    """refused_by_both(flags): the messages of main.py and linear.py."""
+
+    def function(*words):
+        by_main = refused(main, *tiny, *words)
+        return by_main, refused(linear, *evaluation, "--model_path", encoder, *words)
+
+    return function
+
+
 # ---- images ----
-def test_no_network(refused, tiny, tmp_path, monkeypatch, encoder, evaluation):
-    """Which file to put where."""
 
-    def fail(url, *_, **__):
-        raise urllib.error.URLError("no network")
 
-    monkeypatch.setattr(datasets.utils, "_get_redirect_url", fail)
-    monkeypatch.setattr(datasets.utils, "_urlretrieve", fail)
+@pytest.mark.parametrize(
+    "name, archive",
+    [
+        ("cifar10", "cifar-10-python.tar.gz"),
+        ("stl10", "stl10_binary.tar.gz"),
+        ("tinyImageNet", "tiny-imagenet-200.zip"),
+    ],
+)
+def test_no_network(refused_by_both, tmp_path, monkeypatch, name, archive):
+    """The message says which file to put where."""
+    cut_network(monkeypatch)
     root = tmp_path / "data"
-    archives = {
-        "cifar10": "cifar-10-python.tar.gz",
-        "stl10": "stl10_binary.tar.gz",
-        "tinyImageNet": "tiny-imagenet-200.zip",
-    }
-    for name, archive in archives.items():
-        words = ["--dataset_name", name, "--root", root]
-        for message in (
-            refused(main, *tiny, *words),
-            refused(linear, *evaluation, "--model_path", encoder, *words),
-        ):
-            assert archive in message and str(root) in message
+    for message in refused_by_both("--dataset_name", name, "--root", root):
+        assert archive in message and str(root) in message
 
 
-@pytest.mark.parametrize("name", ["cifar-100-python.tar.gz", "tiny-imagenet-200.zip"])
-def test_a_failed_checksum(refused, tiny, tmp_path, monkeypatch, name):
-    def fail(url, *_, **__):
-        raise urllib.error.URLError("no network")
-
-    monkeypatch.setattr(datasets.utils, "_get_redirect_url", fail)
-    monkeypatch.setattr(datasets.utils, "_urlretrieve", fail)
-    (tmp_path / name).write_bytes(b"half of it")
-    message = refused(
-        main,
-        *tiny,
-        "--dataset_name",
-        "cifar100" if "cifar" in name else "tinyImageNet",
-        "--root",
-        tmp_path,
-    )
-    assert name in message and "md5" in message
-    assert (tmp_path / name).read_bytes() == b"half of it"
+@pytest.mark.parametrize(
+    "name, archive",
+    [("cifar100", "cifar-100-python.tar.gz"), ("tinyImageNet", "tiny-imagenet-200.zip")],
+)
+def test_a_failed_checksum(refused, tiny, tmp_path, monkeypatch, name, archive):
+    cut_network(monkeypatch)
+    path = tmp_path / archive
+    path.write_bytes(b"half of it")
+    message = refused(main, *tiny, "--dataset_name", name, "--root", tmp_path)
+    assert archive in message and "md5" in message
+    assert path.read_bytes() == b"half of it"
 
 
-def test_a_root_without_the_folders(
-    refused, tiny, results, evaluation, encoder, tmp_path, contents
-):
+def test_a_root_without_the_folders(refused_by_both, results, encoder, tmp_path, contents):
     (tmp_path / "empty").mkdir()
     for root in (tmp_path / "empty", tmp_path / "missing"):
-        for message in (
-            refused(main, *tiny, "--root", root),
-            refused(linear, *evaluation, "--model_path", encoder, "--root", root),
-        ):
+        for message in refused_by_both("--root", root):
             assert str(root) in message and "train" in message and "test or val" in message
     assert contents(results) == {} and set(contents(encoder.parent)) == {"encoder.pth"}
 
 
 def test_an_unreadable_image(refused, tiny, results, tmp_path, contents):
-    for split in ("train", "test"):
-        (tmp_path / split / "class").mkdir(parents=True)
-        (tmp_path / split / "class" / "broken.png").write_bytes(b"no image")
-    assert str(tmp_path / "train" / "class" / "broken.png") in refused(
-        main, *tiny, "--root", tmp_path
-    )
+    for split in ("test", "train"):
+        path = tmp_path / split / "class" / "broken.png"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"no image")
+    assert str(path) in refused(main, *tiny, "--root", tmp_path)
     assert contents(results) == {}  # not even the lock
 
 
@@ -83,38 +75,40 @@ def test_fewer_images_than_a_batch(refused, call, tiny, results, evaluation, enc
     message = refused(main, *tiny, "--batch_size", 25)
     assert "--batch_size 25" in message and "24 images" in message
     assert contents(results) == {}
-    call(
-        linear, *evaluation, "--model_path", encoder, "--batch_size", 25
-    )  # which drops no images, so one batch is enough
+    # linear.py drops no images, so that less than a batch is enough.
+    call(linear, *evaluation, "--model_path", encoder, "--batch_size", 25)
 
 
 def test_k_above_the_number_of_images(call, tiny, evaluation, encoder, capsys):
-    """Clamped, and said: the run goes on."""
+    """The run says so and goes on with fewer."""
     call(main, *tiny, "--loss", "simclr", "--knn_every", 1, "--k", 500)
-    assert "--k 500" in (said := capsys.readouterr().out) and "using 24" in said
+    said = capsys.readouterr().out
+    assert "--k 500" in said and "using 24" in said
     call(linear, *evaluation, "--model_path", encoder, "--k", 500)
-    assert "--k 500" in (said := capsys.readouterr().out) and "using 24" in said
+    said = capsys.readouterr().out
+    assert "--k 500" in said and "using 24" in said
 
 
 # ---- results ----
+
+
 def test_a_results_folder_that_takes_no_files(refused, tiny, tmp_path, evaluation, nothing_loaded):
-    """Found before anything is loaded. (Below a regular file: root may write into any folder.)"""
-    (tmp_path / "file").write_text("mine")
-    folder = tmp_path / "file" / "results"
-    assert (
-        "--results" in (message := refused(main, *tiny, "--results", folder))
-        and str(folder) in message
-    )
-    message = refused(
-        linear, *evaluation, "--model_path", "random", "--arch", "resnet10", "--results", folder
-    )
-    assert "--results" in message and str(folder) in message
-    assert (tmp_path / "file").read_text() == "mine"
+    """It lies below a regular file, because root may write into any folder."""
+    file = tmp_path / "file"
+    file.write_text("mine")
+    folder = file / "results"
+    untrained = [*evaluation, "--model_path", "random", "--arch", "resnet10"]
+    for program, flags in ((main, tiny), (linear, untrained)):
+        message = refused(program, *flags, "--results", folder)
+        assert "--results" in message and str(folder) in message
+    assert file.read_text() == "mine"
 
 
 # ---- weights ----
+
+
 def foreign(path, what):
-    """Write something to path that is no file of weights for resnet10."""
+    """Write something to path that is not a weights file of a resnet10."""
     state = Model(24, "resnet10").state_dict()
     if what == "truncated":
         torch.save(state, path)
@@ -159,7 +153,7 @@ def foreign(path, what):
     }.items(),
 )
 def test_bad_weights(refused, evaluation, encoder, nothing_loaded, contents, what, named):
-    """All are opened before the first is evaluated: the good ones before it have no results either."""
+    """All are opened before the first is evaluated, so that good ones have no results either."""
     path = encoder.parent / "foreign.pth"
     foreign(path, what)
     before = contents(encoder.parent)

@@ -1,37 +1,53 @@
 """linear.py: what it trains, measures, writes and prints, and what it leaves unchanged."""
 
 import copy
-import csv
 import json
 import os
 
 import pytest
 import torch
+from helpers.outputs import read_csv, same_bits
 from torch import nn
 
 import linear
 from model import Model
 
 
-def rows(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+@pytest.fixture
+def words(tiny):
+    """Flags of linear.py for two epochs on the data set of `tiny`."""
+    return [*tiny[:4], *["--image_size", "8", "--batch_size", "8", "--epochs", "2"]]
 
 
-def equal(a, b):
-    """Whether two state_dicts have the same keys and bits."""
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+# ---- flags ----
 
 
-def linear_flags(tiny, *words):
-    """Flags for linear.py on the data set of `tiny`."""
-    return [*tiny[:4], "--image_size", 8, "--batch_size", 8, "--epochs", 2, *words]
+def test_flags_and_defaults_of_the_reference():
+    random = ["--model_path", "random"]
+    flags = vars(linear.parse_args(random))
+    expected = {
+        "root": "data",
+        "batch_size": 512,
+        "epochs": 100,
+        "dataset_name": "cifar10",
+        "lr": 1e-3,
+        "weight_decay": 1e-6,
+        "image_size": 32,
+        "arch": None,
+        "encoder_mode": "frozen",
+        "results": "results",
+    }
+    assert {name: flags[name] for name in expected} == expected
+    assert linear.parse_args([*random, "--dataset_name", "stl10"]).lr == 1e-2
+    assert linear.parse_args([*random, "--dataset_name", "stl10", "--lr", "0.5"]).lr == 0.5
 
 
-# ---- linear.py ----
+# ---- the encoder ----
+
+
 @pytest.mark.parametrize("mode", ["frozen", "reference"])
-def test_the_encoder_is_frozen(call, tiny, encoder, monkeypatch, mode):
-    """In frozen mode no bit of it changes; as in the reference, BatchNorm's statistics and nothing else."""
+def test_the_encoder_is_frozen(call, words, encoder, monkeypatch, mode):
+    """Frozen, no bit of it changes; as in the reference, BatchNorm's statistics and no others."""
     opened = []
     load_encoder = linear.load_encoder
 
@@ -41,7 +57,7 @@ def test_the_encoder_is_frozen(call, tiny, encoder, monkeypatch, mode):
         return model, arch
 
     monkeypatch.setattr(linear, "load_encoder", watched)
-    call(linear, *linear_flags(tiny, "--encoder_mode", mode, "--model_path", encoder))
+    call(linear, *words, "--encoder_mode", mode, "--model_path", encoder)
     ((model, before),) = opened
     after = model.state_dict()
     assert after.keys() == before.keys()
@@ -49,15 +65,14 @@ def test_the_encoder_is_frozen(call, tiny, encoder, monkeypatch, mode):
     if mode == "frozen":
         assert not changed
     else:
-        norms = [
-            name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)
-        ]
+        modules = model.named_modules()
+        norms = [name for name, module in modules if isinstance(module, nn.BatchNorm2d)]
         statistics = ("running_mean", "running_var", "num_batches_tracked")
         assert changed == {f"{name}.{which}" for name in norms for which in statistics}
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_frozen_features_train_the_classifier(call, tiny, encoder, monkeypatch):
+def test_frozen_features_train_the_classifier(call, words, encoder, monkeypatch):
     """The encoder is in eval mode while it encodes the training views, too."""
     modes, forward = [], nn.BatchNorm2d.forward
 
@@ -66,75 +81,76 @@ def test_frozen_features_train_the_classifier(call, tiny, encoder, monkeypatch):
         return forward(self, x)
 
     monkeypatch.setattr(nn.BatchNorm2d, "forward", watched)
-    call(linear, *linear_flags(tiny, "--epochs", 1, "--model_path", encoder))
+    call(linear, *words, "--epochs", 1, "--model_path", encoder)
     assert len(modes) > 3 and not any(modes)
 
 
-def test_what_an_evaluation_writes(call, tiny, encoder, capsys, monkeypatch, contents):
-    """The last epoch and the best one (the first of equals), each named as what it is."""
+def test_untrained_encoders_are_those_of_the_seed():
+    args = linear.parse_args(["--model_path", "random", "--arch", "resnet10", "--seed", "4"])
+    torch.manual_seed(4)
+    expected = Model(arch="resnet10").f.state_dict()
+    assert same_bits(linear.open_encoder("random", args)[0].state_dict(), expected)
+
+
+# ---- results ----
+
+
+def test_what_an_evaluation_writes(call, words, encoder, capsys, monkeypatch, contents):
+    """The last epoch and the best one (the first of equals), each under its name."""
     accuracies = iter([(10.0, 50.0), (30.0, 60.0), (30.0, 70.0), (20.0, 55.0)])
     monkeypatch.setattr(linear, "accuracy", lambda *_: next(accuracies))
-    call(linear, *linear_flags(tiny, "--epochs", 4, "--k", 5, "--seed", 2, "--model_path", encoder))
-    assert set(contents(encoder.parent)) == {
-        "encoder.pth",
-        "encoder_folder_linear.csv",
-        "encoder_folder_linear.json",
-    }
-    table = rows(encoder.parent / "encoder_folder_linear.csv")
+    call(linear, *words, *["--epochs", "4", "--k", "5", "--seed", "2"], "--model_path", encoder)
+    written = {"encoder_folder_linear.csv", "encoder_folder_linear.json"}
+    assert set(contents(encoder.parent)) == {"encoder.pth", *written}
+    table = read_csv(encoder.parent / "encoder_folder_linear.csv")
     assert [row["epoch"] for row in table] == ["1", "2", "3", "4"]
     assert [float(row["top1"]) for row in table] == [10, 30, 30, 20]
     assert all(0 < float(row["loss"]) < 20 for row in table)
     result = json.loads((encoder.parent / "encoder_folder_linear.json").read_text())
     assert [result["last_epoch"][key] for key in ("epoch", "top1", "top5")] == [4, 20, 55]
     assert [result["best_epoch"][key] for key in ("epoch", "top1", "top5")] == [2, 30, 60]
-    assert (
-        result["flags"]["seed"] == 2
-        and result["flags"]["encoder_mode"] == "frozen"
-        and "torch" in result["machine"]
-    )
+    assert result["flags"]["seed"] == 2 and result["flags"]["encoder_mode"] == "frozen"
+    assert "torch" in result["machine"]
     out = capsys.readouterr().out
-    assert (
-        "last epoch (4): top-1 20.00 %, top-5 55.00 %" in out
-        and "best epoch (2): top-1 30.00 %, top-5 60.00 %" in out
-    )
+    assert "last epoch (4): top-1 20.00 %, top-5 55.00 %" in out
+    assert "best epoch (2): top-1 30.00 %, top-5 60.00 %" in out
 
 
 def test_where_results_go_and_how_they_are_called(tiny, results, encoder, monkeypatch):
-    """What departs from a frozen evaluation on the weights' own data set has a name of its own, and harms no other."""
+    """Data set, mode and seed are in the name where they are not those of the weights."""
     here, foreign = encoder.parent, encoder.with_name("stl10_SimCLR_4model_256_400_2.0_0.5.pth")
     foreign.write_bytes(encoder.read_bytes())
 
     def out(*words):
-        args = linear.parse_args(
-            [*map(str, tiny[:4]), "--results", str(results), "--model_path", *map(str, words)]
-        )
+        flags = [*tiny[:4], "--results", results, "--model_path", *words]
+        args = linear.parse_args([str(flag) for flag in flags])
         return linear.open_encoders(args)[0][-1]
 
     assert out(encoder) == here / "encoder_folder"
     assert out(encoder, "--encoder_mode", "reference") == here / "encoder_folder_reference"
     assert out(foreign) == here / f"{foreign.stem}_folder"
     assert out(foreign, "--dataset_name", "stl10") == here / foreign.stem
-    assert (
-        out("random", "--arch", "resnet10", "--seed", 3) == results / "folder" / "random_resnet10_3"
-    )
+    untrained = out("random", "--arch", "resnet10", "--seed", 3)
+    assert untrained == results / "folder" / "random_resnet10_3"
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert out(encoder) == results / "folder" / "encoder_folder"
 
 
-def test_a_classifier_learns(call, tiny, encoder):
-    """The pictures' classes differ in colour, which even an untrained encoder shows."""
-    call(
-        linear, *linear_flags(tiny, "--epochs", 12, "--lr", 0.01, "--k", 5, "--model_path", encoder)
-    )
-    table = rows(encoder.parent / "encoder_folder_linear.csv")
+# ---- accuracy ----
+
+
+def test_a_classifier_learns(call, words, encoder):
+    """The classes differ in colour, which even an untrained encoder shows."""
+    call(linear, *words, *["--epochs", "12", "--lr", "0.01", "--k", "5"], "--model_path", encoder)
+    table = read_csv(encoder.parent / "encoder_folder_linear.csv")
     assert float(table[-1]["loss"]) < float(table[0]["loss"])
     assert max(float(row["top1"]) for row in table) > 60  # 33 % is chance
 
 
-def test_the_seed_decides_the_evaluation(call, tiny, encoder):
+def test_the_seed_decides_the_evaluation(call, words, encoder):
     tables = []
     for seed in (0, 0, 1):
-        call(linear, *linear_flags(tiny, "--seed", seed, "--model_path", encoder))
+        call(linear, *words, "--seed", seed, "--model_path", encoder)
         tables.append((encoder.parent / "encoder_folder_linear.csv").read_text())
     assert tables[0] == tables[1] != tables[2]
 
@@ -149,31 +165,17 @@ def test_accuracy():
     assert linear.accuracy(few, torch.randn(5, 3), torch.zeros(5, dtype=torch.long))[1] == 100
 
 
-def test_an_untrained_encoder_and_several(call, tiny, results, encoder, capsys, contents):
-    flags = linear_flags(tiny, "--results", results, "--arch", "resnet10", "--k", 5)
+def test_several_encoders(call, words, results, encoder, capsys, contents):
+    """They are listed in a table, an untrained one among them."""
+    flags = [*words, "--results", results, "--arch", "resnet10", "--k", 5]
     call(linear, *flags, "--model_path", "random", encoder)
-    assert set(contents(results)) == {
-        "folder/random_resnet10_0_linear.csv",
-        "folder/random_resnet10_0_linear.json",
-    }
+    stem = "folder/random_resnet10_0_linear"
+    assert set(contents(results)) == {f"{stem}.csv", f"{stem}.json"}
     table = capsys.readouterr().out.split("\n\n")[-1].splitlines()
     assert "kNN" in table[0] and "linear, last" in table[0] and "linear, best" in table[0]
     assert [line.split()[-1] for line in table[1:]] == ["random", "encoder.pth"]
-    for line, path in zip(
-        table[1:],
-        (
-            results / "folder" / "random_resnet10_0_linear.json",
-            encoder.parent / "encoder_folder_linear.json",
-        ),
-        strict=True,
-    ):
+    paths = results / f"{stem}.json", encoder.parent / "encoder_folder_linear.json"
+    for line, path in zip(table[1:], paths, strict=True):
         result = json.loads(path.read_text())
         expected = result["knn_top1"], result["last_epoch"]["top1"], result["best_epoch"]["top1"]
         assert line.split()[:3] == [f"{value:.2f}" for value in expected]
-
-
-def test_untrained_encoders_are_those_of_the_seed(tmp_path):
-    args = linear.parse_args(["--model_path", "random", "--arch", "resnet10", "--seed", "4"])
-    torch.manual_seed(4)
-    expected = Model(arch="resnet10").f.state_dict()
-    assert equal(linear.open_encoder("random", args)[0].state_dict(), expected)

@@ -1,79 +1,52 @@
 """main.py: its flags, what a run writes and prints, and that the seed decides everything."""
 
-import csv
 import json
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.losses import embeddings
+from helpers.outputs import last, read_csv, rows, same_bits
 
-import linear
 import loss
 import main
 from attentionce.errors import UserError
 from attentionce.runs import files
 from attentionce.training import one_step
+from loss import LOSSES
 from model import Model
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "checkpoint_keys.json").read_text())
-
-
-COLUMNS = {
-    "epoch",
-    "loss",
-    "views",
-    "seconds",
-    "skipped",
-    "effective_positives",
-    "effective_negatives",
-    "knn_top1",
-    "knn_top5",
-}
-
-
-def rows(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def equal(a, b):
-    """Whether two state_dicts have the same keys and bits."""
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-
+COLUMNS = {"epoch", "loss", "views", "seconds", "skipped", "knn_top1", "knn_top5"}
+COLUMNS |= {"effective_positives", "effective_negatives"}
 
 # ---- both programs ----
+
+
 def test_pretrain_and_evaluate_the_photographs(script, results):
-    """The two commands as a user gives them, each in a process of its own."""
-    flags = "--dataset_name photos --image_size 8 --batch_size 512 --precision fp32".split()
-    trained = script(
-        "main.py",
-        *flags,
-        "--arch",
-        "resnet10",
-        "--num_pos",
-        1,
-        "--d_neg",
-        10,
-        "--epochs",
-        2,
-        "--knn_every",
-        0,
-        "--results",
-        results,
-        "--seed",
-        1,
-    )
+    """The two commands as a user gives them, each in a new process."""
+    flags = [
+        "--dataset_name",
+        "photos",
+        "--image_size",
+        "8",
+        "--batch_size",
+        "512",
+        "--precision",
+        "fp32",
+    ]
+    words = "--arch resnet10 --num_pos 1 --d_neg 10 --epochs 2 --knn_every 0 --seed 1"
+    trained = script("main.py", *flags, *words.split(), "--results", results)
     assert trained.returncode == 0, trained.stderr
     assert "resnet10: 5.23 M parameters, 0.02 G multiply-adds" in trained.stdout
     assert trained.stderr == ""  # not a terminal: no bars
     assert "\nepoch 2/2: loss " in trained.stdout and " images/s, 0.0 h left" in trained.stdout
     stem = results / "photos" / "photos_SimCLR_1model_512_2_1.0_10.0"
     written = {path.name for path in stem.parent.iterdir()}
-    assert written == {
-        stem.name + ending for ending in (".csv", ".json", ".pth", ".state", ".state.previous")
-    }
-    losses = [float(row["loss"]) for row in rows(f"{stem}.csv")]
+    endings = (".csv", ".json", ".pth", ".state", ".state.previous")
+    assert written == {stem.name + ending for ending in endings}
+    losses = [float(row["loss"]) for row in read_csv(f"{stem}.csv")]
     assert len(losses) == 2 and all(0 < loss < 20 for loss in losses)
 
     evaluate = ["--epochs", 1, "--lr", 0.01, "--k", 20, "--model_path", f"{stem}.pth"]
@@ -83,17 +56,16 @@ def test_pretrain_and_evaluate_the_photographs(script, results):
     result = json.loads(Path(f"{stem}_linear.json").read_text())
     for which in ("last", "best"):
         row = result[f"{which}_epoch"]
-        assert (
-            f"{which} epoch (1): top-1 {row['top1']:.2f} %, top-5 {row['top5']:.2f} %"
-            in evaluated.stdout
-        )
-    assert (
-        result["knn_top1"] > 20
-    )  # 6 % is chance, 45 % usual; the images are more than noise to it
+        accuracy = f"top-1 {row['top1']:.2f} %, top-5 {row['top5']:.2f} %"
+        assert f"{which} epoch (1): {accuracy}" in evaluated.stdout
+    # 6 % is chance, 45 % usual: to the encoder the images are more than noise.
+    assert result["knn_top1"] > 20
     assert 8 < result["best_epoch"]["top1"] < result["best_epoch"]["top5"] <= 100
 
 
-# ---- main.py ----
+# ---- flags ----
+
+
 def test_flags_and_defaults_of_the_reference():
     flags = vars(main.parse_args([]))
     expected = {
@@ -122,124 +94,6 @@ def test_flags_and_defaults_of_the_reference():
     assert {name: flags[name] for name in expected} == expected
     assert main.parse_args(["--dataset_name", "tinyImageNet"]).save_every == 100
     assert main.parse_args(["--dataset_name", "tinyImageNet", "--save_every", "7"]).save_every == 7
-    flags = vars(linear.parse_args(["--model_path", "random"]))
-    expected = {
-        "root": "data",
-        "batch_size": 512,
-        "epochs": 100,
-        "dataset_name": "cifar10",
-        "lr": 1e-3,
-        "weight_decay": 1e-6,
-        "image_size": 32,
-        "arch": None,
-        "encoder_mode": "frozen",
-        "results": "results",
-    }
-    assert {name: flags[name] for name in expected} == expected
-    assert linear.parse_args(["--model_path", "random", "--dataset_name", "stl10"]).lr == 1e-2
-    assert (
-        linear.parse_args(["--model_path", "random", "--dataset_name", "stl10", "--lr", "0.5"]).lr
-        == 0.5
-    )
-
-
-def test_what_a_run_writes(call, tiny, results, capsys, contents):
-    """Weights at every multiple of --save_every and at the end; a row an epoch; kNN when it is due and at the end."""
-    assert (
-        call(
-            main,
-            *tiny,
-            "--epochs",
-            3,
-            "--save_every",
-            2,
-            "--knn_every",
-            2,
-            "--k",
-            5,
-            "--d_pos",
-            2,
-            "--seed",
-            9,
-        )
-        == 0
-    )
-    stem = "folder_SimCLR_4model_8_{}_2.0_1.0"
-    weights_written = {stem.format(epoch) + ".pth" for epoch in (2, 3)}
-    others = {stem.format(3) + ending for ending in (".csv", ".json", ".state", ".state.previous")}
-    folder = results / "folder"
-    assert set(contents(results)) == {f"folder/{name}" for name in weights_written | others}
-
-    table = rows(folder / (stem.format(3) + ".csv"))
-    assert set(table[0]) >= COLUMNS
-    assert [row["epoch"] for row in table] == ["1", "2", "3"]
-    assert [int(row["views"]) for row in table] == [epoch * 24 * 6 for epoch in (1, 2, 3)]
-    assert [row["knn_top1"] != "" for row in table] == [False, True, True]
-    for row in table:
-        assert 0 < float(row["loss"]) < 20 and 1 <= float(row["effective_positives"]) <= 4
-        assert 1 <= float(row["effective_negatives"]) <= 14
-    said = capsys.readouterr().out
-    assert "epoch 1/3: loss" in said and re.search("epoch 2/3: .*, kNN top-1 .* %, top-5", said)
-
-    result = json.loads((folder / (stem.format(3) + ".json")).read_text())
-    flags = vars(main.parse_args([]))
-    assert result["flags"].keys() == flags.keys()
-    for name, value in {
-        "seed": 9,
-        "d_pos": 2.0,
-        "epochs": 3,
-        "dataset_name": "folder",
-        "temperature": 0.5,
-    }.items():
-        assert result["flags"][name] == value
-    assert result["machine"]["torch"] == torch.__version__ and result["machine"]["device"] == "cpu"
-    assert {"python", "torchvision", "numpy", "commit"} <= result["machine"].keys()
-    assert result["precision"] == "float32" and result["epochs_done"] == 3
-    assert result["best_knn"] == max(float(row["knn_top1"] or 0) for row in table)
-    assert str(result["last"]["loss"]) == table[-1]["loss"]
-
-    first, last = (files.read(folder / (stem.format(epoch) + ".pth")) for epoch in (2, 3))
-    assert all(key.startswith("module.f.") or key.startswith("module.g.") for key in last)
-    assert not equal(first, last)
-    assert all(isinstance(value, torch.Tensor) for value in last.values())
-    assert last["module.f.1.num_batches_tracked"] == 3 * 3 * 6
-
-
-def test_the_seed_decides_every_bit(call, tiny, tmp_path, results):
-    found = []
-    for i, seed in enumerate((0, 0, 1)):
-        torch.rand(i)  # what was drawn before does not matter
-        call(main, *tiny, "--num_pos", 2, "--seed", seed, "--results", results / str(i))
-        found.append(
-            files.read(results / str(i) / "folder" / "folder_SimCLR_2model_8_1_1.0_1.0.pth")
-        )
-    assert equal(found[0], found[1])
-    assert not torch.equal(found[0]["module.f.0.weight"], found[2]["module.f.0.weight"])
-
-
-NAMES = {
-    "attentionce": "4model_8_1_1.0_1.0",
-    "simclr": "simclr_8_1",
-    "dcl": "dcl_8_1_0.1",
-    "hcl": "hcl_8_1_0.1_1.0",
-    "bcl": "bcl_8_1_0.1_0.9_0.9",
-}
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_loss_trains(call, tiny, results, name):
-    assert call(main, *tiny, "--loss", name) == 0
-    path = results / "folder" / f"folder_SimCLR_{NAMES[name]}"
-    (row,) = rows(f"{path}.csv")
-    entry = loss.LOSSES[name]
-    assert 0 < float(row["loss"]) < 20 and int(row["views"]) == 24 * entry.views(4)
-    assert (row["effective_negatives"] == "") == (not entry.attention)
-    state = files.read(f"{path}.pth")
-    assert all(value.isfinite().all() for value in state.values())
-    torch.manual_seed(0)
-    assert not torch.equal(
-        state["module.f.0.weight"], Model(128, "resnet10").f[0].weight
-    )  # it has moved
 
 
 @pytest.mark.parametrize(
@@ -260,56 +114,117 @@ def test_other_losses_have_their_authors_settings(words, alpha, beta):
     assert (args.tau_plus, args.alpha, args.beta) == (0.1, alpha, beta)
 
 
-def test_each_loss_is_the_one_that_is_named(monkeypatch):
-    """With its flags: the value on some embeddings is that of the function called by hand."""
-    generator = torch.Generator().manual_seed(0)
-    z = torch.nn.functional.normalize(torch.randn(3, 5, 4, generator=generator), dim=-1)
-    words = [
-        "--temperature",
-        "0.3",
-        "--tau_plus",
-        "0.2",
-        "--alpha",
-        "0.7",
-        "--beta",
-        "0.6",
-        "--d_pos",
-        "2",
-        "--d_neg",
-        "0.5",
-    ]
-    expected = {
-        "attentionce": loss.attentionce(z, 0.3, 2.0, 0.5),
-        "simclr": loss.simclr(z[:2], 0.3),
-        "dcl": loss.dcl(z[:2], 0.3, 0.2),
-        "hcl": loss.hcl(z[:2], 0.3, 0.2, 0.6),
-        "bcl": loss.bcl(z[:2], 0.3, 0.2, 0.7, 0.6),
+def test_a_queue_matters_to_moco_alone():
+    main.check_args(main.parse_args(["--batch_size", "8192"]))
+    with pytest.raises(UserError, match="--queue"):
+        main.check_args(main.parse_args(["--batch_size", "8192", "--estimator", "MoCo"]))
+
+
+# ---- what a run writes ----
+
+
+def test_what_a_run_writes(call, tiny, results, capsys, contents):
+    """One row per epoch; weights and kNN at multiples of their flags, and at the end."""
+    words = "--epochs 3 --save_every 2 --knn_every 2 --k 5 --d_pos 2 --seed 9"
+    assert call(main, *tiny, *words.split()) == 0
+    folder, stem = results / "folder", "folder_SimCLR_4model_8_{}_2.0_1.0"
+    written = {stem.format(epoch) + ".pth" for epoch in (2, 3)}
+    written |= {
+        stem.format(3) + ending for ending in (".csv", ".json", ".state", ".state.previous")
     }
-    assert expected.keys() == loss.LOSSES.keys()
+    assert set(contents(results)) == {f"folder/{name}" for name in written}
+
+    table = read_csv(folder / (stem.format(3) + ".csv"))
+    assert set(table[0]) >= COLUMNS
+    assert [row["epoch"] for row in table] == ["1", "2", "3"]
+    assert [int(row["views"]) for row in table] == [epoch * 24 * 6 for epoch in (1, 2, 3)]
+    assert [row["knn_top1"] != "" for row in table] == [False, True, True]
+    for row in table:
+        assert 0 < float(row["loss"]) < 20 and 1 <= float(row["effective_positives"]) <= 4
+        assert 1 <= float(row["effective_negatives"]) <= 14
+    said = capsys.readouterr().out
+    assert "epoch 1/3: loss" in said and re.search("epoch 2/3: .*, kNN top-1 .* %, top-5", said)
+
+    result = json.loads((folder / (stem.format(3) + ".json")).read_text())
+    assert result["flags"].keys() == vars(main.parse_args([])).keys()
+    expected = {"seed": 9, "d_pos": 2.0, "epochs": 3, "dataset_name": "folder", "temperature": 0.5}
+    assert {name: result["flags"][name] for name in expected} == expected
+    assert result["machine"]["torch"] == torch.__version__ and result["machine"]["device"] == "cpu"
+    assert {"python", "torchvision", "numpy", "commit"} <= result["machine"].keys()
+    assert result["precision"] == "float32" and result["epochs_done"] == 3
+    assert result["best_knn"] == max(float(row["knn_top1"] or 0) for row in table)
+    assert str(result["last"]["loss"]) == table[-1]["loss"]
+
+    one, other = (files.read(folder / (stem.format(epoch) + ".pth")) for epoch in (2, 3))
+    assert all(key.startswith(("module.f.", "module.g.")) for key in other)
+    assert not same_bits(one, other)
+    assert all(isinstance(value, torch.Tensor) for value in other.values())
+    assert other["module.f.1.num_batches_tracked"] == 3 * 3 * 6
+
+
+def test_the_seed_decides_every_bit(call, tiny, tmp_path, results):
+    found = []
+    for i, seed in enumerate((0, 0, 1)):
+        torch.rand(i)  # what was drawn before does not matter
+        folder = results / str(i)
+        call(main, *tiny, "--num_pos", 2, "--seed", seed, "--results", folder)
+        found.append(files.read(last(folder, ".pth")))
+    assert same_bits(found[0], found[1])
+    assert not torch.equal(found[0]["module.f.0.weight"], found[2]["module.f.0.weight"])
+
+
+# ---- losses, frameworks and steps ----
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_trains(call, tiny, results, name):
+    flags, entry = [*tiny, "--loss", name], LOSSES[name]
+    assert call(main, *flags) == 0
+    (row,) = rows(results)
+    assert 0 < float(row["loss"]) < 20 and int(row["views"]) == 24 * entry.views(4)
+    assert (row["effective_negatives"] == "") == (not entry.attention)
+    weights = last(results, ".pth")
+    assert weights.stem == main.stem(main.parse_args([str(flag) for flag in flags]), 1)
+    state = files.read(weights)
+    assert all(value.isfinite().all() for value in state.values())
+    torch.manual_seed(0)
+    untrained = Model(128, "resnet10")
+    assert not torch.equal(state["module.f.0.weight"], untrained.f[0].weight)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_run_has_the_loss_that_is_named_with_its_flags(monkeypatch, name):
+    values = {"tau_plus": 0.2, "alpha": 0.7, "beta": 0.6, "d_pos": 2.0, "d_neg": 0.5}
+    values = {parameter: values.get(parameter, 0.4) for parameter in LOSSES[name].parameters}
+    words = f"--loss {name} --temperature 0.3 --num_pos 1 --arch resnet10 --dataset_name photos"
+    for parameter, value in values.items():
+        words += f" --{parameter} {value}"
     monkeypatch.setattr(main, "cost", lambda model, image_size: (0, 0))
-    for name, value in expected.items():
-        flags = ["--loss", name, "--num_pos", "1", "--arch", "resnet10", "--dataset_name", "photos"]
-        args = main.parse_args([*flags, *words])
-        run = main.assemble(args, torch.zeros(1, 3, 8, 8), torch.device("cpu"), torch.float32)
-        assert torch.equal(one_step.mean_loss(run, z[: run.views]), value)
+    args, pixels = main.parse_args(words.split()), torch.zeros(1, 3, 8, 8)
+    run = main.assemble(args, pixels, torch.device("cpu"), torch.float32)
+    z = embeddings(run.views, 5, 4)
+    assert torch.equal(one_step.mean_loss(run, z), getattr(loss, name)(z, 0.3, **values))
 
 
 def test_moco_trains(call, tiny, results):
     assert call(main, *tiny, "--estimator", "MoCo", "--queue", 16, "--num_pos", 1) == 0
-    path = results / "folder" / "folder_MoCo_1model_8_1_1.0_1.0.pth"
-    assert list(files.read(path)) == [
-        f"module.{key}" for key in Model(128, "resnet10").state_dict()
-    ]
+    state = files.read(results / "folder" / "folder_MoCo_1model_8_1_1.0_1.0.pth")
+    assert list(state) == [f"module.{key}" for key in Model(128, "resnet10").state_dict()]
 
 
 @pytest.mark.parametrize("flag", [(), ("--grad_cache",)])
 def test_grad_cache_is_used_when_it_is_asked_for(call, tiny, monkeypatch, flag):
     used = []
+
+    def watched(name, step):
+        def take(*arguments):
+            used.append(name)
+            return step(*arguments)
+
+        return take
+
     for name in ("plain_step", "cached_step"):
-        step = getattr(one_step, name)
-        monkeypatch.setattr(
-            one_step, name, lambda *a, name=name, step=step: (used.append(name), step(*a))[1]
-        )
+        monkeypatch.setattr(one_step, name, watched(name, getattr(one_step, name)))
     monkeypatch.setattr(main, "save_state", lambda *_: None)
     call(main, *tiny, "--loss", "simclr", *flag)
     assert used == 3 * ["cached_step" if flag else "plain_step"]
@@ -322,9 +237,3 @@ def test_a_resnet50_file_is_one_of_the_reference(call, tiny, results, monkeypatc
     state = files.read(results / "folder" / "folder_SimCLR_simclr_24_1.pth")
     assert [(key, list(value.shape)) for key, value in state.items()] == list(GOLDEN.items())
     assert type(state) is dict or type(state).__name__ == "OrderedDict"
-
-
-def test_a_queue_matters_to_moco_alone():
-    main.check_args(main.parse_args(["--batch_size", "8192"]))
-    with pytest.raises(UserError, match="--queue"):
-        main.check_args(main.parse_args(["--batch_size", "8192", "--estimator", "MoCo"]))

@@ -1,4 +1,4 @@
-"""The encoder against the facts of the reference: keys, shapes, counts, and that every view is encoded by itself."""
+"""The encoder against the facts of the reference: keys, shapes, parameters and multiply-adds."""
 
 import copy
 import json
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.outputs import same_bits
 from torch import nn
 
 from model import ARCHS, Model, arch_of, as_resnet, cost
@@ -13,17 +14,11 @@ from model import ARCHS, Model, arch_of, as_resnet, cost
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "checkpoint_keys.json").read_text())
 
 
-def same(a, b):
-    """Whether two state_dicts have the same keys and bits."""
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-
-
 def test_resnet50_has_the_keys_and_shapes_of_the_reference_in_their_order():
     with torch.device("meta"):
         state = Model(128, "resnet50").state_dict()
-    assert [(f"module.{key}", list(value.shape)) for key, value in state.items()] == list(
-        GOLDEN.items()
-    )
+    shapes = {f"module.{key}": list(value.shape) for key, value in state.items()}
+    assert list(shapes.items()) == list(GOLDEN.items())
 
 
 def test_projection_has_the_size_that_is_asked_for():
@@ -48,7 +43,7 @@ def test_counting_leaves_the_model_as_it_was():
     before = copy.deepcopy(model.state_dict())
     small, large = cost(model, 8), cost(model, 32)
     assert small[0] == large[0] and small[1] < large[1] / 10  # 16 times the pixels
-    assert same(model.state_dict(), before)  # thop's total_ops would be keys more
+    assert same_bits(model.state_dict(), before)  # thop adds total_ops
     assert model.training and not any(module._forward_hooks for module in model.modules())
 
 
@@ -65,27 +60,24 @@ def test_outputs(arch, shape):
 
 
 def test_no_stage_before_the_first_shrinks_the_image():
-    """No stride in the first convolution and no max-pool: 8×8 pixels reach the first residual stage."""
+    """No stride in the first convolution and no max-pool: 8×8 pixels reach the first stage."""
     stem = Model(8, "resnet10").f[:3]
     assert stem(torch.zeros(1, 3, 8, 8)).shape == (1, 64, 8, 8)
 
 
 @pytest.mark.parametrize("arch", ["resnet10", "resnet50"])
-def test_the_same_encoder_in_the_names_of_torchvision(arch):
+def test_the_same_encoder_under_torchvisions_names(arch):
     model = Model(8, arch).eval()
     resnet = as_resnet(model.f, arch).eval()
     x = torch.randn(2, 3, 8, 8)
     with torch.no_grad():
         torch.testing.assert_close(resnet(x), model.f(x).flatten(1))
-    assert {
-        "conv1.weight",
-        "layer1.0.conv1.weight",
-        "layer4.0.bn2.running_var",
-    } <= resnet.state_dict().keys()
+    names = {"conv1.weight", "layer1.0.conv1.weight", "layer4.0.bn2.running_var"}
+    assert names <= resnet.state_dict().keys()
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_arch_is_read_off_the_keys(arch):
+def test_the_keys_say_which_arch_it_is(arch):
     with torch.device("meta"):
         assert arch_of(Model(8, arch).state_dict()) == arch
 

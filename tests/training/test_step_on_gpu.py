@@ -1,8 +1,8 @@
 """What a step asks of a GPU, on any machine: its tensors have a device and a shape, but no numbers.
 
 An operation on tensors of two devices fails with them as it would on a GPU. So does whatever looks
-at a number, for which the program would have to wait. Only the backward pass needs a real GPU; it is
-left out here.
+at a number, for which the program would have to wait. Only the backward pass needs a real GPU: it
+is left out here.
 """
 
 import pytest
