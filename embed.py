@@ -19,6 +19,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # `python -P` leaves it out
 
 from attentionce import cli
+from attentionce.data.decoding import BrokenImage, refuse
 from attentionce.data.lazy_images import LazyImages, image_warnings, lazy_folder, read_blocks
 from attentionce.errors import UserError
 from attentionce.evaluation.knn import features
@@ -54,6 +55,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=64,
         help="side that a folder's images are resized and cropped to, in pixels",
     )
+    add("--skip_broken", action="store_true", help="leave out images that cannot be read")
+    add("--big_images", action="store_true", help="read images above PIL's limit of 89 megapixels")
     add(
         "--batch_size",
         type=int,
@@ -112,11 +115,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     images = open_images(args)
     settings["image size"] = "×".join(map(str, images.size))
     classes = f", {len(images.classes)} classes" if images.classes else ""
-    print(
-        f"{len(images.paths):,} images of {settings['image size']} px{classes}; "
-        f"{arch} on {device} in {settings['precision']}",
-        flush=True,
-    )
+    print(f"{len(images.paths):,} images of {settings['image size']} px{classes}", flush=True)
+    if images.left_out:
+        print(f"left out: {images.left_out}", flush=True)
+    print(f"{arch} on {device} in {settings['precision']}", flush=True)
     columns = encoder.columns(arch)
     encoder = encoder.to(device).to(memory_format=torch.channels_last)
     with alone(out):
@@ -127,20 +129,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         def encode(pixels: Tensor) -> Tensor:
             return features(encoder, pixels, device, dtype, args.batch_size)
 
-        encode_missing(images, marks, partial, args.batch_size, encode)
-        rows = partial.find(marks)
-        table = Table(
-            images.paths,
-            images.labels,
-            images.classes,
-            columns,
-            lambda first, last: partial.take(rows[first:last])["numbers"],
-        )
+        with image_warnings(args.big_images):
+            broken = encode_missing(images, marks, partial, args.batch_size, encode)
+        if not args.skip_broken or len(broken) == len(marks):
+            refuse(broken, " and give the same command again, or leave them out (--skip_broken)")
+        table = finished(images, partial.find(marks), partial, columns)
         files.replace(out, lambda file: WRITERS[out.suffix](file, table))
         partial.remove()
     sizes = ", ".join(f"{name} of {size} numbers" for name, size in columns.items())
-    print(f"{out}: {len(images.paths):,} images, {sizes}")
+    without = f", without {len(broken):,} that cannot be read" if broken else ""
+    print(f"{out}: {len(table.paths):,} images{without}, {sizes}")
     return 0
+
+
+def finished(
+    images: LazyImages, positions: np.ndarray, partial: Partial, columns: dict[str, int]
+) -> Table:
+    """The rows of the images that could be read.
+
+    Args:
+        positions: Those of the images' rows in `partial`; -1: none.
+    """
+    good = np.flatnonzero(positions >= 0).tolist()
+    rows = positions[good]
+    return Table(
+        [images.paths[i] for i in good],
+        [images.labels[i] for i in good],
+        images.classes,
+        columns,
+        lambda first, last: partial.take(rows[first:last])["numbers"],
+    )
 
 
 @contextmanager
@@ -254,37 +272,35 @@ def encode_missing(
     partial: Partial,
     batch_size: int,
     encode: Callable[[Tensor], Tensor],
-) -> None:
+) -> dict[int, BrokenImage]:
     """Encode the images that have no row yet, block after block; each block's rows are then safe.
 
     Args:
         marks: The images' marks.
         encode: Images uint8 B×3×H×W → rows B×(D + P).
 
-    Raises:
-        UserError: Images cannot be read. All others have their rows.
+    Returns:
+        The images that cannot be read, by index.
     """
     missing = np.flatnonzero(partial.find(marks) < 0).tolist()
-    finished = len(marks) - len(missing)
-    if finished:
-        print(f"{finished:,} of them are finished already", flush=True)
-    broken = []
-    bar = tqdm(total=len(marks), initial=finished, unit="image", leave=False, disable=None)
-    with bar, image_warnings():
+    done = len(marks) - len(missing)
+    if done:
+        print(f"{done:,} of them are finished already", flush=True)
+    broken: dict[int, BrokenImage] = {}
+    bar = tqdm(total=len(marks), initial=done, unit="image", leave=False, disable=None)
+    with bar:
         for index, block in read_blocks(images, missing, batch_size):
-            whole = [i for i, image in zip(index, block, strict=True) if image is not None]
-            broken += [images.paths[i] for i in index if i not in whole]
-            if whole:
-                pixels = np.stack([image for image in block if image is not None])
-                rows = encode(torch.from_numpy(pixels))
-                partial.add(marks[whole], rows.cpu().numpy())
+            pixels: dict[int, np.ndarray] = {}
+            for i, image in zip(index, block, strict=True):
+                if isinstance(image, BrokenImage):
+                    broken[i] = image
+                else:
+                    pixels[i] = image
+            if pixels:
+                rows = encode(torch.from_numpy(np.stack([*pixels.values()])))
+                partial.add(marks[[*pixels]], rows.cpu().numpy())
             bar.update(len(index))
-    if broken:
-        more = f" and {len(broken) - 10} more" if len(broken) > 10 else ""
-        raise UserError(
-            f"{len(broken)} of {len(marks):,} images cannot be read ({', '.join(broken[:10])}"
-            f"{more}): replace or remove them and give the same command again, it keeps the rest"
-        )
+    return broken
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """embed.py: what its files hold, and that it goes on where it was interrupted."""
 
 import csv
-import os
 import shutil
 
 import numpy as np
@@ -90,7 +89,7 @@ def test_features_are_those_of_the_evaluation(call, flags, out, model, pictures,
     assert content["path"][0] == "test/blue/0.png" and content["path"][-1] == "train/red/7.png"
     assert encoded == [10, 10, 10, 6]
     said = capsys.readouterr()
-    assert said.out.startswith("36 images of 8×8 px, 3 classes; resnet10 on cpu in float32\n")
+    assert said.out.startswith("36 images of 8×8 px, 3 classes\nresnet10 on cpu in float32\n")
     assert said.out.endswith(f"{out}: 36 images, feature of 512 numbers\n")
     assert said.err == ""  # no bars where there is no terminal
     assert [path.name for path in out.parent.iterdir()] == ["features.npz"]
@@ -106,7 +105,7 @@ def test_projections(call, flags, out, model):
 
 
 @pytest.mark.parametrize("ending", embed.WRITERS)
-def test_a_folder_without_classes(call, flags, out, tmp_path, ending):
+def test_a_folder_without_classes(call, flags, out, tmp_path, ending, capsys):
     """At any depth, of any size; what lies in no folder has no label."""
     root, out = tmp_path / "mine", out.with_suffix(ending)
     names = ["b.png", "a\nb, c.png", "ä/deep/er/ü.png", "train/x.png", "unlabeled/y/z.png"]
@@ -114,6 +113,7 @@ def test_a_folder_without_classes(call, flags, out, tmp_path, ending):
         save_image(root / name, 40 * value, (9 + value, 7))
     save_image(root / ".hidden" / "x.png")
     call(embed, *flags, "--root", root, "--out", out)
+    assert "\nleft out: 1 hidden or of the system\n" in capsys.readouterr().out
     order = ["a\nb, c.png", "b.png", "train/x.png", "unlabeled/y/z.png", "ä/deep/er/ü.png"]
     if ending == ".csv":
         with open(out, newline="", encoding="utf-8") as file:
@@ -262,7 +262,7 @@ def test_other_settings_are_refused(refused, flags, out, interrupted, words, nam
     assert interrupted.read_bytes() == before
 
 
-def test_broken_images_are_named_together(call, refused, flags, out, tmp_path, encoded):
+def test_broken_images_are_named_together(call, refused, flags, out, tmp_path, encoded, capsys):
     """When all others are finished; without them the same command is done at once."""
     root, bad = tmp_path / "mine", [f"bad{i:02d}.png" for i in range(12)]
     for i in range(30):
@@ -272,29 +272,34 @@ def test_broken_images_are_named_together(call, refused, flags, out, tmp_path, e
         content = (root / name).read_bytes()
         (root / name).write_bytes(content[: len(content) // 2])
     message = refused(embed, *flags, "--root", root, "--out", out)
-    assert "12 of 42 images cannot be read" in message
-    assert "bad00.png" in message and "bad09.png and 2 more" in message
+    assert "cannot read 12 images: " in message and "--skip_broken" in message
+    assert "bad00.png" in message and "bad09.png' and 2 more" in message
     assert sum(encoded) == 30 and not out.exists()
+    skipped = out.with_name("skipped.npz")
+    call(embed, *flags, "--root", root, "--out", skipped, "--skip_broken")
+    assert "skipped.npz: 30 images, without 12 that cannot be read" in capsys.readouterr().out
+    assert loaded(skipped)["path"].tolist() == sorted(f"{i}.png" for i in range(30))
+    encoded.clear()
     for name in bad:
         (root / name).unlink()
     call(embed, *flags, "--root", root, "--out", out)
-    assert sum(encoded) == 30 and len(loaded(out)["path"]) == 30
+    assert not encoded and out.read_bytes() == skipped.read_bytes()
 
 
-def test_a_full_disk_keeps_what_is_finished(call, refused, flags, out, monkeypatch, encoded):
-    fsync, left = os.fsync, iter(range(3))
+def test_nothing_but_broken_images(refused, flags, out, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.png").write_text("not an image")
+    words = ["--root", tmp_path / "mine", "--out", out, "--skip_broken"]
+    assert "cannot read the image" in refused(embed, *flags, *words)
 
-    def full(descriptor):
-        if next(left, None) is None:
-            raise OSError(28, "No space left on device")
-        fsync(descriptor)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        message = refused(embed, *flags, "--out", out)
-    assert "cannot write" in message and "No space left" in message
-    call(embed, *flags, "--out", out)
-    assert sum(encoded) <= 46 and len(loaded(out)["path"]) == 36
+def test_images_above_the_limit(call, refused, flags, out, tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    save_image(tmp_path / "mine" / "a.png")
+    flags = [*flags, "--root", tmp_path / "mine", "--out", out]
+    assert "--big_images" in refused(embed, *flags)
+    call(embed, *flags, "--big_images")
+    assert Image.MAX_IMAGE_PIXELS == 50 and len(loaded(out)["path"]) == 1
 
 
 def test_two_at_once(refused, flags, out):
@@ -341,6 +346,5 @@ def test_wrong_flags_are_named(refused, flags, out, monkeypatch, tmp_path):
 def test_the_home_folder(call, flags, pictures, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     shutil.copytree(pictures / "test", tmp_path / "mine")
-    words = ["--root", "~/mine", "--model_path", "~/w.pth", "--out", "~/f.npz"]
-    call(embed, *flags, *words)
+    call(embed, *flags, "--root", "~/mine", "--model_path", "~/w.pth", "--out", "~/f.npz")
     assert len(loaded(tmp_path / "f.npz")["path"]) == 12

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from attentionce.data.decoding import open_file, upright
+from attentionce.data.decoding import BrokenImage, open_file, pixel_limit, upright
 from attentionce.data.image_files import find_images
 from attentionce.data.image_folder import common_size
 from attentionce.errors import UserError, mending
@@ -27,8 +27,9 @@ class LazyImages(NamedTuple):
     labels: list[int]  # -1: none
     classes: list[str]
     size: tuple[int, int]  # height and width in pixels
-    read: Callable[[int], np.ndarray]  # image i: uint8 3×H×W
+    read: Callable[[int], np.ndarray]  # image i: uint8 3×H×W; a BrokenImage if it cannot be read
     content: Callable[[int], bytes]  # what tells image i from another one of the same path
+    left_out: str = ""  # what else was found, and why it is not read
 
     def marks(self) -> np.ndarray:
         """64 bits per image, by which its row is recognised when a run is resumed."""
@@ -50,27 +51,34 @@ def lazy_folder(root: str, side: int) -> LazyImages:
     if not os.path.isdir(root):
         raise UserError(f"--root {root!r} is not a folder")
     with mending(f"cannot list the images in {root!r}: repair or remove what cannot be read"):
-        found = find_images(root)[0]
-        paths = sorted(os.path.relpath(file.path, root).replace(os.sep, "/") for file in found)
-    if not paths:
-        raise UserError(f"no images in --root {root!r}")
+        found, left_out = find_images(root)
+    if not found:
+        more = f"; left out: {left_out}" if str(left_out) else ""
+        raise UserError(f"no images in --root {root!r}{more}")
+    files = {os.path.relpath(file.path, root).replace(os.sep, "/"): file for file in found}
+    paths = sorted(files)
+    changes = np.array([[files[path].size, files[path].changed] for path in paths])
+    del found, files  # those of a million images are large
     with image_warnings():
         size = common_size([os.path.join(root, path) for path in paths], side)
 
     def read(i: int) -> np.ndarray:
-        path = os.path.join(root, paths[i])
-        with open_file(path) as image:
+        with open_file(os.path.join(root, paths[i])) as image:
             return np.asarray(upright(image, side if size is None else None)).transpose(2, 0, 1)
-
-    def content(i: int) -> bytes:
-        info = os.stat(os.path.join(root, paths[i]))
-        return f"{info.st_size} {info.st_mtime_ns}".encode()
 
     names = [class_of(path) for path in paths]
     classes = sorted(set(names) - {""})
     number = {name: i for i, name in enumerate(classes)}
     labels = [number.get(name, -1) for name in names]
-    return LazyImages(paths, labels, classes, size or (side, side), read, content)
+    return LazyImages(
+        paths,
+        labels,
+        classes,
+        size or (side, side),
+        read,
+        lambda i: changes[i].tobytes(),
+        str(left_out),
+    )
 
 
 def class_of(path: str) -> str:
@@ -81,9 +89,13 @@ def class_of(path: str) -> str:
 
 
 @contextmanager
-def image_warnings() -> Iterator[None]:
-    """PIL's warnings about metadata are not shown; that about an enormous image is an error."""
-    with warnings.catch_warnings():
+def image_warnings(big_images: bool = False) -> Iterator[None]:
+    """PIL's warnings about metadata are not shown; that about an enormous image is an error.
+
+    Args:
+        big_images: Lift the limit on an image's pixels.
+    """
+    with warnings.catch_warnings(), pixel_limit(big_images):
         warnings.filterwarnings("ignore", module=r"PIL\.")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
@@ -91,17 +103,17 @@ def image_warnings() -> Iterator[None]:
 
 def read_blocks(
     images: LazyImages, wanted: list[int], size: int
-) -> Iterator[tuple[list[int], list[np.ndarray | None]]]:
-    """Blocks of indices and their images, None where one is broken.
+) -> Iterator[tuple[list[int], list[np.ndarray | BrokenImage]]]:
+    """Blocks of indices and their images, or the error where one is broken.
 
     Several threads read a block while the one before it is encoded.
     """
 
-    def read(i: int) -> np.ndarray | None:
+    def read(i: int) -> np.ndarray | BrokenImage:
         try:
             return images.read(i)
-        except UserError:
-            return None
+        except BrokenImage as error:
+            return error
 
     parts = [wanted[first : first + size] for first in range(0, len(wanted), size)]
     with ThreadPool(torch.get_num_threads()) as pool:

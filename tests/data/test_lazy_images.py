@@ -9,6 +9,7 @@ from PIL import Image
 
 import utils
 from attentionce.data import lazy_images
+from attentionce.data.decoding import BrokenImage
 from attentionce.errors import UserError
 
 
@@ -72,14 +73,31 @@ def test_blocks_hold_what_is_wanted(wanted, size):
     assert indices == values == wanted
 
 
-def test_broken_images_are_none():
+def test_broken_images_are_told_from_other_errors():
+    error = BrokenImage("1", "why")
+
     def read(i):
         if i == 1:
-            raise UserError("broken")
+            raise error
         return np.zeros((3, 1, 1), np.uint8)
 
     ((index, block),) = lazy_images.read_blocks(numbers(3, read), [0, 1, 2], 5)
-    assert index == [0, 1, 2] and [image is None for image in block] == [False, True, False]
+    assert index == [0, 1, 2] and block[1] is error and block[0].shape == (3, 1, 1)
+    error = UserError("not enough memory")
+    with pytest.raises(UserError, match="not enough memory"):
+        next(lazy_images.read_blocks(numbers(3, read), [0, 1, 2], 5))
+
+
+def test_links_and_what_is_left_out(tmp_path):
+    """A link that leads nowhere is a broken image, not the end of the program."""
+    Image.new("RGB", (5, 5)).save(tmp_path / "a.png")
+    os.symlink(tmp_path / "none", tmp_path / "b.png")
+    (tmp_path / "notes.txt").write_text("text")
+    images = lazy_images.lazy_folder(str(tmp_path), 8)
+    assert images.paths == ["a.png", "b.png"] and images.size == (5, 5)
+    assert "1 .txt" in images.left_out and len(set(images.marks().tolist())) == 2
+    with pytest.raises(BrokenImage):
+        images.read(1)
 
 
 def test_one_block_ahead_and_no_more():
@@ -102,5 +120,5 @@ def test_no_images(tmp_path):
     with pytest.raises(UserError, match="is not a folder"):
         lazy_images.lazy_folder(str(tmp_path / "none"), 8)
     (tmp_path / "text.txt").write_text("no image")
-    with pytest.raises(UserError, match="no images in"):
+    with pytest.raises(UserError, match="no images in .*left out: 1 other file"):
         lazy_images.lazy_folder(str(tmp_path), 8)
