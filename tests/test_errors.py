@@ -54,11 +54,12 @@ def test_a_failed_checksum(refused, tiny, tmp_path, monkeypatch, name, archive):
     assert path.read_bytes() == b"half of it"
 
 
-def test_a_root_without_the_folders(refused_by_both, results, encoder, tmp_path, contents):
+@pytest.mark.parametrize("root, why", [("empty", "there are none"), ("missing", "no such folder")])
+def test_a_root_without_images(refused_by_both, results, encoder, tmp_path, contents, root, why):
     (tmp_path / "empty").mkdir()
-    for root in (tmp_path / "empty", tmp_path / "missing"):
-        for message in refused_by_both("--root", root):
-            assert str(root) in message and "train" in message and "test or val" in message
+    for message in refused_by_both("--root", tmp_path / root):
+        assert f"--root '{tmp_path / root}' needs a folder train with one folder per" in message
+        assert why in message
     assert contents(results) == {} and set(contents(encoder.parent)) == {"encoder.pth"}
 
 
