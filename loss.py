@@ -474,8 +474,8 @@ def mean_over_rows(rows: Tensor, columns: Tensor, own: Tensor, pos: Tensor, log_
     `own` (indices, R × 2 or R × 0), the anchors of the row's image.
 
     Memory is linear in R and C, because the R × C cosines are made a few rows at a time. A row's
-    loss depends on no other row. So autograd computes each block's gradient at once, while the block
-    is in cache, and what waits for the backward pass is no larger than the embeddings.
+    loss depends on no other row. So autograd computes each block's gradient at once, while the
+    block is in cache, and what waits for the backward pass is no larger than the embeddings.
     """
     if torch.is_grad_enabled() and any(x.requires_grad for x in (rows, columns, pos)):
         return _MeanOverRows.apply(rows, columns, own, pos, log_g)
@@ -499,7 +499,7 @@ def _blocks(rows: Tensor, columns: Tensor) -> Iterator[slice]:
 
 
 def block_rows(device: str, columns: int) -> int:
-    """Rows per block: 64 MB of cosines on a GPU; about 2 MB, which stay in cache, on a CPU."""
+    """Rows per block: 64 MB of cosines on a GPU; 2 MB, which stay in cache, on a CPU."""
     most = max(1, 2**24 // columns)
     return min(max(128, 2**19 // columns), most) if device == "cpu" else most
 
@@ -521,10 +521,11 @@ class _MeanOverRows(torch.autograd.Function):
                 column = columns.detach().requires_grad_(needs_columns)
                 agreement = pos[block].detach().requires_grad_()
                 loss = _row_losses(row, column, own[block], agreement, log_g).sum()
-            wanted = (row, agreement, column) if needs_columns else (row, agreement)
-            by_rows[block], by_pos[block], *by_column = torch.autograd.grad(loss, wanted)
+            wanted = [row, agreement, column] if needs_columns else [row, agreement]
+            gradients = torch.autograd.grad(loss, wanted)
+            by_rows[block], by_pos[block] = gradients[:2]
             if needs_columns:
-                by_columns += by_column[0]
+                by_columns += gradients[2]
             total += loss.detach()
         ctx.save_for_backward(by_rows, by_columns, by_pos)
         return total / len(rows)

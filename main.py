@@ -256,7 +256,7 @@ def pretrain(
             announce_stop(run, path, command)
             return signals.exit_status(stop)
         if evaluation_due(run, evaluate) and run.saved_at != run.position:
-            save_state(run, path, ".state")  # an evaluation may take longer than a signal leaves
+            save_state(run, path, ".state")  # evaluation may outlast the time after a signal
         finish_epoch(run, path, evaluate, command)
         if board is not None:
             tensorboard.write_epoch(board, run.progress["rows"][-1], epoch_pictures(run))

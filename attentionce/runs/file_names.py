@@ -36,7 +36,7 @@ def title(path: str | Path, losses: dict[str, Any]) -> str:
     name = re.sub(r"(\.pth|_linear\.csv|\.csv|\.json)$", "", Path(path).name)
     for loss in losses.values():
         method = re.escape(loss.method).replace(r"\{num_pos\}", r"(?P<num_pos>\d+)")
-        numbers = "".join(rf"_(?P<{parameter}>[\d.]+)" for parameter in loss.parameters)
+        numbers = "".join(rf"_(?P<{parameter}>[-+.\de]+)" for parameter in loss.parameters)
         found = re.fullmatch(rf"[^_]+_[^_]+_{method}_\d+_(?P<epoch>\d+){numbers}", name)
         if found is None:
             continue

@@ -18,7 +18,7 @@ SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name)
 def handled() -> Iterator[None]:
     """Inside, the functions below may choose what signals do; then the caller's handlers are back.
 
-    In another thread than the main one, as in a server or a notebook's, signals stay the caller's.
+    Outside the main thread, as in some servers and notebooks, handlers are left alone.
     """
     before = {number: signal.getsignal(number) for number in SIGNALS}
     try:

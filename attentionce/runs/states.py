@@ -65,7 +65,7 @@ def read_state(path: Path) -> dict[str, Any]:
         state = _read_one(previous(path))
     except UserError as error:
         raise UserError(f"{problem}; {error}; start anew with --resume never") from None
-    with suppress(OSError):  # else the next save would replace the previous one, which is whole
+    with suppress(OSError):  # else the next save would overwrite the intact previous state
         os.replace(path, path.with_name(path.name + ".damaged"))
     print(f"{problem}: going on from {previous(path)}", flush=True)
     return state
@@ -108,8 +108,8 @@ def find_state(
     named = args.resume != "auto"
     free = RECOVERY if named else ()
     for path in of_all_epochs(folder, stem, ".json").values():
-        with suppress(OSError, json.JSONDecodeError, KeyError, TypeError):
-            flags = current_names(json.loads(path.read_text())["flags"])  # or it protects nothing
+        with suppress(OSError, json.JSONDecodeError, KeyError, TypeError):  # skip unreadable files
+            flags = current_names(json.loads(path.read_text())["flags"])
             _check_flags(args, {**defaults, **flags}, path, free)
     if named:
         state = read_state(Path(args.resume))

@@ -51,10 +51,10 @@ class MoCo(nn.Module):
 
     @torch.no_grad()
     def push(self, keys: Tensor, finite: Tensor) -> None:
-        """Put the keys b × dim of all processes in the place of the oldest in the queue.
+        """Replace the oldest keys in the queue with those of all processes, b × dim each.
 
         Args:
-            finite: A bool on the device; without it nothing is put.
+            finite: A bool on the device; if it is false, nothing is enqueued.
         """
         keys = processes.gather_rows(keys.to(self.queue.dtype))
         places = (self.position + torch.arange(len(keys), device=keys.device)) % len(self.queue)

@@ -56,7 +56,7 @@ def train_epoch(run: Run, received: list[int], save_state: Callable[[], object])
             if check or save or stop:
                 check_losses(run, bar)
                 checked = time.monotonic()
-            # The time to wait for the GPU counts, the time to save does not.
+            # This includes waiting for the GPU, but not saving.
             progress["seconds"] += time.monotonic() - marked
             if save or stop:
                 save_state()

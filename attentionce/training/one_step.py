@@ -41,7 +41,7 @@ def take_step(run: Run, batch: Tensor) -> None:
         progress["effective"] = effective_numbers(run, z)  # before the queue takes these keys
     if moco is not None:
         moco.follow(run.model, loss.isfinite())
-        moco.push(keys[0], loss.isfinite())
+        moco.push(keys[0], loss.isfinite())  # one key per image, as in MoCo
 
 
 def draw_views(run: Run, batch: Tensor) -> views.Draw:
@@ -131,8 +131,8 @@ def update_weights(run: Run, loss: Tensor) -> Tensor:
     A step that is not finite moves nothing.
 
     Returns:
-        The loss averaged over the processes; NaN if it or its gradient is not finite, and after
-        such a step.
+        The loss averaged over the processes; NaN if it or its gradient is not finite, or if an
+        earlier step was not.
     """
     gradients = [p.grad for p in run.model.parameters() if p.grad is not None]
     loss = processes.average(loss)
@@ -150,14 +150,15 @@ def update_weights(run: Run, loss: Tensor) -> Tensor:
 def _step_while_finite(run: Run, finite: Tensor) -> Tensor:
     """After the first non-finite step, updates are skipped until the next check stops the run.
 
-    The fused optimiser reads `found_inf` on the device, so the host need not wait to know.
+    The fused optimiser reads `found_inf` on the device and then changes nothing, so the host need
+    not wait to know.
     """
+    run.finite = finite if run.finite is None else run.finite & finite
     optimizer: Any = run.optimizer
-    stuck = getattr(optimizer, "found_inf", torch.zeros((), device=run.device))
-    optimizer.grad_scale, optimizer.found_inf = None, torch.maximum(stuck, (~finite).float())
-    if run.device.type != "mps" or optimizer.found_inf == 0:  # MPS's does not read it
+    optimizer.grad_scale, optimizer.found_inf = None, (~run.finite).float()
+    if run.device.type != "mps" or run.finite:  # MPS's optimiser does not read it
         optimizer.step()
-    return optimizer.found_inf == 0
+    return run.finite
 
 
 def effective_numbers(run: Run, z: Tensor) -> list[float]:

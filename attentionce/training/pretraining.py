@@ -39,6 +39,7 @@ class Run:
     compiled: bool = False  # encoder and views go through torch.compile
     recompute: bool = False  # the first stage's activations in the backward pass
     steps_taken: int = 0  # by this process
+    finite: Tensor | None = None  # whether all steps of this process were, on the device
     good_buffers: list[Tensor] | None = None  # BatchNorm's statistics at the last finite loss
     saved_at: tuple[int, int] | None = None  # epoch and step of the newest state
 
@@ -144,7 +145,7 @@ def _like(fresh: dict[str, Any], progress: dict[str, Any], steps: int) -> dict[s
     """The saved progress on the fresh one's device, if it has the same parts, types and shapes."""
     result = {}
     for name, value in fresh.items():
-        saved = progress[name]
+        saved = progress.get(name, value)  # a part that is newer than the state starts fresh
         same_kind = type(saved) is type(value)
         if not same_kind or (isinstance(value, Tensor) and saved.shape != value.shape):
             raise ValueError(f"its {name} is of another kind")

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import main
+from attentionce.errors import UserError
 from attentionce.training import one_step
 from attentionce.training.pretraining import restore, state_of
 
@@ -34,3 +35,16 @@ def test_another_precision_goes_on(monkeypatch, before, after):
     one_step.take_step(second, second.pixels[4:])
     assert second.progress["losses"].isfinite().all()
     assert not torch.equal(second.model.f[0].weight, first.model.f[0].weight)
+
+
+def test_a_part_of_progress_that_is_newer_than_the_state_starts_fresh(monkeypatch):
+    monkeypatch.setattr(main, "cost", lambda model, image_size: (0, 0))
+    first, second = new_run(False), new_run(False)
+    one_step.take_step(first, first.pixels[:4])
+    first.progress["step"] = 1
+    state = state_of(first)
+    state["progress"] = {name: value for name, value in first.progress.items() if name != "skipped"}
+    restore(second, state)
+    assert second.position == (1, 1) and second.progress["skipped"] == 0
+    with pytest.raises(UserError, match="the state does not fit this run"):
+        restore(second, {**state, "progress": {**state["progress"], "seconds": "long"}})
