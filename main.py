@@ -236,6 +236,7 @@ def pretrain(
     images = load_images(args)
     evaluate = knn_evaluation(args, images, device, dtype) if args.knn_every else None
     run = assemble(args, images.pixels, device, dtype)
+    run.fingerprint = images.fingerprint
     if state is not None:
         restore(run, state)
 

@@ -32,6 +32,7 @@ class Run:
     scaler: torch.amp.GradScaler
     loss: Any  # the entry of loss.LOSSES that --loss names
     progress: dict[str, Any]
+    fingerprint: str = ""  # of the images
     view_ops: views.Ops = views.Ops()  # the steps from images to a view, perhaps compiled
     moco: MoCo | None = None
     key_encoder: Callable[..., Any] | None = None  # MoCo's momentum encoder, or its compiled form
@@ -97,6 +98,7 @@ def state_of(run: Run) -> dict[str, Any]:
         "moco": run.moco.state_dict() if run.moco else None,
         "progress": run.progress,
         "images": len(run.pixels),
+        "fingerprint": run.fingerprint,
     }
 
 
@@ -114,6 +116,11 @@ def restore(run: Run, state: dict[str, Any]) -> None:
     if state.get("images") != len(run.pixels):
         raise UserError(
             f"the state was made with {state.get('images')} images, here are {len(run.pixels)}"
+        )
+    if state.get("fingerprint", run.fingerprint) != run.fingerprint:  # older states have none
+        raise UserError(
+            "the state was made with as many, but other images: use those, or start anew with "
+            "--resume never"
         )
     with mending("the state does not fit this run; start anew with --resume never"):
         run.model.load_state_dict(state["model"])

@@ -134,6 +134,13 @@ def test_other_images_are_refused(stopped, flags, refused, pictures, tmp_path):
     assert "24 images, here are 25" in refused(main, *flags, "--root", more)
 
 
+def test_as_many_other_images_are_refused(stopped, flags, refused, pictures, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(pictures, other)
+    (other / "train" / "red" / "0.png").rename(other / "train" / "red" / "another.png")
+    assert "as many, but other images" in refused(main, *flags, "--root", other)
+
+
 # ---- flags that do not ----
 
 
