@@ -1,4 +1,4 @@
-"""Weights on disk: named as in the reference, never half a file, never code."""
+"""Files on disk: written whole or not at all, and read without running anything in them."""
 
 import csv
 import io
@@ -19,12 +19,13 @@ from torch import Tensor
 
 from attentionce.errors import UserError, mending
 
-LARGEST_FILE = 8 * 2**30  # bytes; a state of resnet50 is 0.3 GB
-LARGEST_PICKLE = (
-    4 * 2**20
-)  # bytes of structure, without the tensors' own; a state of resnet50 after 400 epochs has 0.1 MB
-LARGEST_DIRECTORY = 4 * 2**20  # bytes of the list of records; a state of resnet50 has 0.04 MB
-# The only names that a state_dict's pickle needs. weights_only allows a few more, bytearray(10**12) among them.
+# Bytes of the whole file, of its structure without the numbers, and of its list of records. A state
+# of resnet50 has 0.3 GB, 0.1 MB (after 400 epochs) and 0.04 MB.
+LARGEST_FILE = 8 * 2**30
+LARGEST_PICKLE = 4 * 2**20
+LARGEST_DIRECTORY = 4 * 2**20
+# The only names that the pickle of a state_dict needs. weights_only allows a few more, such as
+# bytearray, and bytearray(10**12) would take 1 TB.
 KNOWN_GLOBALS = {
     "collections OrderedDict",
     "torch._utils _rebuild_tensor_v2",
@@ -32,20 +33,24 @@ KNOWN_GLOBALS = {
 }
 
 
-# ---------------------------------------------------------------------------------------------- writing
+# ------------------------------------------------------------------------------------- writing
 
 
 def writable_folder(path: Path) -> Path:
-    """The folder, made where it is missing, after a trial file has shown that it takes files."""
+    """The folder, which is made if it is missing.
+
+    Raises:
+        UserError: It takes no files, as a trial file shows.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(
-            dir=path
-        ) as trial:  # which has no name that a crash could leave behind
+        # This file has no name, so that a crash leaves nothing behind.
+        with tempfile.TemporaryFile(dir=path) as trial:
             trial.write(b"x")
     except OSError as error:
         raise UserError(
-            f"cannot write to the results folder {path}: {error.strerror}; name another with --results"
+            f"cannot write to the results folder {path}: {error.strerror}; name another with "
+            "--results"
         ) from None
     return path
 
@@ -56,13 +61,20 @@ def replace(
     previous: Path | None = None,
     verify: Callable[[Path], None] | None = None,
 ) -> None:
-    """Replace a file in one step: `write(file)` to a temporary name beside it, flushed to disk, then renamed.
+    """Replace a file in one step.
 
-    Whatever interrupts this, `path` (or `previous`, the file that it held before) is whole. `verify`, if given, reads what
-    was written before it takes the place.
+    The new content is written under a temporary name beside the file, flushed to disk, and renamed.
+    Whatever interrupts this, `path` is whole, or `previous` is.
+
+    Args:
+        path: The file.
+        write: write(file) writes the content.
+        previous: Where the file that is replaced is kept.
+        verify: verify(path) checks the temporary file before it is renamed.
 
     Raises:
-        UserError: the disk is full, read-only or gone; the temporary file is removed, `path` or `previous` is as before.
+        UserError: The disk is full, read-only or gone. The temporary file is removed, and the file
+            is as before, at `path` or `previous`.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -76,16 +88,11 @@ def replace(
             os.replace(path, previous)
         os.replace(temporary, path)
         _flush_folder(path.parent)
-    except (
-        OSError,
-        RuntimeError,
-        UserError,
-    ) as error:  # torch.save turns a full disk into a RuntimeError
+    except (OSError, RuntimeError, UserError) as error:
         with suppress(OSError):  # a folder that is gone or read-only
             temporary.unlink()
-        reasons = (
-            getattr(e, "strerror", None) for e in (error, error.__context__)
-        )  # the second: what torch.save ran into
+        # torch.save turns the error of a full disk, its context, into a RuntimeError.
+        reasons = (getattr(e, "strerror", None) for e in (error, error.__context__))
         reason = next(filter(None, reasons), None) or str(error).splitlines()[0]
         advice = "what was there before is unharmed; mend that and give the same command again"
         raise UserError(f"cannot write {path}: {reason}; {advice}") from error
@@ -96,14 +103,14 @@ def _flush_folder(path: Path) -> None:
         return
     folder = os.open(path, os.O_RDONLY)
     try:
-        with suppress(OSError):  # some network file systems flush files, but no folders
+        with suppress(OSError):  # some network file systems flush files but not folders
             os.fsync(folder)
     finally:
         os.close(folder)
 
 
 def save(path: Path, content: dict[str, Any], previous: Path | None = None) -> None:
-    """`torch.save` by way of `replace`; what is written can be read with weights_only."""
+    """`torch.save` by way of `replace`; verified to be readable by `read`."""
     replace(path, lambda file: torch.save(content, file), previous, verify=check)
 
 
@@ -122,28 +129,29 @@ def save_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def save_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a dictionary, one key a line."""
+    """Write a dictionary, one line per key."""
     save_text(path, json.dumps(content, indent=2) + "\n")
 
 
-# ---------------------------------------------------------------------------------------------- reading
+# ------------------------------------------------------------------------------------- reading
 
 
 def check(path: Path) -> None:
-    """Refuse what is not a whole file written by torch.save, before anything of it is unpickled or takes memory.
+    """Refuse what is not a whole file of torch.save, before it is unpickled or takes memory.
 
-    Every record must be there once, stored as it is (a compressed one could unpack to any size), lie within the file and
-    match its checksum; the pickle must name nothing but tensors and dictionaries.
+    Every record must be there once, lie within the file and match its checksum. It must not be
+    compressed, because it could then unpack to any size. The pickle may name nothing but tensors
+    and dictionaries.
 
     Raises:
-        UserError: what is wrong, in one line.
+        UserError: What is wrong, in one line.
     """
     if not path.exists():
         raise UserError(f"there is no file {path}")
     if not path.is_file():  # opening a pipe would wait for ever
-        raise UserError(f"{path} is no file")
+        raise UserError(f"{path} is not a file")
     with (
-        mending(f"{path} is truncated, damaged or no weights file of PyTorch 1.6 or later"),
+        mending(f"{path} is truncated, damaged or not a weights file of PyTorch 1.6 or later"),
         open(path, "rb") as file,
     ):
         _check_frame(path, file)
@@ -158,23 +166,15 @@ def check(path: Path) -> None:
                 raise UserError(
                     f"{path} claims to hold {sizes:,} bytes: more than it can; not opened"
                 )
-            names = [
-                record.filename.lower() for record in records
-            ]  # torch.load does not tell A from a
-            pickles = [
-                record
-                for record, name in zip(records, names, strict=True)
-                if name.endswith("/data.pkl")
-            ]
-            if (
-                len(pickles) != 1
-                or pickles[0].file_size > LARGEST_PICKLE
-                or len(set(names)) < len(names)
-            ):
+            # In lower case, because torch.load does not tell A from a.
+            names = [record.filename.lower() for record in records]
+            by_name = zip(names, records, strict=True)
+            pickles = [record for name, record in by_name if name.endswith("/data.pkl")]
+            one = len(pickles) == 1 and pickles[0].file_size <= LARGEST_PICKLE
+            if not one or len(set(names)) < len(names):
                 raise UserError(f"{path} was not written by torch.save: not opened")
-            if any(
-                record.is_dir() or record.external_attr & 0x10 for record in records
-            ):  # torch.load reads no numbers then
+            # torch.load reads no numbers from a record that is marked as a folder.
+            if any(record.is_dir() or record.external_attr & 0x10 for record in records):
                 raise UserError(f"{path} has a folder among its records: not opened")
             damaged = archive.testzip()
             if damaged is not None:
@@ -183,48 +183,53 @@ def check(path: Path) -> None:
 
 
 def _check_frame(path: Path, file: BinaryIO) -> None:
-    """Begins as torch.load's zip files do (it reads others by other means), ends with a list of records of sensible size."""
+    """Refuse what does not begin and end as a zip file, or has a list of records that is too large.
+
+    torch.load reads files that begin otherwise by other means.
+    """
     begins, length = file.read(4), file.seek(0, os.SEEK_END)
+    # A zip file ends with 22 bytes. Before them a large one has 56 and 20 more, which torch.save
+    # may write for small ones too.
     file.seek(max(0, length - 98))
-    end = file.read().rjust(
-        98, b"\0"
-    )  # 56 bytes and 20 for large files, which torch.save may write for small ones; 22
+    end = file.read().rjust(98, b"\0")
     if begins != b"PK\3\4" or end[76:80] != b"PK\5\6" or end[96:] != b"\0\0":
-        raise UserError(f"{path} is truncated, damaged or no weights file of PyTorch 1.6 or later")
+        raise UserError(
+            f"{path} is truncated, damaged or not a weights file of PyTorch 1.6 or later"
+        )
     large = struct.unpack("<Q", end[40:48])[0] if end[56:60] == b"PK\6\7" else 0
     if max(large, struct.unpack("<L", end[88:92])[0]) > LARGEST_DIRECTORY:
         raise UserError(f"{path} claims to hold more records than any weights have: not opened")
 
 
 def _check_names(path: Path, pickled: bytes) -> None:
+    """Refuse a pickle that could call anything but what makes tensors."""
     for opcode, operand, _ in pickletools.genops(pickled):
         argument = str(operand)
         if opcode.name in ("STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4"):
             raise UserError(f"{path} holds more than tensors ({opcode.name}): not opened")
-        storage = (
-            opcode.name == "GLOBAL"
-            and argument.startswith("torch ")
-            and argument.endswith("Storage")
-        )
+        storage = argument.startswith("torch ") and argument.endswith("Storage")
         if opcode.name == "GLOBAL" and not storage and argument not in KNOWN_GLOBALS:
             raise UserError(f"{path} holds more than tensors ({argument!r}): not opened")
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """What `save` wrote, on the CPU. Nothing in the file can run code: `check` first, then weights_only.
+    """What `save` wrote, on the CPU.
+
+    Nothing in the file can run code: `check` refuses it, and so does torch.load with weights_only.
 
     Raises:
-        UserError: missing, truncated, damaged, too large, or holding anything but tensors and plain values.
+        UserError: The file is missing, truncated, damaged or too large, or holds anything but
+            tensors and plain values.
     """
-    with warnings.catch_warnings():  # about oddities that no file of ours has
+    with warnings.catch_warnings():  # about oddities that none of this project's files have
         warnings.simplefilter("ignore")
         check(Path(path))
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # whatever a hostile pickle provokes in the unpickler
-            cause = repr(str(error).split("WeightsUnpickler error:")[-1].strip())[
-                1:-1
-            ]  # before it, advice to trust the file
+            # What comes before the cause is advice to trust the file.
+            reason = str(error).split("WeightsUnpickler error:")[-1].strip()
+            cause = repr(reason)[1:-1]
             raise UserError(
                 f"{path} cannot be opened as weights ({type(error).__name__}: {cause[:200]})"
             ) from None
@@ -233,13 +238,17 @@ def read(path: str | Path) -> dict[str, Any]:
     for name, tensor in tensors(content):
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise UserError(
-                f"{path} is not opened: {name} claims to be {tuple(tensor.shape)}, more than the file holds"
+                f"{path} is not opened: {name} claims to be {tuple(tensor.shape)}, more than the "
+                "file holds"
             )
     return content
 
 
 def tensors(content: Any) -> Iterator[tuple[str, Tensor]]:
-    """All tensors in dictionaries, lists and tuples, which may even contain themselves, with their names."""
+    """All tensors in dictionaries, lists and tuples, with their names.
+
+    In a hostile file, these may contain themselves.
+    """
     seen, left = set(), [("", content)]
     while left:
         name, item = left.pop()
