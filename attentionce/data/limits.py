@@ -1,9 +1,9 @@
 """How much memory and how many CPUs this process may use.
 
 The machine, its container (a control group of Linux, version 1 or 2) and `ulimit -v` each set a
-limit, and the smallest counts. A container's limit shows neither in the machine's free memory nor in
-its number of CPUs: a process that exceeds the one is killed without a word, and one with more threads
-than the other allows is slowed down.
+limit, and the smallest counts. A container's limit shows neither in the machine's free memory nor
+in its number of CPUs: a process that exceeds the one is killed without a word, and one with more
+threads than the other allows is slowed down.
 """
 
 import math
