@@ -120,9 +120,10 @@ def save_text(path: Path, text: str) -> None:
 
 
 def save_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows with the same keys as a table with a header."""
+    """Write rows as a table with a header; what a row lacks is left empty."""
+    columns = dict.fromkeys(name for row in rows for name in row)
     text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     save_text(path, text.getvalue())

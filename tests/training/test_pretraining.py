@@ -5,6 +5,7 @@ import torch
 
 import main
 from attentionce.errors import UserError
+from attentionce.runs import files
 from attentionce.training import one_step
 from attentionce.training.pretraining import restore, state_of
 
@@ -48,3 +49,15 @@ def test_a_part_of_progress_that_is_newer_than_the_state_starts_fresh(monkeypatc
     assert second.position == (1, 1) and second.progress["skipped"] == 0
     with pytest.raises(UserError, match="the state does not fit this run"):
         restore(second, {**state, "progress": {**state["progress"], "seconds": "long"}})
+
+
+def test_metrics_of_older_code_may_lack_a_column(monkeypatch, tmp_path):
+    monkeypatch.setattr(main, "cost", lambda model, image_size: (0, 0))
+    first, second = new_run(False), new_run(False)
+    first.progress["rows"] = [{"epoch": 1, "seconds": 2.0}, {"epoch": 2, "seconds": 4, "new": 7}]
+    restore(second, state_of(first))
+    files.save_csv(tmp_path / "a.csv", second.progress["rows"])
+    assert (tmp_path / "a.csv").read_text() == "epoch,seconds,new\n1,2.0,\n2,4,7\n"
+    first.progress["rows"] = [{"epoch": 1}]
+    with pytest.raises(UserError, match="the state does not fit this run"):
+        restore(second, state_of(first))
