@@ -320,7 +320,9 @@ def test_damaged_cache(odd, tight, damage):
     if damage == "cut":
         os.truncate(path, os.path.getsize(path) - 5)
     elif damage == "fewer images":
-        np.save(path, noise(8, 3, 64, 64))
+        with open(path, "wb") as file:
+            np.save(file, noise(8, 3, 64, 64))
+            np.save(file, np.arange(8))
     elif damage == "no list":
         np.save(path, noise(9, 3, 64, 64))
     elif damage == "wrong list":

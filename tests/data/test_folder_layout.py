@@ -88,6 +88,13 @@ def test_unlabelled_images_join(tmp_path):
     assert "left out" not in summary(images)
 
 
+def test_unlabelled_images_join_classes_without_splits(tmp_path):
+    root = images_in(tmp_path, "cats/x.png", "unlabeled/y.png", "zebras/z.png")
+    images = load("folder", root, "pretrain")
+    assert images.classes == ["cats", "zebras"]
+    assert images.labels.tolist() == [0, 1, -1]
+
+
 def test_size_of_unlabelled_images_decides_too(tmp_path):
     root = two_classes(tmp_path, [noise(9, 9, 3)], [noise(9, 9, 3)])
     images_in(tmp_path, "unlabeled/x.png", size=10)

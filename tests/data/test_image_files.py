@@ -73,11 +73,43 @@ def test_text_named_png_is_a_broken_image(tmp_path):
 def test_files_whose_extension_says_enough_are_not_opened(tmp_path, monkeypatch):
     """Captions beside a million images would take long to open."""
     put(tmp_path, {"a.txt": b"", "b.json": b"", "c.mp4": b"", "d.jpg": PNG})
-    monkeypatch.setattr("builtins.open", None)
-    monkeypatch.setattr(Image, "open", None)
+    monkeypatch.setattr("builtins.open", lambda *_: pytest.fail("a file was opened"))
     found, left_out = image_files.find_images(str(tmp_path))
     assert [os.path.basename(file.path) for file in found] == ["d.jpg"]
     assert left_out.others.total() == 3
+
+
+def test_a_pipe_without_extension_is_not_opened(tmp_path):
+    root = two_classes(tmp_path, [noise(9, 9, 3)], [noise(9, 9, 3)])
+    os.mkfifo(f"{root}/train/0/pipe")
+    assert load("folder", root, "pretrain").left_out == "1 other file (1 without extension)"
+
+
+def test_images_are_in_a_fixed_order(tmp_path):
+    """Which image is which must not depend on the file system: a folder's own before those in it."""
+    names = [
+        "b/z.png",
+        "b/a.png",
+        "a.png",
+        "b/c/x.png",
+        "a/2/x.png",
+        "a/1/y.png",
+        "z.png",
+        "a/k.png",
+    ]
+    put(tmp_path, dict.fromkeys(names, PNG))
+    order = [
+        "a.png",
+        "z.png",
+        "a/k.png",
+        "a/1/y.png",
+        "a/2/x.png",
+        "b/a.png",
+        "b/z.png",
+        "b/c/x.png",
+    ]
+    found, _ = image_files.find_images(str(tmp_path))
+    assert [file.path for file in found] == [f"{tmp_path}/{name}" for name in order]
 
 
 def test_hidden_images_are_counted(tmp_path):
@@ -157,6 +189,12 @@ def test_links_back_are_noticed(tmp_path):
     assert "5 links (back to a folder above)" in images.left_out
     os.symlink("loop.png", f"{root}/train/1/loop.png")
     assert "loop.png" in refusal("folder", root, "pretrain")
+    os.remove(f"{root}/train/1/loop.png")
+    put(tmp_path, {"unlabeled/x.png": PNG})
+    os.symlink("..", f"{root}/unlabeled/up")
+    images = load("folder", root, "pretrain")
+    assert images.labels.tolist() == [0, 0, 0, 1, -1]
+    assert "6 links (back to a folder above)" in images.left_out
 
 
 def test_a_link_to_another_class_is_followed(tmp_path):
