@@ -86,7 +86,7 @@ def test_a_pipe_without_extension_is_not_opened(tmp_path):
 
 
 def test_images_are_in_a_fixed_order(tmp_path):
-    """Which image is which must not depend on the file system: a folder's own before those in it."""
+    """The same on every file system: a folder's own images before those in its folders."""
     names = [
         "b/z.png",
         "b/a.png",
