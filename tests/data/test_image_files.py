@@ -7,6 +7,7 @@ import types
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from helpers.samples import noise, picture, put, refusal, two_classes, write
 from PIL import Image, ImageFile
 
@@ -34,6 +35,8 @@ def test_the_folders_of_the_issue(tmp_path):
         f"12 images of 2 classes, 9×9 px ({root}/train); left out: 1 HEIC (to read them: pip "
         "install pillow-heif), 4 images (beside the class folders)"
     )
+    example = summary(images).replace(root, "DIR").replace("9×9", "64×64")
+    assert f"\npretraining on {example}\n" in (ROOT / "docs" / "your-own-images.md").read_text()
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "JPEG2000"])
