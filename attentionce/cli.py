@@ -13,6 +13,7 @@ from typing import NoReturn
 import torch
 
 from attentionce.data.image_folder import FolderOptions
+from attentionce.data.limits import limit_threads
 from attentionce.errors import UserError
 from attentionce.training import devices, processes
 
@@ -131,6 +132,7 @@ def run(main: Callable[[], int | None]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal may lack a character: print a ?
             stream.reconfigure(errors="replace")
+    limit_threads()
     try:
         processes.start()
         status = main()
