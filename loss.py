@@ -39,14 +39,18 @@ def in_full_precision(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @functools.wraps(function)
     def computed(*args: Any, **kwargs: Any) -> Tensor:
-        args = tuple(_at_least_float32(x) if isinstance(x, Tensor) else x for x in args)
-        with torch.autocast(args[0].device.type if args else "cpu", enabled=False):
+        args = tuple(_at_least_float32(x) for x in args)
+        kwargs = {name: _at_least_float32(x) for name, x in kwargs.items()}
+        z = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
+        with torch.autocast("cpu" if z is None else z.device.type, enabled=False):
             return function(*args, **kwargs)
 
     return computed
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
+def _at_least_float32(x: Any) -> Any:
+    if not isinstance(x, Tensor):
+        return x
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

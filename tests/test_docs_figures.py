@@ -262,3 +262,16 @@ def test_expected_memory():
     says("docs/speed.md", f"which recomputes the first stage | {off:.1f} GB |")
     says("docs/speed.md", f"| `--grad_cache` | {cached:.1f} GB |")
     assert cached < 8 < 12 < off < 16 < expected() < 24
+
+
+def test_the_loss_as_it_is_now(rows):
+    table = rows("loss/benchmark-cpu.json")
+    small, middle, large = ratios(
+        table, *(("loss", f"batch {batch}") for batch in ("256", "1,024", "4,096"))
+    )
+    most = table["loss memory", "batch 16,384"]["ours"]["median"]
+    says(
+        "docs/speed.md",
+        f"takes {small:.2f}, {middle:.2f} and {large:.2f} of the recipe's time at batches of 256, "
+        f"1,024 and 4,096, and {most:.0f} MB at 16,384",
+    )

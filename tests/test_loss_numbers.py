@@ -125,3 +125,13 @@ def test_half_precision_is_computed_in_float32(kind, dtype):
     expected = value_and_gradient(FUNCTIONS[kind], z.detach().float().requires_grad_())
     assert value.dtype == torch.float32
     assert_same([value, gradient], [expected[0], expected[1].to(dtype)], 0)
+
+
+@each_loss
+def test_keyword_arguments_are_computed_in_float32_too(kind):
+    """Half precision, under autocast, and the embeddings given by name."""
+    z = embeddings(views_of(kind), 8, 16, dtype=torch.bfloat16).detach()
+    expected = LOSSES[kind].function(z.float())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = LOSSES[kind].function(z=z)
+    assert found.dtype == torch.float32 and torch.equal(found, expected)

@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]  # of a clone
 def choose_device(name: str | None) -> torch.device:
     """The named device, or the first that exists of CUDA, MPS and CPU.
 
-    A GPU becomes the current one, so that nothing else opens a context on GPU 0. Each of several
-    processes takes the GPU of its local rank, among those that it sees.
+    A GPU with a number becomes the current one, so that nothing else opens a context on GPU 0. Each
+    of several processes takes the GPU of its local rank, among those that it sees.
 
     Raises:
         UserError: There is no such device on this machine.
@@ -41,11 +41,12 @@ def choose_device(name: str | None) -> torch.device:
     try:
         device = torch.device(name)
         if device.type == "cuda" and several:
-            device = torch.device("cuda", processes.local_rank() % torch.cuda.device_count())
-        if device.type == "cuda":
-            torch.cuda.set_device(device if device.index is not None else 0)
+            visible = max(1, torch.cuda.device_count())
+            device = torch.device("cuda", processes.local_rank() % visible)
+        if device.index is not None and device.type == "cuda":
+            torch.cuda.set_device(device)
         torch.zeros(1, device=device).item()  # `meta` has no numbers
-    except (RuntimeError, AssertionError, NotImplementedError, ZeroDivisionError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0].split(". ")[0]
         raise UserError(
             f"--device {name}: this machine has no such device ({reason}); try --device cpu"
