@@ -5,6 +5,7 @@
     python reproduce.py --row 3              the same for one row; --all: for every row of the paper
     python reproduce.py cifar10 --arch resnet18 --epochs 40 --seeds 0 1 2      a smaller study
     python reproduce.py photos               the study on the embedded photographs
+    python reproduce.py cifar10-small --root DIR     attention or six views? at a small size
     python reproduce.py folder --root DIR    AttentioNCE beside SimCLR on your own images
     python reproduce.py --table              the tables of the documentation, in Markdown
 
@@ -63,10 +64,12 @@ def main() -> None:
         if number in args.row or row.dataset in args.datasets or (args.all and row.paper)
     ]
     planned = dict(enumerate(studies.with_flags(rows, args), 1))
-    for number in chosen:
-        row, study = planned[number]
-        for seed in study.seeds:
-            run(row, study, seed)
+    seeds = {seed: None for number in chosen for seed in planned[number][1].seeds}
+    for seed in seeds:  # the first of every row before the second of any
+        for number in chosen:
+            row, study = planned[number]
+            if seed in study.seeds:
+                run(row, study, seed)
     print_rows({number: planned[number] for number in chosen or planned})
 
 
@@ -83,10 +86,10 @@ def run(row: Row, study: Study, seed: int) -> None:
     epochs = studies.epochs_of_run(row, study)
     common = ["--root", study.root, "--seed", str(seed)]
     pretrain = [script("main.py"), *results.pretraining_flags(row, study), *common]
-    pretrain += ["--results", str(results.folder(study, seed))]
+    pretrain += ["--results", str(results.folder(row, study, seed))]
     pretrain += ["--epochs", str(epochs[-1]), "--save_every", str(math.gcd(*epochs))]
-    evaluate = [script("linear.py"), "--dataset_name", row.dataset, *common]
-    evaluate += ["--model_path", str(weights), *study.linear]
+    evaluate = [script("linear.py"), "--dataset_name", results.dataset_name(row, study)]
+    evaluate += [*common, "--model_path", str(weights), *study.linear]
     pretrained = result.pretraining is not None and weights.exists()
     for command in [evaluate] if pretrained else [pretrain, evaluate]:
         print(shlex.join(["python", *command]), flush=True)
@@ -125,7 +128,7 @@ def call(command: list[str]) -> int:
 
 def print_rows(planned: dict[int, tuple[Row, Study]]) -> None:
     """One line for each of these numbered rows: its settings, published accuracy and status."""
-    line = "{:>3}  {:12} {:12} {:34} {:>6}  {:>5}  {}"
+    line = "{:>3}  {:13} {:12} {:34} {:>6}  {:>5}  {}"
     head = "row", "data set", "method", "settings", "epochs", "paper", "status (seed: …)"
     print(line.format(*head))
     for number, (row, study) in planned.items():

@@ -24,9 +24,14 @@ class Result(NamedTuple):
     evaluation: dict[str, Any] | None
 
 
+def dataset_name(row: Row, study: Study) -> str:
+    """What main.py and linear.py call the row's images."""
+    return study.images or row.dataset
+
+
 def pretraining_flags(row: Row, study: Study) -> list[str]:
     """The flags of main.py that decide the result, except seed and epochs."""
-    flags = ["--dataset_name", row.dataset, "--arch", study.arch]
+    flags = ["--dataset_name", dataset_name(row, study), "--arch", study.arch]
     flags += ["--batch_size", str(study.batch_size), "--loss", row.loss]
     for key, value in row.flags.items():
         flags += [f"--{key}", str(value)]
@@ -45,14 +50,18 @@ def views_per_image(row: Row, study: Study) -> int:
     return LOSSES[args.loss].views(args.num_pos)
 
 
-def folder(study: Study, seed: int) -> Path:
+def folder(row: Row, study: Study, seed: int) -> Path:
     """What main.py gets as `--results`."""
-    return Path(study.results) / f"{study.arch}-{study.epochs}" / f"seed{seed}"
+    name = f"{study.arch}-{study.epochs}"
+    if study.images:
+        name = f"{row.dataset}-{name}"
+    return Path(study.results) / name / f"seed{seed}"
 
 
 def weights(row: Row, study: Study, seed: int) -> Path:
     """The row's weights, which main.py writes and linear.py evaluates."""
-    return folder(study, seed) / row.dataset / f"{stem(row, study, row.epochs)}.pth"
+    name = f"{stem(row, study, row.epochs)}.pth"
+    return folder(row, study, seed) / dataset_name(row, study) / name
 
 
 def read(row: Row, study: Study, seed: int) -> Result:
@@ -67,20 +76,24 @@ def read(row: Row, study: Study, seed: int) -> Result:
     pretrained = weights(row, study, seed)
     length = epochs_of_run(row, study)[-1]
     path = pretrained.with_name(f"{stem(row, study, length)}.json")
-    pretraining = read_json(path, pretrain_args, states.FREE_FLAGS)
+    own = row.dataset == "folder"
+    pretraining = read_json(path, pretrain_args, states.FREE_FLAGS, own)
     if pretraining is None and path.exists():
         return Result(None, None)  # an evaluation would be of the other flags' weights
     path = pretrained.with_name(f"{pretrained.stem}_linear.json")
-    return Result(pretraining, read_json(path, linear_args, LINEAR_FREE_FLAGS))
+    return Result(pretraining, read_json(path, linear_args, LINEAR_FREE_FLAGS, own))
 
 
-def read_json(path: Path, wanted: argparse.Namespace, free: set[str]) -> dict[str, Any] | None:
+def read_json(
+    path: Path, wanted: argparse.Namespace, free: set[str], own: bool
+) -> dict[str, Any] | None:
     """A result file. None if there is none, or if it was made with other flags than `wanted`.
 
     Args:
         path: The file.
         wanted: The flags that it must have been made with, as far as it names them.
         free: The flags that may differ.
+        own: Whether the images are the user's own, so that another folder means other images.
 
     Raises:
         UserError: The file is damaged.
@@ -96,8 +109,8 @@ def read_json(path: Path, wanted: argparse.Namespace, free: set[str]) -> dict[st
         if key not in free and flags.get(key, value) != value:
             return None
     root = flags.get("root", wanted.root)
-    if wanted.dataset_name == "folder" and Path(root).name != Path(wanted.root).name:
-        return None  # other images
+    if own and Path(root).name != Path(wanted.root).name:
+        return None
     return found
 
 

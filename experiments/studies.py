@@ -1,4 +1,4 @@
-"""What is trained and compared: the rows of the paper's tables and of two studies beside them.
+"""What is trained and compared: the rows of the paper's tables and of the studies beside them.
 
 `python reproduce.py` runs the rows and prints the tables; experiments/results.py reads the results.
 """
@@ -18,6 +18,7 @@ TITLES = {
     "cifar100": "CIFAR-100",
     "tinyImageNet": "TinyImageNet",
     "photos": "The embedded photographs",
+    "cifar10-small": "CIFAR-10 (JPEG), small",
     "folder": "Your own images",
 }
 
@@ -25,12 +26,13 @@ TITLES = {
 class Row(NamedTuple):
     """One line of a table. Rows that differ only in epochs are one run, measured several times."""
 
-    dataset: str
+    dataset: str  # a data set of main.py, or the name of a study on one
     loss: str
     flags: dict[str, Any]  # the loss's parameters, as flags of main.py
     epochs: int
     paper: float | None = None  # published linear accuracy of the best epoch, in percent
     link: str | None = None  # the authors' weights
+    seeds: list[int] | None = None  # None: those of the study
 
     @property
     def method(self) -> str:
@@ -58,6 +60,7 @@ class Study(NamedTuple):
     linear: list[str]  # flags of linear.py
     root: str = "data"
     results: str = "results"
+    images: str | None = None  # main.py's name of the data set, if the study has one of its own
 
 
 PAPER = Study("resnet50", 400, 256, seeds=[0], pretrain=[], linear=[])
@@ -70,6 +73,17 @@ PHOTOS = Study(
     # The classifier's views are 32 pixels, as the test images are: with 8 the accuracy halved.
     linear=shlex.split("--image_size 32 --k 20 --batch_size 128 --epochs 8 --lr 0.01"),
 )
+# Rows of six views per image are trained for 7 epochs, rows of two views for 21: the same cost.
+SMALL = Study(
+    "resnet10",
+    7,
+    256,
+    seeds=[0, 1, 2],
+    pretrain=shlex.split("--image_size 16 --knn_every 1"),
+    linear=shlex.split("--image_size 32 --epochs 10 --lr 0.01"),
+    images="folder",
+)
+OWN_STUDIES = {"photos": PHOTOS, "cifar10-small": SMALL}  # those that are not sized as the paper's
 
 
 # The authors' files on Google Drive, by data set, loss and epochs.
@@ -118,20 +132,23 @@ def with_link(row: Row) -> Row:
     return row._replace(link=f"https://drive.google.com/file/d/{name}/view") if name else row
 
 
+# The losses that encode two views per image, with the settings that their authors chose for CIFAR.
+TWO_VIEWS: dict[str, dict[str, float]] = {
+    "simclr": {},
+    "dcl": {"tau_plus": 0.1},
+    "hcl": {"tau_plus": 0.1, "beta": 1.0},
+    "bcl": {"tau_plus": 0.1, "alpha": 0.9, "beta": 0.9},
+}
+
+
 def photo_rows() -> list[Row]:
     """All losses at equal epochs and at equal encoded views, numbers of positives, d_pos × d_neg.
 
     AttentioNCE with four positives encodes six views per image where the others encode two, so
     three times the epochs are as many views.
     """
-    others: dict[str, dict[str, float]] = {
-        "simclr": {},
-        "dcl": {"tau_plus": 0.1},
-        "hcl": {"tau_plus": 0.1, "beta": 1.0},
-        "bcl": {"tau_plus": 0.1, "alpha": 0.9, "beta": 0.9},
-    }
     rows = []
-    for loss, flags in others.items():
+    for loss, flags in TWO_VIEWS.items():
         for epochs in (PHOTOS.epochs, 3 * PHOTOS.epochs):
             rows.append(Row("photos", loss, flags, epochs))
     settings: list[tuple[int, float, float]] = [(num_pos, 1, 10) for num_pos in (4, 1, 2, 8)]
@@ -142,6 +159,21 @@ def photo_rows() -> list[Row]:
     for num_pos, d_pos, d_neg in settings:
         flags = {"num_pos": num_pos, "d_pos": d_pos, "d_neg": d_neg}
         rows.append(Row("photos", "attentionce", flags, PHOTOS.epochs))
+    return rows
+
+
+def small_rows() -> list[Row]:
+    """Is AttentioNCE's gain its attention, or its six views? All rows encode as many views.
+
+    With d_pos and d_neg of a million all positives and all negatives count alike, which leaves
+    SimCLR with the mean of four positives; with (0.1, 0.5) few of them count.
+    """
+    name, epochs, rows = "cifar10-small", SMALL.epochs, []
+    rows.append(Row(name, "simclr", {}, 3 * epochs))
+    for d_pos, d_neg in ((1, 10), (10**6, 10**6), (0.1, 0.5)):
+        rows.append(Row(name, "attentionce", {"d_pos": d_pos, "d_neg": d_neg}, epochs))
+    for loss in ("dcl", "hcl", "bcl"):
+        rows.append(Row(name, loss, TWO_VIEWS[loss], 3 * epochs, seeds=[0]))
     return rows
 
 
@@ -157,7 +189,7 @@ def folder_rows() -> list[Row]:
 
 def all_rows() -> list[Row]:
     """Every row, in the order of their numbers."""
-    return paper_rows() + photo_rows() + folder_rows()
+    return paper_rows() + photo_rows() + folder_rows() + small_rows()
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -167,12 +199,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--epochs",
         type=int,
-        help="instead of the paper's 400 (photos: 10); rows of fewer or more epochs keep their "
-        "proportion, rounded down",
+        help="instead of the paper's 400 (photos: 10, cifar10-small: 7); rows of fewer or more "
+        "epochs keep their proportion, rounded down",
     )
-    add("--arch", choices=ARCHS, help="default: resnet50; photos: resnet10")
+    add("--arch", choices=ARCHS, help="default: resnet50; photos, cifar10-small: resnet10")
     add("--batch_size", type=int, help="default: 256; photos: 64")
-    add("--seeds", type=int, nargs="+", help="default: 0; photos: 0 1 2")
+    add("--seeds", type=int, nargs="+", help="default: 0; photos, cifar10-small: 0 1 2")
     add(
         "--pretrain",
         metavar="FLAGS",
@@ -205,14 +237,17 @@ def with_flags(rows: list[Row], args: argparse.Namespace) -> list[tuple[Row, Stu
     }
     changed = []
     for row in rows:
-        study = default_study(row.dataset)._replace(root=args.root, results=args.results, **changes)
+        study = default_study(row.dataset)
+        if row.seeds is not None:
+            study = study._replace(seeds=row.seeds)
+        study = study._replace(root=args.root, results=args.results, **changes)
         changed.append((scaled(row, study), study))
     return changed
 
 
 def default_study(dataset: str) -> Study:
     """How the data set's rows are run unless flags change it."""
-    return PHOTOS if dataset == "photos" else PAPER
+    return OWN_STUDIES.get(dataset, PAPER)
 
 
 def scaled(row: Row, study: Study) -> Row:

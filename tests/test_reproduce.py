@@ -103,13 +103,45 @@ def test_a_study_of_your_own_images(commands, call, monkeypatch, tmp_path):
     assert epochs == [2, 4, 8, 6, 8, 12, 24]
 
 
+def test_the_small_study_runs_one_seed_of_every_row_first(commands, call, tmp_path):
+    """Its images are a folder; what it writes lies apart from studies of the user's own images."""
+    call(reproduce, "cifar10-small", "--root", "data/cifar10-jpeg", "--results", tmp_path)
+    texts = [" ".join(command) for command in commands]
+    pretrained = [text for text in texts if "--save_every" in text]
+    seeds = [int(re.search("--seed ([0-9]+)", text)[1]) for text in pretrained]
+    assert seeds == [0] * 7 + [1] * 4 + [2] * 4
+    for text in texts:
+        assert "--dataset_name folder --" in text and "--root data/cifar10-jpeg" in text
+    for flag in ("--image_size 16", "--batch_size 256", "--knn_every 1"):
+        assert all(flag in text for text in pretrained)
+    assert f"--results {tmp_path / 'cifar10-small-resnet10-7' / 'seed0'}" in pretrained[0]
+    evaluated = [text for text in texts if "--model_path" in text]
+    assert len(evaluated) == 15 and all("--image_size 32" in text for text in evaluated)
+
+
+def test_the_small_study_may_lie_anywhere(tmp_path):
+    """Its images are the same under any name of their folder, so its results count with any."""
+    args = reproduce.parse_args(["cifar10-small", "--root", "here", "--results", str(tmp_path)])
+    ((row, study),) = studies.with_flags(studies.small_rows()[1:2], args)
+    place = results.folder(row, study, 0) / "folder"
+    place.mkdir(parents=True)
+    found = {
+        "flags": {"root": "data/elsewhere"},
+        "best_epoch": {"top1": 12.5},
+        "last_epoch": {"top1": 11.5},
+    }
+    (place / f"{results.stem(row, study, 7)}_linear.json").write_text(json.dumps(found))
+    assert reproduce.status(row, study, 0) == "done: 12.50 % best epoch, 11.50 % last"
+    assert reproduce.status(row, study, 1) == "not run"
+
+
 def test_table_of_your_own_images_names_them(tmp_path):
     """With the folder that they were measured on; without results it names none."""
     flags = ["folder", "--root", "other/cats", "--results", str(tmp_path)]
     args = reproduce.parse_args([*flags, "--epochs", "8", "--arch", "resnet10"])
     ((row, study),) = studies.with_flags(studies.folder_rows()[:1], args)
     assert reproduce.table("folder", args).startswith("### Your own images\n")
-    place = results.folder(study, 0) / "folder"
+    place = results.folder(row, study, 0) / "folder"
     place.mkdir(parents=True)
     found = {
         "flags": {"root": "data/cats"},
@@ -157,11 +189,11 @@ def test_status_of_what_is_not_pretrained(copied):
     """It was not begun, or it says how far it has come and how long the rest will take."""
     row, study = toy_rows(copied)[1]
     assert reproduce.status(row, study, 7) == "not run"
-    path = results.folder(study, 0) / "folder" / f"{results.stem(row, study, 4)}.json"
+    path = results.folder(row, study, 0) / "folder" / f"{results.stem(row, study, 4)}.json"
     begun = json.loads(path.read_text())
     begun.update(epochs_done=1, hours=2.0)
     begun["flags"]["seed"] = 9
-    other = results.folder(study, 9) / "folder" / path.name
+    other = results.folder(row, study, 9) / "folder" / path.name
     other.parent.mkdir(parents=True)
     other.write_text(json.dumps(begun))
     assert reproduce.status(row, study, 9) == "epoch 1 of 4, 6.0 h left"

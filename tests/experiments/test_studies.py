@@ -3,10 +3,12 @@
 import re
 
 import pytest
+import torch
 
 import main
+from attentionce import attention
 from attentionce.errors import UserError
-from experiments import studies
+from experiments import results, studies
 
 
 def changed(rows, words):
@@ -50,7 +52,9 @@ def test_flags_of_every_row_are_of_main():
 def test_without_flags_a_study_is_its_own():
     for row, study in changed(studies.all_rows(), ""):
         assert row in studies.all_rows()
-        assert study == (studies.PHOTOS if row.dataset == "photos" else studies.PAPER)
+        default = {"photos": studies.PHOTOS, "cifar10-small": studies.SMALL}
+        expected = default.get(row.dataset, studies.PAPER)
+        assert study == (expected._replace(seeds=row.seeds) if row.seeds else expected)
 
 
 def test_flags_change_the_study():
@@ -61,6 +65,33 @@ def test_flags_change_the_study():
         )
     ((_, study),) = changed(studies.photo_rows()[:1], "--pretrain= --root images")
     assert study.pretrain == [] and study.root == "images"
+
+
+def test_rows_of_the_small_study():
+    """All encode as many views per image; three seeds, one for the losses that are only beside."""
+    pairs = changed(studies.small_rows(), "--root images")
+    assert {row.epochs * results.views_per_image(row, study) for row, study in pairs} == {42}
+    seeds = {row.method: study.seeds for row, study in pairs}
+    assert seeds["SimCLR"] == seeds["AttentioNCE"] == [0, 1, 2]
+    assert seeds["DCL"] == seeds["HCL"] == seeds["BCL"] == [0]
+    attention = [row.flags for row, _ in pairs if row.method == "AttentioNCE"]
+    assert [tuple(flags.values()) for flags in attention] == [(1, 10), (10**6, 10**6), (0.1, 0.5)]
+    for _, study in changed(studies.small_rows(), "--seeds 4 --epochs 200 --arch resnet50"):
+        assert study.seeds == [4] and study.epochs == 200 and study.arch == "resnet50"
+    pairs = changed(studies.small_rows(), "--epochs 200")
+    assert {row.epochs for row, _ in pairs} == {200, 600}
+
+
+def test_attention_of_a_million_is_none():
+    """With these d_pos and d_neg every positive and every negative counts alike, to 1e-5."""
+    torch.manual_seed(0)
+    z = torch.nn.functional.normalize(torch.randn(6, 16, 8, dtype=torch.float64), dim=2)
+    d_pos, d_neg = studies.small_rows()[2].flags.values()
+    positives = attention.positive_weights(z, d_pos)
+    negatives = attention.negative_weights(z, d_neg)
+    assert (positives - 1 / 4).abs().max() < 1e-5
+    counted = negatives[negatives > 0]
+    assert (counted * 30 - 1).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("epochs, expected", [(40, [20, 40]), (5, [2, 4]), (1, [1, 2])])
