@@ -114,7 +114,7 @@ def test_the_small_study_runs_one_seed_of_every_row_first(commands, call, tmp_pa
         assert "--dataset_name folder --" in text and "--root data/cifar10-jpeg" in text
     for flag in ("--image_size 16", "--batch_size 256", "--knn_every 1"):
         assert all(flag in text for text in pretrained)
-    assert f"--results {tmp_path / 'cifar10-small-resnet10-7' / 'seed0'}" in pretrained[0]
+    assert f"--results {tmp_path / 'cifar10-small-resnet10-4' / 'seed0'}" in pretrained[0]
     evaluated = [text for text in texts if "--model_path" in text]
     assert len(evaluated) == 15 and all("--image_size 32" in text for text in evaluated)
 
@@ -130,7 +130,7 @@ def test_the_small_study_may_lie_anywhere(tmp_path):
         "best_epoch": {"top1": 12.5},
         "last_epoch": {"top1": 11.5},
     }
-    (place / f"{results.stem(row, study, 7)}_linear.json").write_text(json.dumps(found))
+    (place / f"{results.stem(row, study, 4)}_linear.json").write_text(json.dumps(found))
     assert reproduce.status(row, study, 0) == "done: 12.50 % best epoch, 11.50 % last"
     assert reproduce.status(row, study, 1) == "not run"
 
