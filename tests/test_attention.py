@@ -3,7 +3,7 @@
 import math
 
 import torch
-import torch.nn.functional as F
+from helpers.device import DEVICE
 from helpers.losses import embeddings
 
 import loss
@@ -23,7 +23,7 @@ def test_weights_make_the_loss():
     pos = (anchors * prototypes).sum(-1) / temperature
     n = 2 * batch - 2
     beta = n * (attention.negative_weights(z, d_neg) + 1e-6)
-    image = torch.arange(batch).repeat(2)
+    image = torch.arange(batch, device=DEVICE).repeat(2)
     own = image[:, None] == image
     neg = (beta * (anchors @ anchors.T) / temperature).masked_fill(own, -math.inf)
     expected = loss.attentionce(z, temperature, d_pos, d_neg)
@@ -32,7 +32,7 @@ def test_weights_make_the_loss():
 
 def test_weights_of_a_queue_make_its_loss():
     z = embeddings(5, 4, 3).detach()
-    queue = F.normalize(torch.randn(9, 3, dtype=z.dtype, generator=torch.manual_seed(0)), dim=-1)
+    queue = embeddings(1, 9, 3, seed=1)[0].detach()
     anchors = z[:2].flatten(0, 1)
     alpha = attention.positive_weights(z, 0.3)
     prototypes = torch.einsum("abm,mbd->abd", alpha, z[2:]).flatten(0, 1)

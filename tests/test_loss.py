@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.device import DEVICE, rounding
 from helpers.losses import (
     FUNCTIONS,
     assert_same,
@@ -32,9 +33,9 @@ CASES = json.loads(str(GOLDEN["meta"]))
 
 @pytest.mark.parametrize("case", range(len(CASES)))
 def test_golden(case, block):
-    meta, z = CASES[case], torch.from_numpy(GOLDEN[f"z{case}"]).requires_grad_()
-    value = torch.tensor(meta["loss"], dtype=torch.float64)
-    gradient = torch.from_numpy(GOLDEN[f"grad{case}"])
+    meta, z = CASES[case], torch.from_numpy(GOLDEN[f"z{case}"]).to(DEVICE).requires_grad_()
+    value = torch.tensor(meta["loss"], dtype=torch.float64, device=DEVICE)
+    gradient = torch.from_numpy(GOLDEN[f"grad{case}"]).to(DEVICE)
     function = FUNCTIONS[meta["kind"].replace("attention_nce", "attentionce")]
     of_case = functools.partial(function, temperature=meta["temperature"], **meta["params"])
     assert_same(value_and_gradient(of_case, z), (value, gradient))
@@ -69,7 +70,7 @@ def test_defaults(kind, arguments):
 def test_gradients_by_differences(kind):
     """Where no gradient is stopped (bcl's ranks only jump), it is that of the value itself."""
     z = embeddings(2, 4, 3, seed=3)
-    assert torch.autograd.gradcheck(FUNCTIONS[kind], z)
+    assert torch.autograd.gradcheck(FUNCTIONS[kind], z, nondet_tol=rounding(z.dtype))
 
 
 def test_attention_is_not_differentiated():
@@ -91,7 +92,7 @@ def test_attention_is_not_differentiated():
         return total / 8
 
     def differences(function):
-        steps = 1e-6 * torch.eye(z.numel(), dtype=z.dtype).view(-1, *z.shape)
+        steps = 1e-6 * torch.eye(z.numel(), dtype=z.dtype, device=DEVICE).view(-1, *z.shape)
         with torch.no_grad():
             slopes = [(function(z + h) - function(z - h)) / 2e-6 for h in steps]
         return torch.stack(slopes).view(z.shape)
@@ -107,7 +108,7 @@ def test_attention_is_not_differentiated():
 def test_ties_in_bcl():
     """Equal cosines share the larger rank, as F counts them."""
     views = [[[1, 0], [0, 1], [0, 1]], [[1, 0], [0, 1], [0.6, 0.8]]]
-    z = torch.tensor(views, dtype=torch.float64, requires_grad=True)
+    z = torch.tensor(views, dtype=torch.float64, device=DEVICE, requires_grad=True)
     expected = value_and_gradient(lambda z: oracle("bcl", z), z)
     assert_same(value_and_gradient(loss.bcl, z), expected)
 
@@ -190,7 +191,7 @@ def test_wrong_shapes(kind):
         wrong = [(4, 3), (0, 4, 3), (1, 4, 3), (3, 4, 3), (6, 4, 3), (2, 2, 4, 3)]
     for shape in wrong:
         with pytest.raises(ValueError, match="^z must be .*views"):
-            FUNCTIONS[kind](torch.zeros(shape))
+            FUNCTIONS[kind](torch.zeros(shape, device=DEVICE))
     for batch in (0, 1):
         with pytest.raises(ValueError, match="^z must hold a batch of at least 2"):
-            FUNCTIONS[kind](torch.zeros(views_of(kind), batch, 3))
+            FUNCTIONS[kind](torch.zeros(views_of(kind), batch, 3, device=DEVICE))

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.device import no_waits
 from helpers.losses import (
     FUNCTIONS,
     assert_same,
@@ -63,7 +64,7 @@ def test_gradient_scales_and_is_first_order_only(kind):
 @each_loss
 def test_compiled_callers(kind, monkeypatch):
     monkeypatch.setattr(loss, "block_rows", lambda device, columns: 5)
-    x = torch.randn(views_of(kind), 4, 3, dtype=torch.float64, requires_grad=True)
+    x = embeddings(views_of(kind), 4, 3)
 
     def caller(x):
         return 2 * FUNCTIONS[kind](F.normalize(x, dim=-1)) + x.mean()
@@ -116,8 +117,12 @@ def test_no_gradient_for_the_queue():
 @each_loss
 @pytest.mark.parametrize("gathered", [False, True])
 def test_memory_is_linear(kind, gathered):
-    """However large the batch, a tensor is no larger than a block or than all embeddings."""
-    z = embeddings(LOSSES[kind].views(1), 1024, 4, dtype=torch.float32)
+    """However large the batch, a tensor is no larger than a block or than all embeddings.
+
+    On the CPU, whose blocks are so small that a test can exceed them.
+    """
+    z = embeddings(LOSSES[kind].views(1), 1024, 4, dtype=torch.float32).cpu().detach()
+    z.requires_grad_()
     with Watch() as watch:
         FUNCTIONS[kind](z, gather=(lambda anchors: (anchors, 0)) if gathered else None).backward()
     assert 2**18 < watch.largest <= 2**20 < 2048**2
@@ -134,15 +139,10 @@ def test_never_waits_for_the_device(kind):
             FUNCTIONS[kind](z, gather=gather).backward()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @each_loss
-def test_cuda(kind):
+def test_as_on_the_cpu_and_without_waits(kind):
     z = embeddings(views_of(kind), 300, 16)
-    expected = value_and_gradient(FUNCTIONS[kind], z)
-    z = z.detach().cuda().requires_grad_()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        actual = value_and_gradient(FUNCTIONS[kind], z)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert_same([t.cpu() for t in actual], expected)
+    there = z.detach().cpu().requires_grad_()
+    with no_waits():
+        found = value_and_gradient(FUNCTIONS[kind], z)
+    assert_same([t.cpu() for t in found], value_and_gradient(FUNCTIONS[kind], there))

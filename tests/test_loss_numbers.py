@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from helpers.device import DEVICE
 from helpers.losses import (
     FUNCTIONS,
     assert_same,
@@ -32,7 +33,7 @@ def assert_finite(function, z):
 def hard_batch(name, views, batch):
     """Embeddings that are difficult: all equal, opposite, perfect, or near-duplicates."""
     if name == "equal":
-        return torch.ones(views, batch, 4).mul(0.5).requires_grad_()
+        return torch.full((views, batch, 4), 0.5, device=DEVICE).requires_grad_()
     if name == "opposite":  # an image's two anchors point away from each other
         x = embeddings(1, batch, 4).detach().float().repeat(views, 1, 1)
         x[1] *= -1
@@ -40,7 +41,7 @@ def hard_batch(name, views, batch):
     if name == "perfect":  # the views of an image are equal, all images orthogonal or opposite
         signs = torch.tensor([1.0, -1.0]).repeat(batch)[:batch, None]
         axes = torch.eye(4).repeat_interleave(2, 0).repeat(batch, 1)[:batch]
-        return (axes * signs).repeat(views, 1, 1).requires_grad_()
+        return (axes * signs).repeat(views, 1, 1).to(DEVICE).requires_grad_()
     spread = {"near": 1e-2, "nearer": 1e-4, "random": None}[name]
     return embeddings(views, batch, 4, dtype=torch.float32, spread=spread)
 
@@ -94,7 +95,7 @@ def test_right_where_exponentials_overflow(d_neg):
 
 def test_small_losses_keep_their_digits():
     """A loss of 4e-22 is not rounded to 0, although pos + g rounds to pos."""
-    z = torch.eye(2).repeat(3, 1, 1).requires_grad_()
+    z = torch.eye(2, device=DEVICE).repeat(3, 1, 1).requires_grad_()
     value, gradient = value_and_gradient(lambda z: loss.attentionce(z, 0.02), z)
     assert value.item() == pytest.approx(2 * math.exp(-50), rel=1e-4, abs=0)
     assert gradient.abs().max() > 0
@@ -107,7 +108,7 @@ def test_small_losses_keep_their_digits():
 def test_autocast_leaves_float32_alone(kind):
     z = embeddings(views_of(kind), 8, 16, dtype=torch.float32)
     expected = value_and_gradient(FUNCTIONS[kind], z)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
         assert (z[0] @ z[1].T).dtype == torch.bfloat16  # it is on
         assert_same(value_and_gradient(FUNCTIONS[kind], z), expected, 0)
         with torch.no_grad():
@@ -132,6 +133,6 @@ def test_keyword_arguments_are_computed_in_float32_too(kind):
     """Half precision, under autocast, and the embeddings given by name."""
     z = embeddings(views_of(kind), 8, 16, dtype=torch.bfloat16).detach()
     expected = LOSSES[kind].function(z.float())
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
         found = LOSSES[kind].function(z=z)
-    assert found.dtype == torch.float32 and torch.equal(found, expected)
+    assert_same([found], [expected], 0)

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers.device import DEVICE
 from helpers.losses import assert_same, attentionce_oracle, embeddings, value_and_gradient
 
 import loss
@@ -55,12 +56,13 @@ def test_queue_in_half_precision_is_computed_in_float32(block):
 )
 def test_queue_shapes(name, shapes):
     with pytest.raises(ValueError, match=f"^{name} must"):
-        loss.attentionce_queue(*(torch.zeros(shape) for shape in shapes))
+        loss.attentionce_queue(*(torch.zeros(shape, device=DEVICE) for shape in shapes))
 
 
 @pytest.mark.parametrize("name", ["temperature", "d_pos", "d_neg"])
 @pytest.mark.parametrize("value", [0, -1.0, math.inf, math.nan])
 def test_queue_parameters(name, value):
-    queries, keys, queue = torch.zeros(2, 4, 5), torch.zeros(1, 4, 5), torch.zeros(7, 5)
+    shapes = [(2, 4, 5), (1, 4, 5), (7, 5)]
+    queries, keys, queue = (torch.zeros(shape, device=DEVICE) for shape in shapes)
     with pytest.raises(ValueError, match=f"^{name} must"):
         loss.attentionce_queue(queries, keys, queue, **{name: value})

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.device import DEVICE
 from helpers.outputs import same_bits
 from torch import nn
 
@@ -50,13 +51,14 @@ def test_counting_leaves_the_model_as_it_was():
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("shape", [(8, 8), (9, 13)])
 def test_outputs(arch, shape):
-    model = Model(24, arch).eval()
+    model = Model(24, arch).eval().to(DEVICE)
+    images = torch.randn(3, 3, *shape, generator=torch.manual_seed(0)).to(DEVICE)
     with torch.no_grad():
-        feature, projection = model(torch.randn(3, 3, *shape, generator=torch.manual_seed(0)))
+        feature, projection = model(images)
     assert feature.shape == (3, 2048 if arch == "resnet50" else 512)
     assert projection.shape == (3, 24)
-    torch.testing.assert_close(feature.norm(dim=1), torch.ones(3))
-    torch.testing.assert_close(projection.norm(dim=1), torch.ones(3))
+    torch.testing.assert_close(feature.norm(dim=1), torch.ones(3, device=DEVICE))
+    torch.testing.assert_close(projection.norm(dim=1), torch.ones(3, device=DEVICE))
 
 
 def test_no_stage_before_the_first_shrinks_the_image():

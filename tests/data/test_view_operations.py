@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.device import DEVICE
 from helpers.view_samples import OPS, TORCHVISION, check_close, draw, random_images
 from torchvision.transforms.v2 import functional as F
 
@@ -43,7 +44,7 @@ def test_crop_is_torchvisions(height, width, size):
     flip = torch.rand(60, generator=g) < 0.5
 
     box = torch.stack([top, left, h, w])
-    ours = views.crop(images, *box.float(), flip.float(), size)
+    ours = views.crop(images, *box.float().to(DEVICE), flip.float().to(DEVICE), size)
     for n, image in enumerate(images / 255):
         expected = F.resized_crop(image, *box[:, n].tolist(), [size, size], antialias=True)
         if flip[n]:
@@ -53,10 +54,10 @@ def test_crop_is_torchvisions(height, width, size):
 
 def test_crop_at_32_pixels_is_torchvisions_to_the_last_bits():
     images, d = random_images(256, 32, 32), draw(1, 256)
-    ours = views.crop(images, *(p[0] for p in d[:4]), torch.zeros(256), 32)
+    ours = views.crop(images, *(p[0] for p in d[:4]), torch.zeros(256, device=DEVICE), 32)
     boxes = torch.stack(d[:4], -1)[0].int()
     expected = each(images / 255, lambda image, box: F.resized_crop(image, *box, [32, 32]), boxes)
-    assert (ours - expected).abs().max() <= 3e-7
+    check_close(ours, expected, atol=3e-7)
 
 
 @pytest.mark.parametrize("index", range(3))
@@ -64,6 +65,7 @@ def test_crop_at_32_pixels_is_torchvisions_to_the_last_bits():
 def test_brightness_contrast_saturation_are_torchvisions(index, factor):
     x = random_images(40, 13, 9) / 255
     factors = torch.linspace(0.6, 1.4, 40) if factor is None else torch.full((40,), factor)
+    factors = factors.to(DEVICE)
     expected = each(x, TORCHVISION[index], factors)
     check_close(OPS[index](x, factors), expected)
 
@@ -73,28 +75,28 @@ def test_hue_is_torchvisions(bound):
     x = random_images(101, 13, 9) / 255
     for seed in range(3):
         order = torch.randperm(101, generator=views.generator(seed))
-        turns = torch.linspace(-bound, bound, 101)[order]
+        turns = torch.linspace(-bound, bound, 101)[order].to(DEVICE)
         check_close(views.hue(x, turns), each(x, F.adjust_hue, turns), atol=1e-5)
 
 
 def test_hue_of_every_kind_of_pixel():
-    levels = torch.linspace(0, 1, 13)
+    levels = torch.linspace(0, 1, 13, device=DEVICE)
     colours = torch.cartesian_prod(levels, levels, levels).T.reshape(1, 3, 13, -1)
-    for turn in torch.linspace(-0.5, 0.5, 41):
+    for turn in torch.linspace(-0.5, 0.5, 41, device=DEVICE):
         expected = F.adjust_hue(colours[0], turn.item())
         check_close(views.hue(colours, turn[None])[0], expected, atol=1e-5)
 
 
 def test_colour_operations_when_an_image_exceeds_one_by_rounding():
-    x = torch.full((1, 3, 4, 4), 1 + 2**-23)
+    x = torch.full((1, 3, 4, 4), 1 + 2**-23, device=DEVICE)
     for op, value in zip(OPS, (1.0, 1.0, 1.0, 0.05), strict=True):
-        check_close(op(x, torch.tensor([value])), torch.ones_like(x))
+        check_close(op(x, torch.tensor([value], device=DEVICE)), torch.ones_like(x))
 
 
 def test_gray_is_torchvisions():
     x = random_images(6, 8, 8) / 255
     expected = F.rgb_to_grayscale(x, num_output_channels=3)
-    check_close(views.saturation(x, torch.zeros(6)), expected)
+    check_close(views.saturation(x, torch.zeros(6, device=DEVICE)), expected)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +105,7 @@ def test_gray_is_torchvisions():
 )
 def test_blur_is_torchvisions(shape, taps):
     x = random_images(20, *shape) / 255
-    sigma = torch.linspace(0.1, 2, 20)
+    sigma = torch.linspace(0.1, 2, 20, device=DEVICE)
     kernel = [taps, taps]
     expected = each(x, lambda image, s: F.gaussian_blur(image, kernel, [s, s]), sigma)
     check_close(views.blur(x, views.blur_share(sigma)), expected, atol=2e-6)
@@ -112,14 +114,14 @@ def test_blur_is_torchvisions(shape, taps):
 def test_blur_at_32_pixels_is_a_mean_of_the_two_neighbours():
     """To the bit: results at this size do not change with what larger kernels need."""
     x = random_images(64, 32, 32) / 255
-    share = views.draw(1, 64, 32, 32, views.generator(0)).blur[0]
+    share = draw(1, 64).blur[0]
     expected = x
     for dim in (2, 3):
         first, last = expected.narrow(dim, 1, 1), expected.narrow(dim, 30, 1)
         padded = torch.cat((first, expected, last), dim)
         mean = (padded.narrow(dim, 0, 32) + padded.narrow(dim, 2, 32)) * 0.5
         expected = torch.lerp(expected, mean, share[:, None, None, None])
-    assert torch.equal(views.blur(x, share), expected)
+    check_close(views.blur(x, share), expected, atol=0)
 
 
 def test_normalize_is_torchvisions():
@@ -133,7 +135,7 @@ def test_normalize_is_torchvisions():
 
 def test_neutral_parameters_change_nothing():
     images = random_images(6, 32, 32)
-    x, one, zero = images / 255, torch.ones(6), torch.zeros(6)
+    x, one, zero = images / 255, torch.ones(6, device=DEVICE), torch.zeros(6, device=DEVICE)
     assert torch.equal(views.brightness(x, one), x)
     assert torch.equal(views.contrast(x, one), x)
     assert torch.equal(views.saturation(x, one), x)
@@ -147,7 +149,8 @@ def test_neutral_parameters_change_nothing():
 
 def test_operations_leave_their_arguments_alone():
     x = random_images(6, 32, 32) / 255
-    before, half, box = x.clone(), torch.full((6,), 0.5), torch.full((6,), 10.0)
+    before = x.clone()
+    half, box = (torch.full((6,), value, device=DEVICE) for value in (0.5, 10.0))
     for op in (*OPS, views.blur):
         op(x, half)
         assert torch.equal(x, before), op.__name__

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers.device import DEVICE
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
@@ -11,8 +12,6 @@ from attentionce.data import views
 from attentionce.errors import UserError
 from attentionce.evaluation import knn
 from model import Model
-
-CPU = torch.device("cpu")
 
 
 def clusters(classes=9, bank=240, queries=90, dim=8):
@@ -22,12 +21,13 @@ def clusters(classes=9, bank=240, queries=90, dim=8):
     labels = torch.randint(classes, (bank + queries,), generator=random)
     lengths = torch.rand(bank + queries, 1, generator=random) + 0.1  # must not matter
     x = lengths * (centres[labels] + 1.3 * torch.randn(bank + queries, dim, generator=random))
+    x, labels = x.to(DEVICE), labels.to(DEVICE)
     return x[:bank], labels[:bank], x[bank:], labels[bank:], classes
 
 
 def loop(bank, bank_labels, queries, labels, classes, k, temperature):
     """The definition, one query at a time, in float64."""
-    bank, queries = bank.double(), queries.double()
+    bank, queries = bank.double().cpu(), queries.double().cpu()
     hits = [0, 0]
     for query, label in zip(queries, labels, strict=True):
         cosines = [float(query @ other / query.norm() / other.norm()) for other in bank]
@@ -68,9 +68,9 @@ def test_accuracy_is_that_of_scikit_learn(temperature):
         return torch.from_numpy((1 - distance) / temperature).exp().numpy()
 
     oracle = KNeighborsClassifier(30, weights=weights, metric="cosine")
-    oracle.fit(bank.double(), bank_labels)
-    ranking = torch.from_numpy(oracle.predict_proba(queries.double())).argsort(1, descending=True)
-    hit = ranking[:, :5] == labels[:, None]
+    oracle.fit(bank.double().cpu(), bank_labels.cpu())
+    votes = torch.from_numpy(oracle.predict_proba(queries.double().cpu()))
+    hit = votes.argsort(1, descending=True)[:, :5] == labels[:, None].cpu()
     expected = 100 * hit[:, 0].double().mean().item(), 100 * hit.any(1).double().mean().item()
     found = knn.knn(bank, bank_labels, queries, labels, classes, k=30, temperature=temperature)
     assert found == pytest.approx(expected, abs=1e-9)
@@ -115,30 +115,30 @@ def test_k_is_clamped_and_says_so(capsys):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_features_leave_the_encoder_alone(training):
-    f = Model(8, "resnet10").f.train(training)
-    f(torch.randn(4, 3, 8, 8))  # statistics that differ from a batch's own
+    f = Model(8, "resnet10").f.to(DEVICE).train(training)
+    f(torch.randn(4, 3, 8, 8, device=DEVICE))  # statistics that differ from a batch's own
     before = {key: value.clone() for key, value in f.state_dict().items()}
     pixels = torch.randint(256, (10, 3, 8, 8), dtype=torch.uint8, generator=torch.manual_seed(0))
-    whole = knn.features(f, pixels, CPU, torch.float32)
+    whole = knn.features(f, pixels, DEVICE, torch.float32)
     assert all(module.training == training for module in f.modules())
     assert all(torch.equal(before[key], value) for key, value in f.state_dict().items())
     assert whole.shape == (10, 512)
     assert whole.dtype == torch.float32
     assert not whole.requires_grad
     with torch.no_grad():  # no crop, no resize, running statistics
-        expected = f.eval()(views.normalize(pixels)).flatten(1)
+        expected = f.eval()(views.normalize(pixels.to(DEVICE))).flatten(1)
     torch.testing.assert_close(whole, expected)
-    torch.testing.assert_close(knn.features(f, pixels, CPU, torch.float32, batch_size=3), whole)
+    torch.testing.assert_close(knn.features(f, pixels, DEVICE, torch.float32, batch_size=3), whole)
 
 
 def test_large_images_go_in_smaller_batches():
     """So the encoder's memory does not grow with them."""
-    sizes, f = [], nn.Conv2d(3, 4, 1)
+    sizes, f = [], nn.Conv2d(3, 4, 1).to(DEVICE)
     f.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
     for side, batch in ((16, 8), (32, 8), (64, 2), (96, 1)):
         sizes.clear()
         pixels = torch.zeros(9, 3, side, side, dtype=torch.uint8)
-        knn.features(f, pixels, CPU, torch.float32, batch_size=8)
+        knn.features(f, pixels, DEVICE, torch.float32, batch_size=8)
         assert max(sizes) == batch
         assert sum(sizes) == 9
 
@@ -153,15 +153,15 @@ def test_images_go_to_the_device_by_a_safe_copy(monkeypatch):
 
     monkeypatch.setattr(knn, "to_device", to_device)
     pixels = torch.zeros(9, 3, 32, 32, dtype=torch.uint8)
-    knn.features(nn.Conv2d(3, 4, 1), pixels, CPU, torch.float32, batch_size=4)
+    knn.features(nn.Conv2d(3, 4, 1).to(DEVICE), pixels, DEVICE, torch.float32, batch_size=4)
     assert copied == [4, 4, 1]
 
 
 def test_features_in_half_precision_are_float32():
-    f = Model(8, "resnet10").f.eval()
+    f = Model(8, "resnet10").f.to(DEVICE).eval()
     pixels = torch.randint(256, (3, 3, 8, 8), dtype=torch.uint8)
-    exact = knn.features(f, pixels, CPU, torch.float32)
-    half = knn.features(f, pixels, CPU, torch.bfloat16)
+    exact = knn.features(f, pixels, DEVICE, torch.float32)
+    half = knn.features(f, pixels, DEVICE, torch.bfloat16)
     assert half.dtype == torch.float32
     assert not torch.equal(exact, half)
     torch.testing.assert_close(half, exact, rtol=0.1, atol=0.05)

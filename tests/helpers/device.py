@@ -1,6 +1,8 @@
 """The device that tests run on: that of ATTENTIONCE_DEVICE, else a GPU, else the CPU."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 import torch
 
@@ -18,6 +20,22 @@ DEVICE = _choose()
 ON_CPU = DEVICE.type == "cpu"
 
 
-def tolerance(on_cpu: float, elsewhere: float) -> float:
-    """A relative tolerance: sums run in another order on a GPU."""
-    return on_cpu if ON_CPU else elsewhere
+def rounding(dtype: torch.dtype) -> float:
+    """By how much two ways to compute the same may differ beyond what the CPU is held to.
+
+    Sums run in another order on a GPU, and not always in the same.
+    """
+    return 0.0 if ON_CPU else {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 1e-2)
+
+
+@contextlib.contextmanager
+def no_waits() -> Iterator[None]:
+    """Whatever makes the host wait for the GPU in here is an error; on CUDA only."""
+    if DEVICE.type != "cuda":
+        yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

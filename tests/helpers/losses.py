@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from helpers.device import DEVICE, rounding
 from loss import LOSSES
 
 FUNCTIONS = {kind: entry.function for kind, entry in LOSSES.items()}
@@ -68,7 +69,7 @@ def exponentials(a, positives, negatives, temperature):
 def debiased(r, pos, n, temperature, tau_plus):
     g = (r - tau_plus * n * pos) / (1 - tau_plus)
     floor = n * math.exp(-1 / temperature)
-    return g if g > floor else torch.tensor(floor, dtype=g.dtype)
+    return g if g > floor else torch.full_like(g, floor)
 
 
 def simclr_oracle(a, positives, negatives, temperature):
@@ -130,12 +131,12 @@ def oracle_of_batch(kind, batch, dim, **parameters):
 
 
 def embeddings(views, batch, dim, seed=0, dtype=torch.float64, spread=None):
-    """Normalised and random; with `spread`, near-duplicates that far apart."""
+    """Normalised and random, the same on any device; with `spread`, near-duplicates so far off."""
     random = torch.Generator().manual_seed(seed)
     x = torch.randn(views, batch, dim, generator=random, dtype=torch.float64)
     if spread is not None:
         x = x[:1, :1] + spread * x
-    return F.normalize(x, dim=-1).to(dtype).requires_grad_()
+    return F.normalize(x, dim=-1).to(DEVICE, dtype).requires_grad_()
 
 
 def value_and_gradient(function, *inputs):
@@ -149,4 +150,4 @@ def assert_same(left, right, tolerance=1e-9):
     for a, b in zip(left, right, strict=True):
         assert a.dtype == b.dtype
         assert a.isfinite().all()
-        assert (a - b).abs().max() <= tolerance * b.abs().max()
+        assert (a - b).abs().max() <= max(tolerance, rounding(a.dtype)) * b.abs().max()

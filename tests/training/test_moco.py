@@ -7,6 +7,7 @@ import copy
 
 import pytest
 import torch
+from helpers.device import DEVICE
 from helpers.outputs import check_end, last, same_bits
 from torch import nn
 from torch.nn.functional import normalize
@@ -19,7 +20,7 @@ from attentionce.training import one_step, pretraining
 from attentionce.training.moco import MoCo
 from loss import LOSSES
 
-YES, NO = torch.tensor(True), torch.tensor(False)
+YES, NO = torch.tensor(True, device=DEVICE), torch.tensor(False, device=DEVICE)
 
 
 class Encoder(nn.Module):
@@ -42,30 +43,30 @@ def new_run(**flags):
         words += [f"--{name}", str(value)]
     args = main.parse_args(words)
     torch.manual_seed(0)
-    pixels = torch.randint(256, (6, 3, 8, 8), dtype=torch.uint8)
-    model, cpu = Encoder(), torch.device("cpu")
+    pixels = torch.randint(256, (6, 3, 8, 8), dtype=torch.uint8).to(DEVICE)
+    model = Encoder().to(DEVICE)
     run = pretraining.Run(
         args=args,
-        device=cpu,
+        device=DEVICE,
         dtype=torch.float32,
         pixels=pixels,
         model=model,
         encoder=model,
         optimizer=torch.optim.Adam(model.parameters(), lr=0.1, fused=True),
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        scaler=torch.amp.GradScaler(DEVICE.type, enabled=False),
         loss=LOSSES[args.loss],
-        progress=pretraining.new_progress(1, cpu),
-        moco=MoCo(model, args.queue, args.momentum, 5),
+        progress=pretraining.new_progress(1, DEVICE),
+        moco=MoCo(model, args.queue, args.momentum, 5).to(DEVICE),
     )
     return run, pixels
 
 
 def test_queue_begins_with_directions_and_forgets_the_oldest():
-    moco = MoCo(Encoder(), 7, 0.9, 5)
-    torch.testing.assert_close(moco.queue.norm(dim=1), torch.ones(7))
+    moco = MoCo(Encoder(), 7, 0.9, 5).to(DEVICE)
+    torch.testing.assert_close(moco.queue.norm(dim=1), torch.ones(7, device=DEVICE))
     newest_first = list(moco.queue.flip(0))
     for number in range(1, 6):
-        keys = torch.full((3, 5), float(number)) + torch.arange(3.0)[:, None] / 10
+        keys = (torch.full((3, 5), float(number)) + torch.arange(3.0)[:, None] / 10).to(DEVICE)
         moco.push(keys, YES)
         newest_first = [*keys.flip(0), *newest_first][:7]
         held = sorted(moco.queue.tolist())
@@ -76,8 +77,8 @@ def test_queue_begins_with_directions_and_forgets_the_oldest():
 
 
 def test_momentum_encoder_follows():
-    model = Encoder()
-    moco = MoCo(model, 7, 0.75, 5)
+    model = Encoder().to(DEVICE)
+    moco = MoCo(model, 7, 0.75, 5).to(DEVICE)
     before = copy.deepcopy(moco.model)
     with torch.no_grad():
         for p in model.parameters():
@@ -88,7 +89,7 @@ def test_momentum_encoder_follows():
         torch.testing.assert_close(own, 0.75 * old + 0.25 * trained)
     moved = copy.deepcopy(moco.model.state_dict())
     moco.follow(model, NO)
-    moco.push(torch.ones(2, 5), NO)
+    moco.push(torch.ones(2, 5, device=DEVICE), NO)
     assert all(torch.equal(value, moved[key]) for key, value in moco.model.state_dict().items())
     assert moco.position == 0 and not (moco.queue == 1).all(dim=1).any()
 
@@ -100,7 +101,7 @@ def oracle(queries, keys, queue, temperature, d_pos, d_neg):
     for a in queries.flatten(0, 1).split(1):
         image = len(values) % queries.shape[1]
         s = [(a @ p[image]).item() for p in keys]
-        alpha = torch.softmax(torch.tensor(s, dtype=torch.float64) / d_pos, dim=0)
+        alpha = torch.softmax(torch.tensor(s, dtype=torch.float64, device=DEVICE) / d_pos, dim=0)
         pos = sum(alpha[m] * s[m] for m in range(len(s))) / temperature
         s = torch.stack([(a @ k).squeeze() for k in queue])
         beta = len(s) * ((s / d_neg).exp() / (s / d_neg).exp().sum() + 1e-6)
@@ -115,7 +116,7 @@ def test_step_is_the_formula():
     with torch.no_grad():  # so that it matters which of the two encodes what
         for p in (*run.moco.model.parameters(), *follower.parameters()):
             p.mul_(0.5).add_(0.01)
-    drawn = views.draw(5, 6, 8, 8, views.generator(0, 1, 0))
+    drawn = views.to(views.draw(5, 6, 8, 8, views.generator(0, 1, 0)), DEVICE)
     made = [views.make_view(batch, drawn, v, 8) for v in range(5)]
     with torch.no_grad():
         queries = torch.stack([model(view)[1] for view in made[:2]])
@@ -155,8 +156,8 @@ def test_step_that_is_not_finite_moves_nothing(monkeypatch):
     run, batch = new_run()
     one_step.take_step(run, batch)
     before = copy.deepcopy([run.model, run.moco.model, run.moco.queue, run.moco.position])
-    nan = torch.full((6, 3, 8, 8), torch.nan)
-    run.progress["losses"] = torch.zeros(3)
+    nan = torch.full((6, 3, 8, 8), torch.nan, device=DEVICE)
+    run.progress["losses"] = torch.zeros(3, device=DEVICE)
     run.progress["step"] = 1
     with monkeypatch.context() as patch:
         patch.setattr(views, "make_view", lambda *_: nan)

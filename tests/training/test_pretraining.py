@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.device import DEVICE
 
 import main
 from attentionce.errors import UserError
@@ -9,15 +10,14 @@ from attentionce.runs import files
 from attentionce.training import one_step
 from attentionce.training.pretraining import restore, state_of
 
-CPU = torch.device("cpu")
-
 
 def new_run(scaled):
     """A run of two steps per epoch; `scaled`: with fp16's gradient scaler."""
     flags = "--dataset_name photos --arch resnet10 --image_size 8 --batch_size 4 --loss simclr"
+    args = main.parse_args([*flags.split(), "--compile", "off"])
     pixels = torch.randint(256, (8, 3, 8, 8), dtype=torch.uint8, generator=torch.manual_seed(0))
-    run = main.assemble(main.parse_args(flags.split()), pixels, CPU, torch.float32)
-    run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, enabled=scaled)
+    run = main.assemble(args, pixels, DEVICE, torch.float32)
+    run.scaler = torch.amp.GradScaler(DEVICE.type, init_scale=2.0**10, enabled=scaled)
     return run
 
 
