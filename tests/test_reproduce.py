@@ -109,20 +109,21 @@ def test_the_small_study_runs_one_seed_of_every_row_first(commands, call, tmp_pa
     texts = [" ".join(command) for command in commands]
     pretrained = [text for text in texts if "--save_every" in text]
     seeds = [int(re.search("--seed ([0-9]+)", text)[1]) for text in pretrained]
-    assert seeds == [0] * 7 + [1] * 4 + [2] * 4
+    assert seeds == [0] * 11 + [1] * 5 + [2] * 5
+    assert len(set(pretrained)) == 15  # two rows come from one run, which is not begun here
     for text in texts:
         assert "--dataset_name folder --" in text and "--root data/cifar10-jpeg" in text
     for flag in ("--image_size 16", "--batch_size 256", "--knn_every 1"):
         assert all(flag in text for text in pretrained)
     assert f"--results {tmp_path / 'cifar10-small-resnet10-4' / 'seed0'}" in pretrained[0]
     evaluated = [text for text in texts if "--model_path" in text]
-    assert len(evaluated) == 15 and all("--image_size 32" in text for text in evaluated)
+    assert len(evaluated) == 21 and all("--image_size 32" in text for text in evaluated)
 
 
 def test_the_small_study_may_lie_anywhere(tmp_path):
     """Its images are the same under any name of their folder, so its results count with any."""
     args = reproduce.parse_args(["cifar10-small", "--root", "here", "--results", str(tmp_path)])
-    ((row, study),) = studies.with_flags(studies.small_rows()[1:2], args)
+    ((row, study),) = studies.with_flags(studies.small_rows()[2:3], args)
     place = results.folder(row, study, 0) / "folder"
     place.mkdir(parents=True)
     found = {
