@@ -26,7 +26,7 @@ from attentionce.evaluation.knn import features
 from attentionce.runs import files
 from attentionce.runs.feature_files import WRITERS, Partial, Table
 from attentionce.training import devices, processes
-from model import ARCHS, Model, load_encoder, load_model
+from model import ARCHS, STEMS, Model, load_encoder, load_model
 from utils import DATASETS, load
 
 # ------------------------------------------------------------------------------------- settings
@@ -44,6 +44,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="weights that hold an encoder, or random for an untrained one",
     )
     add("--arch", choices=ARCHS, help="default: read off the weights; random: resnet50")
+    add("--stem", default="small", choices=STEMS, help="of a random encoder; weights say theirs")
     add("--seed", type=int, default=0, help="of an untrained encoder")
     add = parser.add_argument_group("images").add_argument
     add("--root", type=cli.path, default="data", help="folder of your images, or of the data sets")
@@ -219,7 +220,7 @@ def open_encoder(args: argparse.Namespace) -> tuple[Encoder, str]:
     if args.model_path == "random":
         torch.manual_seed(args.seed)
         arch = args.arch or "resnet50"
-        model = Model(arch=arch)
+        model = Model(arch=arch, stem=args.stem)
     else:
         model, arch = load_model(args.model_path, args.arch)
     return Encoder(model.f, model.g if args.projection else None), arch

@@ -45,6 +45,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="weights that hold an encoder, or random for an untrained one; several are compared",
     )
     add("--arch", choices=ARCHS, help="default: read off the weights; random: resnet50")
+    add("--stem", default="small", choices=STEMS, help="of a random encoder; weights say theirs")
     add(
         "--encoder_mode",
         default="frozen",
@@ -162,7 +163,7 @@ def open_encoder(path: str, args: argparse.Namespace) -> tuple[nn.Sequential, st
         return load_encoder(path, args.arch)
     torch.manual_seed(args.seed)
     arch = args.arch or "resnet50"
-    return Model(arch=arch).f, arch
+    return Model(arch=arch, stem=args.stem).f, arch
 
 
 def open_encoders(args: argparse.Namespace) -> list[tuple[str, nn.Sequential, str, Path]]:
@@ -179,7 +180,8 @@ def open_encoders(args: argparse.Namespace) -> list[tuple[str, nn.Sequential, st
         f, arch = open_encoder(path, args)
         folder = Path(args.results) / args.dataset_name
         if path == "random":
-            name = f"random_{arch}_{args.seed}"
+            stem = "" if args.stem == "small" else f"_{args.stem}"
+            name = f"random_{arch}{stem}_{args.seed}"
         else:
             name = Path(path).name.removesuffix(".pth")
             if name.split("_")[0] != args.dataset_name:

@@ -9,8 +9,9 @@ import torch
 from helpers.outputs import read_csv, same_bits
 from torch import nn
 
+import embed
 import linear
-from model import Model
+from model import Model, stem_of
 
 
 @pytest.fixture
@@ -90,6 +91,15 @@ def test_untrained_encoders_are_those_of_the_seed():
     torch.manual_seed(4)
     expected = Model(arch="resnet10").f.state_dict()
     assert same_bits(linear.open_encoder("random", args)[0].state_dict(), expected)
+
+
+def test_untrained_encoders_have_the_stem_that_is_asked_for(tmp_path):
+    words = ["--model_path", "random", "--arch", "resnet10", "--stem", "imagenet"]
+    args = linear.parse_args([*words, "--results", str(tmp_path)])
+    ((_, f, _, out),) = linear.open_encoders(args)
+    assert stem_of(f[0].weight) == "imagenet" and out.name.startswith("random_resnet10_imagenet_0")
+    encoder, _ = embed.open_encoder(embed.parse_args(words))
+    assert same_bits(encoder.f.state_dict(), f.state_dict())
 
 
 # ---- results ----
