@@ -17,6 +17,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 from torch import nn
 from torch.nn.functional import normalize
@@ -32,6 +33,7 @@ from attentionce import cli  # noqa: E402
 from attentionce.runs import files  # noqa: E402
 from experiments import studies  # noqa: E402
 from model import Model  # noqa: E402
+from utils import load  # noqa: E402
 
 RESULTS = ROOT / "docs" / "results.md"
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("*.md"))]
@@ -186,6 +188,17 @@ class SimCLR(Solo):
         raise AssertionError("its own loss is not wanted")
 
 
+class CIFAR10(list):
+    """torchvision's data set with six training and three test images of two classes."""
+
+    classes = ["cat", "dog"]
+
+    def __init__(self, root, train, download):
+        assert download
+        shades = range(0, 240, 40 if train else 80)
+        super().__init__((Image.new("RGB", (32, 32), (s, s, s)), s // 40 % 2) for s in shades)
+
+
 @pytest.fixture
 def packages(monkeypatch, tmp_path):
     """Stand-ins for other packages, a clone ./AttentioNCE, and weights of the example's name."""
@@ -203,6 +216,7 @@ def packages(monkeypatch, tmp_path):
     pretend(monkeypatch, "lightly.transforms.multi_view_transform", MultiViewTransform=many)
     pretend(monkeypatch, "lightly.transforms.simclr_transform", SimCLRViewTransform=noisy)
     pretend(monkeypatch, "solo.methods.simclr", SimCLR=SimCLR)
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", CIFAR10)
     monkeypatch.setitem(sys.modules, "attentionce.loss", loss)  # where an installation has it
     monkeypatch.chdir(tmp_path)
     (tmp_path / "AttentioNCE").symlink_to(ROOT)
@@ -228,7 +242,7 @@ def check_readers_code(names, packages):
 def check_lightning(names, packages):
     module = names["Pretraining"]()
     views = torch.randn(6, 4, 3, 8, 8)
-    value = module.training_step(views, 0)
+    value = module.training_step((views, torch.zeros(4), ["a.jpg"] * 4), 0)
     module.train()
     expected = loss.attentionce(torch.stack([module.model(v)[1] for v in views]), 0.5, 2.0, 0.5)
     torch.testing.assert_close(value, expected)
@@ -264,7 +278,16 @@ def check_neighbours(names, packages):
     assert np.allclose((z**2).sum(1), 1) and len(set(cluster.tolist())) == 10
 
 
+def check_jpegs(names, packages):
+    """The folder is one that main.py reads, with all images and the classes of the data set."""
+    for split, count in (("pretrain", 6), ("test", 3)):
+        images = load("folder", "data/cifar10-jpeg", split, 64)
+        assert len(images.pixels) == count and images.classes == ["cat", "dog"]
+        assert images.pixels.shape[1:] == (3, 32, 32)
+
+
 CHECKS = {
+    "import CIFAR10": check_jpegs,
     "KMeans": check_neighbours,
     "from attentionce.loss import": check_readers_code,
     "import lightning": check_lightning,
