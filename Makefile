@@ -3,7 +3,7 @@ PY = .venv/bin/python
 DEMO = --dataset_name photos --seed 0
 PRETRAIN = --image_size 16 --arch resnet10 --batch_size 64 --d_pos 1 --d_neg 10 --epochs 12 --knn_every 4 --k 20 --resume never
 
-.PHONY: help install demo test soak gpu gpu-tests gpu-benchmark gpu-train clean
+.PHONY: help install demo test soak peers gpu gpu-tests gpu-benchmark gpu-train clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
@@ -33,6 +33,14 @@ test: .venv/installed-tests  ## ruff, mypy and pytest
 soak: .venv/installed-tests  ## the long tests in full
 	SOAK=1 $(PY) -m pytest -m soak
 
+.venv-peers/installed: requirements.txt requirements-peers.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install -q -r requirements.txt -r requirements-peers.txt
+	touch $@
+
+peers: .venv-peers/installed  ## tests against the real lightly, Lightning and scikit-learn, in an environment of their own
+	.venv-peers/bin/python -m pytest tests/test_peers.py
+
 # What an accelerator trains on, for a quarter of an hour at a time; the same command continues.
 GPU_DATA = --dataset_name cifar10
 GPU_TRAIN = --d_pos 1 --d_neg 10 --device cuda --results results/gpu
@@ -52,5 +60,5 @@ gpu-train: .venv/installed-tests  ## fifteen minutes of training; its state is k
 	timeout --preserve-status --signal=USR1 $(GPU_SECONDS) $(PY) main.py $(GPU_DATA) $(GPU_TRAIN)
 
 clean:  ## remove .venv and caches
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-peers .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
