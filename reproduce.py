@@ -9,7 +9,8 @@
     python reproduce.py folder --root DIR    AttentioNCE beside SimCLR on your own images
     python reproduce.py --table              the tables of the documentation, in Markdown
 
-Interrupted runs are resumed. Results are in results/{arch}-{epochs}/seed{seed}/.
+Interrupted runs are resumed. Results are in results/{arch}-{epochs}/seed{seed}/, those of
+cifar10-small in results/cifar10-small-{arch}-{epochs}/seed{seed}/.
 """
 
 import argparse
@@ -77,11 +78,12 @@ def run(row: Row, study: Study, seed: int) -> None:
     """Run the commands that pretrain and evaluate a row, unless they have been run already.
 
     Raises:
-        UserError: A command failed; its own line says why.
+        UserError: A command failed; its own line says why. Or the images are not the study's.
     """
     result = results.read(row, study, seed)
     if result.evaluation:
         return
+    results.check_images(study)
     weights = results.weights(row, study, seed)
     epochs = studies.epochs_of_run(row, study)
     common = ["--root", study.root, "--seed", str(seed)]

@@ -44,6 +44,24 @@ def stem(row: Row, study: Study, epoch: int) -> str:
     return file_names.stem(args, epoch, LOSSES[args.loss])
 
 
+def check_images(study: Study) -> None:
+    """Refuse a folder that does not hold the images which the study's results are of.
+
+    Raises:
+        UserError: `--root` lacks a class of the study, or has another.
+    """
+    if not study.classes:
+        return
+    for split in ("train", "test"):
+        folder = Path(study.root, split)
+        found = sorted(path.name for path in folder.glob("[!.]*/"))
+        if found != sorted(study.classes):
+            raise UserError(
+                f"--root {study.root}: {folder} must have the folders {', '.join(study.classes)}, "
+                "as docs/study-cifar10.md makes them"
+            )
+
+
 def views_per_image(row: Row, study: Study) -> int:
     """How many views of every image are encoded per epoch."""
     args = main.parse_args(pretraining_flags(row, study))
@@ -70,7 +88,7 @@ def read(row: Row, study: Study, seed: int) -> Result:
     Raises:
         UserError: A file is damaged.
     """
-    common = ["--dataset_name", row.dataset, "--root", study.root, "--seed", str(seed)]
+    common = ["--dataset_name", dataset_name(row, study), "--root", study.root, "--seed", str(seed)]
     pretrain_args = main.parse_args([*pretraining_flags(row, study), *common])
     linear_args = linear.parse_args(["--model_path", "", *common, *study.linear])
     pretrained = weights(row, study, seed)

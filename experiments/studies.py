@@ -61,6 +61,7 @@ class Study(NamedTuple):
     root: str = "data"
     results: str = "results"
     images: str | None = None  # main.py's name of the data set, if the study has one of its own
+    classes: tuple[str, ...] = ()  # that its folder must have; none: any
 
 
 PAPER = Study("resnet50", 400, 256, seeds=[0], pretrain=[], linear=[])
@@ -80,8 +81,20 @@ SMALL = Study(
     256,
     seeds=[0, 1, 2],
     pretrain=shlex.split("--image_size 16 --knn_every 1"),
-    linear=shlex.split("--image_size 32 --epochs 10 --lr 0.01"),
+    linear=shlex.split("--image_size 32 --batch_size 256 --epochs 5 --lr 0.01"),
     images="folder",
+    classes=(
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    ),
 )
 OWN_STUDIES = {"photos": PHOTOS, "cifar10-small": SMALL}  # those that are not sized as the paper's
 
@@ -165,7 +178,8 @@ def photo_rows() -> list[Row]:
 def small_rows() -> list[Row]:
     """Is AttentioNCE's gain its attention, or its six views?
 
-    The losses of two views are measured at equal epochs and, the same run, at equal encoded views.
+    The losses of two views are measured at equal epochs and, later in the same run, at equal
+    numbers of encoded views.
     With d_pos and d_neg of a million all positives and all negatives count alike, which leaves
     SimCLR with the mean of four positives; with (0.1, 0.5) few of them count.
     """
@@ -207,7 +221,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--arch", choices=ARCHS, help="default: resnet50; photos, cifar10-small: resnet10")
     add("--batch_size", type=int, help="default: 256; photos: 64")
-    add("--seeds", type=int, nargs="+", help="default: 0; photos, cifar10-small: 0 1 2")
+    add(
+        "--seeds", type=int, nargs="+", help="default: 0; photos, cifar10-small: 0 1 2, some rows 0"
+    )
     add(
         "--pretrain",
         metavar="FLAGS",
@@ -220,7 +236,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         type=shlex.split,
         help="flags of linear.py, likewise, as in --linear='--epochs 10 --lr 0.01'",
     )
-    add("--root", default="data", help="folder of the data sets; for folder: of your images")
+    add(
+        "--root",
+        default="data",
+        help="folder of the data sets; for folder and cifar10-small: of the images",
+    )
     add("--results", default="results", help="folder of the results")
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+import linear
+import main
 import reproduce
 from attentionce.errors import UserError
 from experiments import results, studies
@@ -103,37 +105,78 @@ def test_a_study_of_your_own_images(commands, call, monkeypatch, tmp_path):
     assert epochs == [2, 4, 8, 6, 8, 12, 24]
 
 
-def test_the_small_study_runs_one_seed_of_every_row_first(commands, call, tmp_path):
+@pytest.fixture
+def small(tmp_path):
+    """Flags for the small study on a folder that has its classes, but no images."""
+    for split in ("train", "test"):
+        for name in studies.SMALL.classes:
+            (tmp_path / "cifar10-jpeg" / split / name).mkdir(parents=True)
+    return ["--root", str(tmp_path / "cifar10-jpeg"), "--results", str(tmp_path / "results")]
+
+
+def test_the_small_study_runs_one_seed_of_every_row_first(commands, call, small, tmp_path):
     """Its images are a folder; what it writes lies apart from studies of the user's own images."""
-    call(reproduce, "cifar10-small", "--root", "data/cifar10-jpeg", "--results", tmp_path)
+    call(reproduce, "cifar10-small", *small)
     texts = [" ".join(command) for command in commands]
     pretrained = [text for text in texts if "--save_every" in text]
     seeds = [int(re.search("--seed ([0-9]+)", text)[1]) for text in pretrained]
     assert seeds == [0] * 11 + [1] * 5 + [2] * 5
     assert len(set(pretrained)) == 15  # two rows come from one run, which is not begun here
     for text in texts:
-        assert "--dataset_name folder --" in text and "--root data/cifar10-jpeg" in text
+        assert "--dataset_name folder --" in text and "cifar10-jpeg --seed" in text
     for flag in ("--image_size 16", "--batch_size 256", "--knn_every 1"):
         assert all(flag in text for text in pretrained)
-    assert f"--results {tmp_path / 'cifar10-small-resnet10-4' / 'seed0'}" in pretrained[0]
+    folder = tmp_path / "results" / "cifar10-small-resnet10-4" / "seed0"
+    assert f"--results {folder}" in pretrained[0]
     evaluated = [text for text in texts if "--model_path" in text]
     assert len(evaluated) == 21 and all("--image_size 32" in text for text in evaluated)
 
 
-def test_the_small_study_may_lie_anywhere(tmp_path):
-    """Its images are the same under any name of their folder, so its results count with any."""
-    args = reproduce.parse_args(["cifar10-small", "--root", "here", "--results", str(tmp_path)])
-    ((row, study),) = studies.with_flags(studies.small_rows()[2:3], args)
-    place = results.folder(row, study, 0) / "folder"
-    place.mkdir(parents=True)
-    found = {
-        "flags": {"root": "data/elsewhere"},
-        "best_epoch": {"top1": 12.5},
-        "last_epoch": {"top1": 11.5},
-    }
-    (place / f"{results.stem(row, study, 4)}_linear.json").write_text(json.dumps(found))
-    assert reproduce.status(row, study, 0) == "done: 12.50 % best epoch, 11.50 % last"
-    assert reproduce.status(row, study, 1) == "not run"
+def test_the_small_study_knows_its_results(commands, call, small, monkeypatch):
+    """Those that main.py and linear.py write for its commands, whatever the folder is called."""
+
+    def run(command):
+        """Write what the program would, without training."""
+        program, words = Path(command[1]).name, command[2:]
+        args = {"main.py": main, "linear.py": linear}[program].parse_args(words)
+        commands.append(program)
+        if program == "main.py":
+            place = Path(args.results) / args.dataset_name
+            place.mkdir(parents=True, exist_ok=True)
+            for epoch in (4, args.epochs):
+                (place / f"{main.stem(args, epoch)}.pth").touch()
+            found = {"epochs_done": args.epochs, "hours": 0.5}
+            path = place / f"{main.stem(args, args.epochs)}.json"
+        else:
+            path = Path(args.model_path[0])
+            path = path.with_name(f"{path.stem}_linear.json")
+            accuracy = {"best_epoch": {"top1": 12.5}, "last_epoch": {"top1": 11.5}}
+            found = {"hours": 0.25, "knn_top1": 10, "machine": {"device_name": "abacus"}}
+            found |= accuracy
+        path.write_text(json.dumps({"flags": vars(args), **found}))
+        return 0
+
+    monkeypatch.setattr(reproduce, "call", run)
+    call(reproduce, "cifar10-small", *small)
+    assert commands.count("main.py") == 15 and commands.count("linear.py") == 21
+    commands.clear()
+    call(reproduce, "cifar10-small", *small)
+    assert commands == []
+    args = reproduce.parse_args(["cifar10-small", "--root", "elsewhere", *small[2:]])
+    for row, study in studies.with_flags(studies.small_rows(), args):
+        for seed in study.seeds:
+            assert reproduce.status(row, study, seed) == "done: 12.50 % best epoch, 11.50 % last"
+    hours = 3 * (0.5 * 4 / 12 + 0.25)
+    cells = f"12.50 ± 0.00 | 11.50 ± 0.00 | 10.00 ± 0.00 | 3 | abacus, {hours:.2f} h |"
+    assert f"| resnet10 | 4 | 2 | 8 | {cells}" in reproduce.table("cifar10-small", args)
+
+
+def test_the_small_study_refuses_other_images(commands, call, small, tmp_path):
+    """Else its committed results would be averaged with those of other images."""
+    (tmp_path / "cifar10-jpeg" / "test" / "unicorn").mkdir()
+    with pytest.raises(UserError, match="test must have the folders airplane, automobile, .*truck"):
+        call(reproduce, "cifar10-small", *small)
+    assert commands == []
 
 
 def test_table_of_your_own_images_names_them(tmp_path):

@@ -68,7 +68,7 @@ def test_flags_change_the_study():
 
 
 def test_rows_of_the_small_study():
-    """All end at as many views per image; three seeds, one for the losses that are only beside."""
+    """All end at as many views per image; three seeds, one for those shown for comparison only."""
     pairs = changed(studies.small_rows(), "--root images")
     for row, study in pairs:
         length = studies.epochs_of_run(row, study)[-1]
