@@ -44,7 +44,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="weights that hold an encoder, or random for an untrained one",
     )
     add("--arch", choices=ARCHS, help="default: read off the weights; random: resnet50")
-    add("--stem", default="small", choices=STEMS, help="of a random encoder; weights say theirs")
+    add("--stem", choices=STEMS, help="default: read off the weights; random: small")
     add("--seed", type=int, default=0, help="of an untrained encoder")
     add = parser.add_argument_group("images").add_argument
     add("--root", type=cli.path, default="data", help="folder of your images, or of the data sets")
@@ -215,14 +215,14 @@ class Encoder(nn.Module):
 def open_encoder(args: argparse.Namespace) -> tuple[Encoder, str]:
     """(encoder, arch) of weights, or untrained for `random`."""
     if args.model_path != "random" and not args.projection:
-        f, arch = load_encoder(args.model_path, args.arch)
+        f, arch = load_encoder(args.model_path, args.arch, args.stem)
         return Encoder(f), arch
     if args.model_path == "random":
         torch.manual_seed(args.seed)
         arch = args.arch or "resnet50"
-        model = Model(arch=arch, stem=args.stem)
+        model = Model(arch=arch, stem=args.stem or "small")
     else:
-        model, arch = load_model(args.model_path, args.arch)
+        model, arch = load_model(args.model_path, args.arch, args.stem)
     return Encoder(model.f, model.g if args.projection else None), arch
 
 

@@ -45,7 +45,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="weights that hold an encoder, or random for an untrained one; several are compared",
     )
     add("--arch", choices=ARCHS, help="default: read off the weights; random: resnet50")
-    add("--stem", default="small", choices=STEMS, help="of a random encoder; weights say theirs")
+    add("--stem", choices=STEMS, help="default: read off the weights; random: small")
     add(
         "--encoder_mode",
         default="frozen",
@@ -160,10 +160,10 @@ def print_comparison(results: list[tuple[str, dict[str, Any]]], dataset: str) ->
 def open_encoder(path: str, args: argparse.Namespace) -> tuple[nn.Sequential, str]:
     """(encoder, arch) of weights, or untrained for `random`."""
     if path != "random":
-        return load_encoder(path, args.arch)
+        return load_encoder(path, args.arch, args.stem)
     torch.manual_seed(args.seed)
     arch = args.arch or "resnet50"
-    return Model(arch=arch, stem=args.stem).f, arch
+    return Model(arch=arch, stem=args.stem or "small").f, arch
 
 
 def open_encoders(args: argparse.Namespace) -> list[tuple[str, nn.Sequential, str, Path]]:
@@ -180,7 +180,7 @@ def open_encoders(args: argparse.Namespace) -> list[tuple[str, nn.Sequential, st
         f, arch = open_encoder(path, args)
         folder = Path(args.results) / args.dataset_name
         if path == "random":
-            stem = "" if args.stem == "small" else f"_{args.stem}"
+            stem = "" if args.stem in (None, "small") else f"_{args.stem}"
             name = f"random_{arch}{stem}_{args.seed}"
         else:
             name = Path(path).name.removesuffix(".pth")

@@ -171,7 +171,9 @@ COUNTS = ("total_ops", "total_params")  # buffers that thop leaves in a model
 WEB_PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<[!?a-z]", re.IGNORECASE)
 
 
-def load_encoder(path: str | Path, arch: str | None = None) -> tuple[nn.Sequential, str]:
+def load_encoder(
+    path: str | Path, arch: str | None = None, stem: str | None = None
+) -> tuple[nn.Sequential, str]:
     """The encoder `f` in a weights file, with or without a projection head, and its arch.
 
     The file is one of main.py or of the reference, a training state, `--export`'s safetensors, the
@@ -182,16 +184,19 @@ def load_encoder(path: str | Path, arch: str | None = None) -> tuple[nn.Sequenti
     Args:
         path: The file. Nothing in it is run.
         arch: A key of `ARCHS`; None reads it off the weights.
+        stem: A key of `STEMS` that the weights must have; None: any.
 
     Raises:
-        UserError: There is no encoder, or a tensor of `f` is missing, has another shape or is one
-            too many; the message names it.
+        UserError: There is no encoder, it has another stem, or a tensor of `f` is missing, has
+            another shape or is one too many; the message names it.
     """
-    model, arch = _load(path, arch, parts=("f",))
+    model, arch = _load(path, arch, stem, parts=("f",))
     return model.f, arch
 
 
-def load_model(path: str | Path, arch: str | None = None) -> tuple[Model, str]:
+def load_model(
+    path: str | Path, arch: str | None = None, stem: str | None = None
+) -> tuple[Model, str]:
     """The whole model in a weights file, and its arch: like `load_encoder`, but `g` must be there.
 
     The projection's size is read off the weights.
@@ -199,10 +204,12 @@ def load_model(path: str | Path, arch: str | None = None) -> tuple[Model, str]:
     Raises:
         UserError: As in `load_encoder`, for `f` and `g`.
     """
-    return _load(path, arch, parts=("f", "g"))
+    return _load(path, arch, stem, parts=("f", "g"))
 
 
-def _load(path: str | Path, arch: str | None, parts: tuple[str, ...]) -> tuple[Model, str]:
+def _load(
+    path: str | Path, arch: str | None, wanted_stem: str | None, parts: tuple[str, ...]
+) -> tuple[Model, str]:
     found = _find(path, _read(Path(path).expanduser()))
     try:
         arch = arch or arch_of(found.state)
@@ -213,6 +220,8 @@ def _load(path: str | Path, arch: str | None, parts: tuple[str, ...]) -> tuple[M
         feature_dim = found.state["g.3.bias"].numel()
     if isinstance(found.state.get("f.0.weight"), Tensor):
         stem = stem_of(found.state["f.0.weight"])
+    if wanted_stem not in (None, stem):
+        raise UserError(f"{path} has stem {stem}, not {wanted_stem}")
     with torch.device("meta"):  # shapes alone, no memory
         shapes = Model(feature_dim, arch, stem).state_dict()
     state = {key: value for key, value in found.state.items() if key[0] in parts}

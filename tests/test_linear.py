@@ -62,7 +62,7 @@ def test_the_encoder_is_frozen(call, words, encoder, monkeypatch, mode):
     ((model, before),) = opened
     after = model.state_dict()
     assert after.keys() == before.keys()
-    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    changed = {key for key in before if not torch.equal(before[key], after[key].cpu())}
     if mode == "frozen":
         assert not changed
     else:
@@ -97,7 +97,7 @@ def test_untrained_encoders_have_the_stem_that_is_asked_for(tmp_path):
     words = ["--model_path", "random", "--arch", "resnet10", "--stem", "imagenet"]
     args = linear.parse_args([*words, "--results", str(tmp_path)])
     ((_, f, _, out),) = linear.open_encoders(args)
-    assert stem_of(f[0].weight) == "imagenet" and out.name.startswith("random_resnet10_imagenet_0")
+    assert stem_of(f[0].weight) == "imagenet" and out.name == "random_resnet10_imagenet_0"
     encoder, _ = embed.open_encoder(embed.parse_args(words))
     assert same_bits(encoder.f.state_dict(), f.state_dict())
 

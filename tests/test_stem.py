@@ -8,6 +8,7 @@ from conftest import ROOT
 import hubconf
 import linear
 import main
+from attentionce.errors import UserError
 from attentionce.runs import files
 from model import STEMS, Model, as_resnet, cost, load_encoder, load_model, stem_of
 
@@ -66,6 +67,10 @@ def test_the_stem_is_read_off_the_weights(tmp_path, capsys, stem, call):
     other = next(name for name in STEMS if name != stem)
     with pytest.raises(ValueError, match=f"has stem {stem}, not {other}"):
         hubconf.encoder(weights, stem=other)
+    with pytest.raises(UserError, match=f"has stem {stem}, not {other}"):
+        call(
+            linear, "--model_path", weights, "--stem", other, "--export", tmp_path / "x.safetensors"
+        )
     call(linear, "--model_path", weights, "--export", tmp_path / "w.safetensors")
     assert f"resnet10, {STEMS[stem]}, no fc" in capsys.readouterr().out
     exported = load_encoder(tmp_path / "w.safetensors")[0].eval()
