@@ -100,7 +100,8 @@ def results(tmp_path):
 def tiny(pictures, results):
     """Flags of main.py for a run of a second: 3 steps per epoch."""
     words = (
-        "--arch resnet10 --image_size 8 --batch_size 8 --epochs 1 --knn_every 0 --precision fp32"
+        "--arch resnet10 --image_size 8 --batch_size 8 --epochs 1 --knn_every 0 --precision fp32 "
+        "--compile off"
     )
     folders = ["--dataset_name", "folder", "--root", pictures, "--results", results]
     return [*folders, *words.split(), "--device", DEVICE]

@@ -202,7 +202,7 @@ def test_waiting_for_others_is_said():
     finally:
         process.kill()
         process.communicate()
-    assert line.startswith("waiting for 1 more processes, because the environment has RANK=0")
+    assert line.startswith("waiting for 1 more process, because the environment has RANK=0")
     assert "unset these variables" in line
 
 

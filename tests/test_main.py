@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.device import DEVICE
 from helpers.losses import embeddings
 from helpers.outputs import last, read_csv, rows, same_bits
 
@@ -149,7 +150,8 @@ def test_what_a_run_writes(call, tiny, results, capsys, contents):
     assert result["flags"].keys() == vars(main.parse_args([])).keys()
     expected = {"seed": 9, "d_pos": 2.0, "epochs": 3, "dataset_name": "folder", "temperature": 0.5}
     assert {name: result["flags"][name] for name in expected} == expected
-    assert result["machine"]["torch"] == torch.__version__ and result["machine"]["device"] == "cpu"
+    assert result["machine"]["torch"] == torch.__version__
+    assert result["machine"]["device"] == str(DEVICE)
     assert {"python", "torchvision", "numpy", "commit"} <= result["machine"].keys()
     assert result["precision"] == "float32" and result["epochs_done"] == 3
     assert result["best_knn"] == max(float(row["knn_top1"] or 0) for row in table)
@@ -167,7 +169,8 @@ def test_the_seed_decides_every_bit(call, tiny, tmp_path, results):
     for i, seed in enumerate((0, 0, 1)):
         torch.rand(i)  # what was drawn before does not matter
         folder = results / str(i)
-        call(main, *tiny, "--num_pos", 2, "--seed", seed, "--results", folder)
+        words = ["--num_pos", 2, "--seed", seed, "--device", "cpu"]  # a GPU needs --deterministic
+        call(main, *tiny, *words, "--results", folder)
         found.append(files.read(last(folder, ".pth")))
     assert same_bits(found[0], found[1])
     assert not torch.equal(found[0]["module.f.0.weight"], found[2]["module.f.0.weight"])

@@ -72,8 +72,9 @@ def _patience() -> Iterator[None]:
     """Say for whom this process waits, and why, if it takes longer than `PATIENCE`."""
     values = {name: os.environ[name] for name in VARIABLES}
     others = int(values["WORLD_SIZE"]) - 1
+    noun = "process" if others == 1 else "processes"
     message = (
-        f"waiting for {others} more processes, because the environment has "
+        f"waiting for {others} more {noun}, because the environment has "
         + ", ".join(f"{name}={value}" for name, value in values.items())
         + "; to train in one process, unset these variables"
     )

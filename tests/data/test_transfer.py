@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.device import DEVICE
+from helpers.device import DEVICE, ON_CPU
 
 from attentionce.data import transfer, views
 
@@ -52,6 +52,7 @@ def test_parameters_of_views_go_to_mps_in_one_copy_that_is_waited_for(copies):
     assert all(torch.equal(p, q) for p, q in zip(moved[:-1], draw[:-1], strict=True))
 
 
+@pytest.mark.skipif(ON_CPU, reason="compares a device with the CPU")
 def test_copies_to_the_device_arrive():
     """Although the host goes on at once, and forgets what it copied."""
     batches = [torch.full((1000, 1000), float(i)) for i in range(20)]

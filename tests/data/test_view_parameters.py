@@ -41,9 +41,9 @@ def test_draws_do_not_depend_on_the_threads():
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        one = draw(6, 4096)
+        one = draw(6, 4096, device="cpu")
         torch.set_num_threads(3)
-        three = draw(6, 4096)
+        three = draw(6, 4096, device="cpu")
     finally:
         torch.set_num_threads(threads)
     assert one.order == three.order
@@ -51,7 +51,7 @@ def test_draws_do_not_depend_on_the_threads():
 
 
 def test_shapes_and_types_of_a_draw():
-    d = draw(5, 7)
+    d = draw(5, 7, device="cpu")
     for p in d[:-1]:
         assert p.shape == (5, 7)
         assert p.dtype == torch.float32
@@ -83,7 +83,7 @@ def same_distribution(ours, theirs):
     ("height", "width"), [(32, 32), (96, 96), (40, 96), (30, 80), (80, 30), (16, 64)]
 )
 def test_crops_are_distributed_as_torchvisions(height, width):
-    d = draw(8, 1000, height, width)
+    d = draw(8, 1000, height, width, device="cpu")
     ours = torch.stack(d[:4], -1).reshape(-1, 4).double().numpy()
     assert (ours == ours.round()).all()
     assert (ours >= [0, 0, 1, 1]).all()
@@ -107,7 +107,7 @@ def test_crops_are_distributed_as_torchvisions(height, width):
 
 def test_crop_area_and_ratio_are_uniform_where_every_crop_fits():
     # Of an image so large, any crop of small area fits at the first try.
-    d = draw(8, 5000, 2000, 2000)
+    d = draw(8, 5000, 2000, 2000, device="cpu")
     area, ratio = d.height * d.width / 2000**2, d.width / d.height
     small = (area > 0.1) & (area < 0.7)
     area, log_ratio = area[small].numpy(), ratio[small].log().numpy() / math.log(4 / 3)
@@ -128,7 +128,7 @@ def test_an_image_that_no_crop_fits_gets_torchvisions_central_crop(height, width
     if height * width > 1:
         get = transforms.RandomResizedCrop.get_params
         assert get(torch.empty(3, height, width), [0.08, 1.0], [3 / 4, 4 / 3]) == box
-    d = draw(2, 500, height, width)
+    d = draw(2, 500, height, width, device="cpu")
     assert torch.stack(d[:4], -1).flatten(0, 1).unique(dim=0).tolist() == [list(box)]
 
 
@@ -144,7 +144,7 @@ def test_a_first_try_that_does_not_fit_is_followed_by_the_next():
 
 
 def test_flip_jitter_gray_and_blur_have_their_probabilities_and_ranges():
-    d, n = draw(8, 5000), 40_000
+    d, n = draw(8, 5000, device="cpu"), 40_000
 
     def share(event, p):
         return abs(event.double().mean().item() - p) < 4 * math.sqrt(p * (1 - p) / n)
@@ -167,7 +167,7 @@ def test_flip_jitter_gray_and_blur_have_their_probabilities_and_ranges():
 
 
 def test_parameters_are_independent_of_each_other_and_between_views_and_images():
-    d = draw(8, 5000)
+    d = draw(8, 5000, device="cpu")
     jitter = d.brightness != 1
     blurred = d.blur > 0
     columns = [p[jitter & blurred] for p in d[:-1]]
@@ -189,6 +189,6 @@ def test_parameters_are_independent_of_each_other_and_between_views_and_images()
 
 
 def test_every_order_of_the_jitter_is_as_likely():
-    counts = Counter(tuple(order) for order in draw(24_000, 1).order)
+    counts = Counter(tuple(order) for order in draw(24_000, 1, device="cpu").order)
     assert len(counts) == 24
     assert scipy.stats.chisquare(list(counts.values())).pvalue > 1e-3

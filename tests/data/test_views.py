@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from helpers.device import DEVICE, no_waits
+from helpers.device import DEVICE, ON_CPU, no_waits
 from helpers.view_samples import TORCHVISION, check_close, draw, random_images
 from torchvision.transforms.v2 import functional as F
 
@@ -86,6 +86,7 @@ def test_to_moves_every_parameter():
     assert all(p.device.type == "meta" and p.shape == (3, 8) for p in meta[:-1])
 
 
+@pytest.mark.skipif(ON_CPU, reason="compares a device with the CPU")
 def test_views_on_the_device_are_those_of_the_cpu():
     """Made without a wait."""
     images, d = random_images(16, 32, 32), draw(3, 16)

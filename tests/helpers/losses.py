@@ -131,7 +131,7 @@ def oracle_of_batch(kind, batch, dim, **parameters):
 
 
 def embeddings(views, batch, dim, seed=0, dtype=torch.float64, spread=None):
-    """Normalised and random, the same on any device; with `spread`, near-duplicates so far off."""
+    """Normalised and random, on the device; with `spread`, near-duplicates that far apart."""
     random = torch.Generator().manual_seed(seed)
     x = torch.randn(views, batch, dim, generator=random, dtype=torch.float64)
     if spread is not None:

@@ -22,10 +22,10 @@ def random_images(batch, height, width, seed=0):
     return images.to(DEVICE)
 
 
-def draw(count=3, batch=8, height=32, width=32, seed=0):
-    """The parameters of `count` views of a batch, on the device."""
+def draw(count=3, batch=8, height=32, width=32, seed=0, device=DEVICE):
+    """The parameters of `count` views of a batch, on the device that tests run on or another."""
     drawn = views.draw(count, batch, height, width, views.generator(seed, 1, 2))
-    return views.to(drawn, DEVICE)
+    return views.to(drawn, device)
 
 
 def check_close(ours, expected, atol=1e-6):

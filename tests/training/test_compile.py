@@ -19,6 +19,10 @@ from attentionce.training import one_epoch, one_step
 from attentionce.training.pretraining import restore, state_of
 from loss import LOSSES
 
+# Adam's first steps move a weight by the learning rate, up or down, however small its gradient is.
+# Where that is a GPU's rounding, two runs may differ by twice as much per step.
+STEPS_OF_ADAM = 2 * 6 * 1e-3
+
 
 @pytest.fixture
 def graphs(monkeypatch):
@@ -101,9 +105,8 @@ def test_no_new_graph_after_evaluation_saving_and_resuming(graphs, monkeypatch):
     assert dict(graphs) == before
     pairs = zip(run.model.state_dict().values(), untouched.model.state_dict().values(), strict=True)
     for one, other in pairs:
-        torch.testing.assert_close(
-            one, other, rtol=0 if ON_CPU else 1e-3, atol=0 if ON_CPU else 1e-4
-        )
+        small = 0 if ON_CPU else STEPS_OF_ADAM
+        torch.testing.assert_close(one, other, rtol=small, atol=small)
 
 
 @pytest.mark.parametrize("case", ["attentionce", "grad_cache", "MoCo"])
@@ -117,7 +120,8 @@ def test_recorded_graphs_are_the_same_step(case, graphs, monkeypatch):
     assert graphs["encoder"]
     torch.testing.assert_close(compiled.progress["losses"], eager.progress["losses"])
     for name, value in eager.model.state_dict().items():
-        torch.testing.assert_close(compiled.model.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+        small = 1e-5 if ON_CPU else STEPS_OF_ADAM
+        torch.testing.assert_close(compiled.model.state_dict()[name], value, rtol=1e-4, atol=small)
 
 
 def test_a_step_through_inductor(monkeypatch):

@@ -8,7 +8,7 @@ from helpers.outputs import check_end, last, read_csv, rows, same_bits
 
 import main
 from attentionce.runs import files, states
-from attentionce.training import one_step
+from attentionce.training import one_epoch, one_step
 from model import Model
 
 # ---- the run stops ----
@@ -29,10 +29,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(
             (parameters, run.model.named_parameters()),
             (buffers, run.model.named_buffers()),
         ):
-            found.append({name: tensor.detach().clone() for name, tensor in tensors})
+            found.append({name: tensor.detach().cpu().clone() for name, tensor in tensors})
         return mean_loss(run, z)
 
     monkeypatch.setattr(one_step, "mean_loss", watched)
+    monkeypatch.setattr(one_epoch, "REFRESH", 0)  # every loss is looked at, as on a CPU
     message = refused(main, *tiny, "--epochs", 3, "--save_every", 1, "--loss", "simclr")
     assert "epoch 2, step 2" in message and "--lr 0.001" in message and "--loss simclr" in message
     stem = "folder/folder_SimCLR_simclr_8_"

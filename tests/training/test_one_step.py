@@ -96,8 +96,8 @@ def test_recomputing_changes_no_bit(arch, dtype, made_views):
         kept.append(sum(sizes))
     if ON_CPU:
         assert all(map(torch.equal, *ends))
-    elif dtype != torch.bfloat16:
-        assert_close(*ends, rtol=1e-3, atol=1e-6)
+    for plain, again in zip(*ends, strict=True):
+        assert (again - plain).abs().sum() <= 0.1 * plain.abs().sum()
     assert model.f[3][0].bn1.num_batches_tracked == 4 and model.f[3][0].bn1.momentum is None
     assert kept[1] < 0.75 * kept[0]
 
