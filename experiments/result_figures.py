@@ -94,7 +94,7 @@ def read_metrics(path: str) -> Metrics:
 def draw_range(
     axis: Axes, seeds: list[Metrics], name: str, unit: float, measured: str, style: str, title: str
 ) -> None:
-    """A line through the mean of the seeds, as far as all have come, and their range around it.
+    """A line through the mean of the seeds at the epochs that all measured, and their range.
 
     Args:
         axis: Where to draw.
@@ -105,10 +105,10 @@ def draw_range(
         style: The line's style, as matplotlib has it.
         title: The line's name in the legend.
     """
-    known = [~np.isnan(table[measured]) for table in seeds]
-    length = min(int(where.sum()) for where in known)
-    x = np.stack([t[name][where][:length] for t, where in zip(seeds, known, strict=True)])
-    y = np.stack([t[measured][where][:length] for t, where in zip(seeds, known, strict=True)])
+    common = set.intersection(*(set(t["epoch"][~np.isnan(t[measured])]) for t in seeds))
+    where = [np.isin(table["epoch"], sorted(common)) for table in seeds]
+    x = np.stack([table[name][rows] for table, rows in zip(seeds, where, strict=True)])
+    y = np.stack([table[measured][rows] for table, rows in zip(seeds, where, strict=True)])
     x = x.mean(0) / unit
     (line,) = axis.plot(x, y.mean(0), style, label=title)
     axis.fill_between(x, y.min(0), y.max(0), color=line.get_color(), alpha=0.15, linewidth=0)

@@ -80,7 +80,7 @@ SMALL = Study(
     4,
     256,
     seeds=[0, 1, 2],
-    pretrain=shlex.split("--image_size 16 --knn_every 1"),
+    pretrain=shlex.split("--image_size 16 --knn_every 2"),
     linear=shlex.split("--image_size 32 --batch_size 256 --epochs 5 --lr 0.01"),
     images="folder",
     classes=(

@@ -124,7 +124,7 @@ def test_the_small_study_runs_one_seed_of_every_row_first(commands, call, small,
     assert len(set(pretrained)) == 15  # two rows come from one run, which is not begun here
     for text in texts:
         assert "--dataset_name folder --" in text and "cifar10-jpeg --seed" in text
-    for flag in ("--image_size 16", "--batch_size 256", "--knn_every 1"):
+    for flag in ("--image_size 16", "--batch_size 256", "--knn_every 2"):
         assert all(flag in text for text in pretrained)
     folder = tmp_path / "results" / "cifar10-small-resnet10-4" / "seed0"
     assert f"--results {folder}" in pretrained[0]
