@@ -124,18 +124,16 @@ def restore(run: Run, state: dict[str, Any]) -> None:
         )
     with mending("the state does not fit this run; start anew with --resume never"):
         run.model.load_state_dict(state["model"])
-        run.optimizer.load_state_dict(state["optimizer"])
-        for parameter, kept in run.optimizer.state.items():
-            if any(value.shape not in (parameter.shape, ()) for value in kept.values()):
-                raise ValueError("the optimiser's tensors have other shapes")
+        _restore_moments(run.optimizer, state["optimizer"]["state"])
         if run.scaler.is_enabled() and state["scaler"]:  # it is empty in a state of bf16 or fp32
+            kinds = {name: type(value) for name, value in run.scaler.state_dict().items()}
+            if {name: type(value) for name, value in state["scaler"].items()} != kinds:
+                raise ValueError("the gradient scaler's state is of another kind")
             run.scaler.load_state_dict(state["scaler"])
         if run.moco:
             run.moco.load_state_dict(state["moco"])
         run.progress = _like(run.progress, state["progress"], run.steps)
         run.saved_at = run.position
-    for group in run.optimizer.param_groups:  # the flags decide, as after a run that diverged
-        group.update(lr=run.args.lr, weight_decay=run.args.weight_decay)
     there, here = state["machine"], where(run)
     changed = [
         f"{name} {there.get(name)} (here: {here[name]})"
@@ -146,6 +144,19 @@ def restore(run: Run, state: dict[str, Any]) -> None:
         print(f"saved with {', '.join(changed)}: the last digits may differ", flush=True)
     epoch, step = run.position
     print(f"going on from epoch {epoch}, step {step}", flush=True)
+
+
+def _restore_moments(adam: torch.optim.Optimizer, moments: dict[int, dict[str, Tensor]]) -> None:
+    """Adam's moments alone; its settings are those of the flags, as after a run that diverged."""
+    groups = adam.state_dict()["param_groups"]
+    adam.load_state_dict({"state": moments, "param_groups": groups})
+    if len(adam.state) not in (0, sum(len(group["params"]) for group in groups)):
+        raise ValueError("the optimiser's state is of other parameters")
+    for parameter, kept in adam.state.items():
+        if kept.keys() != {"step", "exp_avg", "exp_avg_sq"}:
+            raise ValueError("the optimiser's state is not Adam's")
+        if any(value.shape not in (parameter.shape, ()) for value in kept.values()):
+            raise ValueError("the optimiser's tensors have other shapes")
 
 
 def _like(fresh: dict[str, Any], progress: dict[str, Any], steps: int) -> dict[str, Any]:

@@ -61,3 +61,57 @@ def test_metrics_of_older_code_may_lack_a_column(monkeypatch, tmp_path):
     first.progress["rows"] = [{"epoch": 1}]
     with pytest.raises(UserError, match="the state does not fit this run"):
         restore(second, state_of(first))
+
+
+def trained_state(monkeypatch):
+    """The state of a run after one step, and a fresh run to restore it to."""
+    monkeypatch.setattr(main, "cost", lambda model, image_size: (0, 0))
+    first, second = new_run(False), new_run(False)
+    one_step.take_step(first, first.pixels[:4])
+    return state_of(first), second
+
+
+def rename(dictionary, old, new):
+    dictionary[new] = dictionary.pop(old)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda adam: rename(adam["state"][0], "exp_avg", "exp\tavg"),
+        lambda adam: adam["state"][3].pop("step"),
+        lambda adam: adam["state"].pop(3),
+        lambda adam: rename(adam["state"], 3, 1000),
+        lambda adam: rename(adam, "state", "s\tate"),
+        lambda adam: adam["state"][0].update(exp_avg=torch.zeros(3)),
+        lambda adam: adam["state"][0].update(exp_avg=1.0),
+    ],
+)
+def test_a_damaged_optimiser_is_refused(monkeypatch, damage):
+    """Before the first step, which would fail on it."""
+    state, run = trained_state(monkeypatch)
+    damage(state["optimizer"])
+    with pytest.raises(UserError, match="does not fit this run"):
+        restore(run, state)
+
+
+@pytest.mark.parametrize("name, value", [("scale", "large"), ("growth_factor", None)])
+def test_a_damaged_gradient_scaler_is_refused(monkeypatch, name, value):
+    monkeypatch.setattr(main, "cost", lambda model, image_size: (0, 0))
+    first, second = new_run(True), new_run(True)
+    one_step.take_step(first, first.pixels[:4])
+    state = state_of(first)
+    state["scaler"][name] = value
+    with pytest.raises(UserError, match="does not fit this run"):
+        restore(second, state)
+
+
+def test_the_optimisers_settings_are_those_of_the_flags(monkeypatch):
+    """Nothing that a state says of them counts, damaged or not."""
+    state, run = trained_state(monkeypatch)
+    settings = [dict(group, params=None) for group in run.optimizer.param_groups]
+    rename(state["optimizer"]["param_groups"][0], "betas", "b\tas")
+    state["optimizer"]["param_groups"][0]["lr"] = 7.0
+    restore(run, state)
+    assert [dict(group, params=None) for group in run.optimizer.param_groups] == settings
+    one_step.take_step(run, run.pixels[4:])
