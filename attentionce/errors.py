@@ -9,7 +9,14 @@ class UserError(ValueError):
 
     Its message is one line: what is wrong and what to do. The programs print that line last and
     exit with status 2.
+
+    Args:
+        message: The line. What cannot be printed in it, such as a line break in the name of a file
+            or in what a damaged file holds, is escaped.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
 
 
 @contextmanager

@@ -167,3 +167,10 @@ def test_bad_weights(refused, evaluation, encoder, nothing_loaded, contents, wha
 def test_weights_of_another_arch_than_the_flag_says(refused, evaluation, encoder):
     message = refused(linear, *evaluation, "--arch", "resnet50", "--model_path", encoder)
     assert "resnet50" in message and "f.3.0.conv3.weight is missing" in message
+
+
+def test_a_message_is_one_printable_line():
+    """Whatever the names of files or the flags in a damaged state hold."""
+    assert str(UserError("--lr 1 (there: \x16)\r\nand \udcff: é 漢")) == (
+        "--lr 1 (there: \\x16)\\r\\nand \\udcff: é 漢"
+    )
