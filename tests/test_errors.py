@@ -8,6 +8,7 @@ from torchvision import models
 
 import linear
 import main
+from attentionce.errors import UserError
 from model import Model
 
 
