@@ -137,9 +137,7 @@ def run(main: Callable[[], int | None]) -> None:
         processes.start()
         status = main()
     except UserError as error:
-        line = " ".join(str(error).split())
-        printable = "".join(c if c.isprintable() else "?" for c in line)  # it may quote any name
-        status, why = 2, f"error: {printable}\n"
+        status, why = 2, f"error: {error}\n"
     except torch.OutOfMemoryError as error:
         reason = str(error).split(". ")[0]
         status, why = 2, f"error: {reason}: {devices.memory_advice()}\n"

@@ -11,12 +11,18 @@ class UserError(ValueError):
     exit with status 2.
 
     Args:
-        message: The line. What cannot be printed in it, such as a line break in the name of a file
-            or in what a damaged file holds, is escaped.
+        message: The line. It may quote anything, such as the name of a file or what a damaged file
+            holds: line breaks and tabs become spaces, what else cannot be printed is escaped.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
+        super().__init__("".join(map(_printable, message)))
+
+
+def _printable(character: str) -> str:
+    if character.isprintable():
+        return character
+    return " " if character.isspace() else repr(character)[1:-1]
 
 
 @contextmanager

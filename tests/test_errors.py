@@ -173,5 +173,5 @@ def test_weights_of_another_arch_than_the_flag_says(refused, evaluation, encoder
 def test_a_message_is_one_printable_line():
     """Whatever the names of files or the flags in a damaged state hold."""
     assert str(UserError("--lr 1 (there: \x16)\r\nand \udcff: é 漢")) == (
-        "--lr 1 (there: \\x16)\\r\\nand \\udcff: é 漢"
+        "--lr 1 (there: \\x16)  and \\udcff: é 漢"
     )
