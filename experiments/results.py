@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import linear
 import main
+from attentionce.data.folder_layout import training_part
 from attentionce.errors import UserError
 from attentionce.runs import file_names, states
 from experiments.studies import Row, Study, epochs_of_run
@@ -48,18 +49,13 @@ def check_images(study: Study) -> None:
     """Refuse a folder that does not hold the images which the study's results are of.
 
     Raises:
-        UserError: `--root` lacks a class of the study, or has another.
+        UserError: `--root` lacks a class of the study, has another, or has no images.
     """
-    if not study.classes:
-        return
-    for split in ("train", "test"):
-        folder = Path(study.root, split)
-        found = sorted(path.name for path in folder.glob("[!.]*/"))
-        if found != sorted(study.classes):
-            raise UserError(
-                f"--root {study.root}: {folder} must have the folders {', '.join(study.classes)}, "
-                "as docs/study-cifar10.md makes them"
-            )
+    if study.classes and training_part(study.root, None).classes != list(study.classes):
+        raise UserError(
+            f"--root {study.root}: the folder train must have the folders "
+            f"{', '.join(study.classes)}, as docs/study-cifar10.md makes them"
+        )
 
 
 def views_per_image(row: Row, study: Study) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from PIL import Image
 
 import linear
 import main
@@ -107,10 +108,11 @@ def test_a_study_of_your_own_images(commands, call, monkeypatch, tmp_path):
 
 @pytest.fixture
 def small(tmp_path):
-    """Flags for the small study on a folder that has its classes, but no images."""
-    for split in ("train", "test"):
-        for name in studies.SMALL.classes:
-            (tmp_path / "cifar10-jpeg" / split / name).mkdir(parents=True)
+    """Flags for the small study on a folder that has its classes, each with one image."""
+    for name in studies.SMALL.classes:
+        folder = tmp_path / "cifar10-jpeg" / "train" / name
+        folder.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(folder / "0.png")
     return ["--root", str(tmp_path / "cifar10-jpeg"), "--results", str(tmp_path / "results")]
 
 
@@ -173,9 +175,12 @@ def test_the_small_study_knows_its_results(commands, call, small, monkeypatch):
 
 def test_the_small_study_refuses_other_images(commands, call, small, tmp_path):
     """Else its committed results would be averaged with those of other images."""
-    (tmp_path / "cifar10-jpeg" / "test" / "unicorn").mkdir()
-    with pytest.raises(UserError, match="test must have the folders airplane, automobile, .*truck"):
+    classes = tmp_path / "cifar10-jpeg" / "train"
+    (classes / "truck").rename(classes / "unicorn")
+    with pytest.raises(UserError, match="train must have the folders airplane, .*, truck,"):
         call(reproduce, "cifar10-small", *small)
+    with pytest.raises(UserError, match="there is no such folder|needs"):
+        call(reproduce, "cifar10-small", "--root", tmp_path / "none", *small[2:])
     assert commands == []
 
 
