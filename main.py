@@ -300,14 +300,13 @@ def assemble(
         flush=True,
     )
     model = model.to(device).to(memory_format=torch.channels_last)
-    if args.bn == "sync" and processes.world() > 1:
+    compiled, loss = uses_compiler(args, device), LOSSES[args.loss]
+    expected = expected_bytes(model, args, loss.views(args.num_pos), dtype, compiled)
+    if args.bn == "sync" and processes.world() > 1:  # now that memory is counted
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     moco = None
     if args.estimator == "MoCo":
         moco = MoCo(model, args.queue, args.momentum, args.feature_dim).to(device)
-    compiled = uses_compiler(args, device)
-    loss = LOSSES[args.loss]
-    expected = expected_bytes(model, args, loss.views(args.num_pos), dtype, compiled)
     print(
         f"{devices.device_name(device)} ({device}), {str(dtype).removeprefix('torch.')}, "
         f"{'compiled' if compiled else 'not compiled'}, "

@@ -139,6 +139,21 @@ def test_a_step_through_inductor(monkeypatch):
     torch.compiler.reset()
 
 
+def test_memory_is_expected_before_batchnorm_synchronises(monkeypatch):
+    """SyncBatchNorm runs on a GPU alone, and memory is counted on tensors without a device."""
+
+    def expected_bytes(model, *_):
+        norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+        assert norms and not any(isinstance(norm, torch.nn.SyncBatchNorm) for norm in norms)
+        return 0
+
+    monkeypatch.setattr(main, "expected_bytes", expected_bytes)
+    monkeypatch.setattr(main.processes, "world", lambda: 2)
+    monkeypatch.setattr(main.processes, "replicated", lambda model: model)
+    run = new_run(monkeypatch, "--bn", "sync")
+    assert isinstance(run.model.f[1], torch.nn.SyncBatchNorm)
+
+
 def test_sync_batchnorm_goes_on_uncompiled(monkeypatch, capsys):
     args = main.parse_args(["--bn", "sync", "--compile", "on"])
     assert main.uses_compiler(args, DEVICE)  # one process has nothing to synchronise
