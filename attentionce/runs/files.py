@@ -237,6 +237,8 @@ def read(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a state_dict")
     for name, tensor in tensors(content):
+        if tensor._backward_hooks:  # functions, or whatever stands in their place
+            raise UserError(f"{path} is not opened: {name} holds more than numbers")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise UserError(
                 f"{path} is not opened: {name} claims to be {tuple(tensor.shape)}, more than the "

@@ -1,6 +1,7 @@
 """A fuzzer for weights and states: 2,500 files. Those for data sets are in tests/data."""
 
 import random
+import re
 import signal
 import zipfile
 from contextlib import contextmanager
@@ -79,6 +80,22 @@ def test_fuzz_weights(tmp_path):
     assert 1000 < count_refused(1500, path, 0, lambda: files.read(path)) < 1400
     torch.save(state, path)
     assert 60 < count_refused(100, path, 1, lambda: load_model(path)) < 100
+
+
+def test_a_tensor_with_hooks_is_refused(tmp_path):
+    """Saving such a tensor again, or a backward pass, would call them."""
+    path = tmp_path / "some.pth"
+    torch.save({"weight": torch.ones(2)}, path)
+    records = records_of(path)
+    name = next(name for name in records if name.endswith("data.pkl"))
+    # Without the call `)R` the class OrderedDict stands where an empty dictionary should.
+    records[name], count = re.subn(rb"(?s)(OrderedDict\n(?:q.)?)\)R", rb"\1", records[name])
+    assert count == 1
+    with zipfile.ZipFile(path, "w") as archive:
+        for record, content in records.items():
+            archive.writestr(record, content)
+    with pytest.raises(UserError, match="weight holds more than numbers"):
+        files.read(path)
 
 
 @pytest.mark.parametrize(
