@@ -27,6 +27,7 @@ there are no branches and no loops over images.
 
 import functools
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -294,6 +295,8 @@ class Ops(NamedTuple):
 
 def compiled() -> Ops:
     """Compile each operation on its own, so that a new order of the jitter needs no new graph."""
+    # The compiler advises to round what `crop` multiplies to 10 bits.
+    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
     compile_op = functools.partial(torch.compile, dynamic=False)
     jitter = [compile_op(op) for op in Ops().jitter]
     return Ops(compile_op(crop), jitter, compile_op(finish))
