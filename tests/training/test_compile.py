@@ -114,14 +114,28 @@ def test_recorded_graphs_are_the_same_step(case, graphs, monkeypatch):
     compiled = new_run(monkeypatch, *CASES[case])
     eager = new_run(monkeypatch, *CASES[case], "--compile", "off")
     for run in (compiled, eager):
-        for _ in range(2):
-            one_step.take_step(run, run.pixels[:4])
-            run.progress["step"] += 1
+        one_step.take_step(run, run.pixels[:4])
+        run.progress["step"] += 1
     assert graphs["encoder"]
-    torch.testing.assert_close(compiled.progress["losses"], eager.progress["losses"])
+    torch.testing.assert_close(losses(compiled), losses(eager), rtol=1e-5, atol=0)
+    for one, other in zip(first_gradients(compiled), first_gradients(eager), strict=True):
+        assert (one - other).norm() <= 1e-3 * other.norm()
+    for run in (compiled, eager):
+        one_step.take_step(run, run.pixels[:4])
+        run.progress["step"] += 1
+    torch.testing.assert_close(losses(compiled), losses(eager), rtol=1e-3, atol=0)
     for name, value in eager.model.state_dict().items():
-        small = 1e-5 if ON_CPU else STEPS_OF_ADAM
-        torch.testing.assert_close(compiled.model.state_dict()[name], value, rtol=1e-4, atol=small)
+        there = compiled.model.state_dict()[name]
+        torch.testing.assert_close(there, value, rtol=1e-3, atol=STEPS_OF_ADAM)
+
+
+def losses(run):
+    return run.progress["losses"][: run.progress["step"]]
+
+
+def first_gradients(run):
+    """A tenth of each parameter's gradient, if one step has been taken: Adam's first moments."""
+    return [moments["exp_avg"] for moments in run.optimizer.state.values()]
 
 
 def test_a_step_through_inductor(monkeypatch):
