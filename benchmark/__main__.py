@@ -87,6 +87,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         UserError: a flag that cannot work.
     """
     args = make_parser().parse_args(argv)
+    if args.table and args.device:  # the table of another machine may be printed here
+        return args
     device = devices.choose_device(args.device)
     if device.index is not None:
         advice = "leave out the number and choose the GPU with CUDA_VISIBLE_DEVICES"

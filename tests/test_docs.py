@@ -97,6 +97,13 @@ QUICK = {
 }
 
 
+BENCHMARKS = {  # by the table's name: device and folder
+    "benchmark": ("cpu", "results"),
+    "h100": ("cuda", "results/h100/compiled"),
+    "h100-not-compiled": ("cuda", "results/h100/eager"),
+}
+
+
 def printed(*words):
     """What a program of this project prints."""
     command = [sys.executable, *words]
@@ -107,8 +114,9 @@ def generate(name):
     """The table that a page has between `<!-- generated: name -->` and `<!-- end -->`."""
     if name in QUICK:
         return QUICK[name]()
-    if name == "benchmark":
-        return printed("-m", "benchmark", "--table", "--device", "cpu")
+    if name in BENCHMARKS:
+        device, folder = BENCHMARKS[name]
+        return printed("-m", "benchmark", "--table", "--device", device, "--results", folder)
     words = ["--table", name]
     if name == "folder":
         command = re.search(

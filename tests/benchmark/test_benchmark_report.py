@@ -39,6 +39,14 @@ def test_the_documentation_has_the_table(capsys, call, tmp_path, refused):
     assert "there is no" in missing
 
 
+@pytest.mark.parametrize("folder", ["compiled", "eager"])
+def test_the_documentation_has_the_tables_of_the_gpu(folder, capsys, call):
+    """They are printed on any machine."""
+    folder = ROOT / "results" / "h100" / folder
+    call(benchmark_main, "--device", "cuda", "--table", "--results", folder)
+    assert capsys.readouterr().out in SPEED.read_text()
+
+
 def test_the_documentation_has_the_ratios_of_the_second_cpu():
     page = SPEED.read_text()
     second = page.split("On a second CPU")[1].split("Measured and left out")[0]
