@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, SoftFileLock
 
 from attentionce.errors import mending
 
@@ -155,6 +155,11 @@ def remove_parts(folder: str) -> None:
         try:
             lock.acquire(timeout=0)
         except NO_LOCKS:
+            continue
+        # On a file system without locks some versions of filelock make do with a file, which says
+        # nothing about other processes.
+        if isinstance(lock, SoftFileLock):
+            lock.release()
             continue
         with suppress(OSError):
             os.remove(path.removesuffix(".lock"))
