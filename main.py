@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # `python -P` leaves it out
 
@@ -424,7 +425,7 @@ def print_epoch(run: Run, row: dict[str, Any]) -> None:
     words = [
         f"loss {row['loss']:.4f}",
         f"{run.steps * run.args.batch_size / seconds:,.0f} images/s",
-        f"{run.hours_left:.1f} h left",
+        f"{tqdm.format_interval(run.seconds_left)} left",
     ]
     if run.scaler.is_enabled():
         words.append(f"{row['skipped']} steps skipped so far")

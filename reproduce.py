@@ -24,6 +24,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from tqdm import tqdm
+
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # `python -P` leaves it out
 
 from attentionce import cli
@@ -158,8 +160,8 @@ def status(row: Row, study: Study, seed: int) -> str:
     done = pretraining["epochs_done"]
     if done >= row.epochs:
         return "pretrained, to be evaluated"
-    hours_left = pretraining["hours"] / done * (row.epochs - done)
-    return f"epoch {done} of {row.epochs}, {hours_left:.1f} h left"
+    seconds_left = 3600 * pretraining["hours"] / done * (row.epochs - done)
+    return f"epoch {done} of {row.epochs}, {tqdm.format_interval(seconds_left)} left"
 
 
 # ---- the tables ----

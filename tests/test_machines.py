@@ -81,7 +81,7 @@ def test_a_log_file_has_a_line_per_epoch_and_no_bars(tiny, small_encoder, capfd)
     assert main.main([*map(str, tiny), "--epochs", "2"]) == 0
     written = capfd.readouterr()
     assert written.err == ""
-    lines = re.findall(r"epoch (\d)/2: loss [\d.]+, [\d,]+ images/s, [\d.]+ h left", written.out)
+    lines = re.findall(r"epoch (\d)/2: loss [\d.]+, [\d,]+ images/s, [\d:]+ left", written.out)
     assert lines == ["1", "2"]
 
 
@@ -94,7 +94,7 @@ def test_a_terminal_has_a_bar_with_the_time_left(tiny, small_encoder, monkeypatc
     monkeypatch.setattr(sys, "stderr", Terminal())
     assert main.main([*map(str, tiny)]) == 0
     shown = sys.stderr.getvalue()
-    assert "epoch 1/1" in shown and "hours left=0.0" in shown
+    assert "epoch 1/1" in shown and "left=00:00" in shown
 
 
 @pytest.mark.parametrize("variables, disabled", [({}, False), ({"TQDM_DISABLE": "1"}, True)])

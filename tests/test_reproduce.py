@@ -245,10 +245,10 @@ def test_status_of_what_is_not_pretrained(copied):
     other = results.folder(row, study, 9) / "folder" / path.name
     other.parent.mkdir(parents=True)
     other.write_text(json.dumps(begun))
-    assert reproduce.status(row, study, 9) == "epoch 1 of 4, 6.0 h left"
+    assert reproduce.status(row, study, 9) == "epoch 1 of 4, 6:00:00 left"
     seven_and_nine = study._replace(seeds=[7, 9])
     text = reproduce.status_of_seeds(row, seven_and_nine)
-    assert text == "7: not run; 9: epoch 1 of 4, 6.0 h left"
+    assert text == "7: not run; 9: epoch 1 of 4, 6:00:00 left"
     assert reproduce.status_of_seeds(row, study._replace(seeds=[7, 8])) == "all: not run"
 
 

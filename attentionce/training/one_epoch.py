@@ -102,8 +102,8 @@ def check_losses(run: Run, bar: tqdm) -> None:
     if run.scaler.is_enabled():
         shown["skipped"] = str(int(progress["skipped"]))
         bad = bad[-1:] if run.scaler.get_scale() < SMALLEST_SCALE else []
-    if not math.isnan(run.hours_left):
-        shown["hours left"] = f"{run.hours_left:.1f}"
+    if not math.isnan(run.seconds_left):
+        shown["left"] = tqdm.format_interval(run.seconds_left)
     bar.set_postfix(shown, refresh=False)
     bar.update(progress["step"] * run.args.batch_size - bar.n)
     if bad:

@@ -65,12 +65,12 @@ class Run:
         return len(self.pixels) // self.args.batch_size
 
     @property
-    def hours_left(self) -> float:
+    def seconds_left(self) -> float:
         """Of training, to the last epoch, at the mean speed so far; NaN before the first step."""
         epoch, step = self.position
         done = (epoch - 1) * self.steps + step
         left = self.args.epochs * self.steps - done
-        return self.progress["seconds"] / done * left / 3600 if done else math.nan
+        return self.progress["seconds"] / done * left if done else math.nan
 
 
 def new_progress(steps: int, device: torch.device) -> dict[str, Any]:
