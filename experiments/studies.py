@@ -182,7 +182,7 @@ def small_rows() -> list[Row]:
     The losses of two views are measured at equal epochs and, later in the same run, at equal
     numbers of encoded views.
     With d_pos and d_neg of a million all positives and all negatives count alike, which leaves
-    SimCLR with the mean of four positives; with (0.1, 0.5) few of them count.
+    SimCLR with the mean of four positives; with (0.1, 0.5) fewer of them count.
     """
     name, epochs, rows = "cifar10-small", SMALL.epochs, []
     for stop in (epochs, 3 * epochs):
