@@ -15,7 +15,17 @@ from experiments.studies import Row, Study, epochs_of_run
 from loss import LOSSES
 
 # Flags of linear.py that do not change its result.
-LINEAR_FREE_FLAGS = {"root", "results", "device", "model_path", "export"}
+LINEAR_FREE_FLAGS = {
+    "big_images",
+    "cache",
+    "compile",
+    "device",
+    "export",
+    "model_path",
+    "results",
+    "root",
+    "skip_broken",
+}
 
 
 class Result(NamedTuple):

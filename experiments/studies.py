@@ -82,7 +82,7 @@ SMALL = Study(
     256,
     seeds=[0, 1, 2],
     pretrain=shlex.split("--image_size 16 --knn_every 2 --compile off"),
-    linear=shlex.split("--image_size 32 --batch_size 256 --epochs 5 --lr 0.01"),
+    linear=shlex.split("--image_size 32 --batch_size 256 --epochs 5 --lr 0.01 --compile off"),
     images="folder",
     classes=(
         "airplane",

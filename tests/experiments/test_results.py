@@ -26,6 +26,8 @@ def test_an_evaluation_with_other_flags_does_not_count(row_and_study):
     assert results.read(row, other, 0).evaluation is None
     same = study._replace(linear=[*study.linear, "--lr=10e-4"])  # the default, 1e-3
     assert results.read(row, same, 0).evaluation
+    elsewhere = study._replace(linear=[*study.linear, "--compile=off", "--cache=elsewhere"])
+    assert results.read(row, elsewhere, 0).evaluation
 
 
 def test_an_evaluation_of_other_weights_does_not_count(row_and_study):
