@@ -297,6 +297,29 @@ def test_errors_of_the_study():
     assert best == [4, 5, 4] * 5  # the same for all methods of a seed
 
 
+def test_the_study_on_a_cpu():
+    page, moved = "docs/study-cifar10.md", []
+    runs = {"simclr_256_4": ("SimCLR", 4, None), "simclr_256_12": ("SimCLR", 12, "simclr_256_12")}
+    runs[PAPERS] = ("AttentioNCE", 4, PAPERS)
+    for run, (method, epochs, pretraining) in runs.items():
+        path = SMALL.format(0, f"{run}_linear.json")
+        cpu, gpu = found(f"cpu/{path}"), found(path)
+        both = [[pick(result) for result in (cpu, gpu)] for pick in MEASURES]
+        moved += [abs(one - other) for one, other in both]
+        cells = [f"{one:.2f} / {other:.2f}" for one, other in both]
+        hours = ""
+        if pretraining:
+            training = found("cpu/" + SMALL.format(0, f"{pretraining}.json"))["hours"]
+            hours = f"{training + cpu['hours']:.2f} "
+        says(page, f"| {method} | {epochs} | {' | '.join(cells)} | {hours}|")
+    says(page, f"the hardware alone moves an accuracy by up to {max(moved):.1f} points")
+    untrained = found("cpu/folder/random_resnet10_0_linear.json")
+    best, neighbours = linear(untrained), knn(untrained)
+    says(
+        page, f"reaches {best:.2f} % linear and {neighbours:.2f} % kNN accuracy (on a CPU, seed 0)"
+    )
+
+
 # ------------------------------------------------------------------- the study on photographs
 
 
