@@ -56,7 +56,7 @@ def test_every_picture_is_shown():
         for page in PAGES
         for target in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text())
     }
-    assert shown == set((ROOT / "pic").glob("*.png"))
+    assert shown == set((ROOT / "pic").rglob("*.png"))
 
 
 def test_every_module_is_described():
