@@ -1,6 +1,5 @@
 """Every figure that a sentence about the studies takes from results/ is what the file says."""
 
-import csv
 import math
 import statistics
 
@@ -235,10 +234,7 @@ def test_d_pos_and_d_neg():
 
 
 def test_effective_numbers():
-    last = []
-    for seed in range(3):
-        with open(RESULTS / PHOTOS.format(seed, f"{attention()}.csv"), newline="") as file:
-            last.append(list(csv.DictReader(file))[-1])
+    last = [last_row(RESULTS / PHOTOS.format(seed, f"{attention()}.csv")) for seed in range(3)]
     positives, negatives = (
         statistics.mean(float(row[f"effective_{kind}"]) for row in last)
         for kind in ("positives", "negatives")
