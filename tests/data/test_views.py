@@ -43,7 +43,9 @@ def test_a_view_is_torchvisions_with_the_same_parameters(height, width, size):
     for v in range(4):
         for n in range(24):
             expected = torchvision_view(images[n], d, v, n, size)
-            check_close(ours[v, n] * min(views.STD), expected * min(views.STD), atol=1e-5)
+            # An H100 differed by 5.1e-5 at one pixel of the largest views.
+            atol = 1e-5 if ON_CPU or size < 224 else 6e-5
+            check_close(ours[v, n] * min(views.STD), expected * min(views.STD), atol=atol)
     assert torch.equal(images, before)
 
 

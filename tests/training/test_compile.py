@@ -114,23 +114,21 @@ def test_recorded_graphs_are_the_same_step(case, graphs, monkeypatch):
     compiled = new_run(monkeypatch, *CASES[case])
     eager = new_run(monkeypatch, *CASES[case], "--compile", "off")
     for run in (compiled, eager):
+        # With its own epsilon Adam turns the rounding of a tiny gradient into a whole step.
+        run.optimizer.param_groups[0]["eps"] = 0.01
         one_step.take_step(run, run.pixels[:4])
         run.progress["step"] += 1
     assert graphs["encoder"]
-    torch.testing.assert_close(losses(compiled), losses(eager), rtol=1e-5, atol=0)
     for one, other in zip(first_gradients(compiled), first_gradients(eager), strict=True):
         assert (one - other).norm() <= 1e-3 * other.norm()
     for run in (compiled, eager):
         one_step.take_step(run, run.pixels[:4])
         run.progress["step"] += 1
-    torch.testing.assert_close(losses(compiled), losses(eager), rtol=1e-3, atol=0)
+    tolerance = {} if ON_CPU else {"rtol": 1e-4, "atol": 1e-4}
+    torch.testing.assert_close(compiled.progress["losses"], eager.progress["losses"], **tolerance)
     for name, value in eager.model.state_dict().items():
         there = compiled.model.state_dict()[name]
-        torch.testing.assert_close(there, value, rtol=1e-3, atol=STEPS_OF_ADAM)
-
-
-def losses(run):
-    return run.progress["losses"][: run.progress["step"]]
+        torch.testing.assert_close(there, value, rtol=1e-4, atol=1e-5 if ON_CPU else 1e-4)
 
 
 def first_gradients(run):
