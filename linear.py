@@ -316,7 +316,7 @@ class Encode:
             if self.compiled is None or self.works:
                 raise
             name = type(error).__name__
-        print(f"torch.compile failed ({name}): going on without", flush=True)
+        print(f"torch.compile failed ({name}): continuing without", flush=True)
         self.compiled, self.ops = None, views.Ops()
         return self(images, draw)
 
@@ -330,7 +330,7 @@ def train_epoch(
     device: torch.device,
     epoch: int,
 ) -> float:
-    """One pass over the training images, one random view each; the host waits for nothing in it.
+    """One pass over the training images, one random view each; no host-device synchronisation.
 
     Of several processes each encodes its share of a batch. Then all take the same step on the
     features of the whole batch.

@@ -158,7 +158,7 @@ def check_args(args: argparse.Namespace) -> None:
     loss = LOSSES[args.loss]
     if args.estimator == "MoCo" and loss.queue is None:
         able = ", ".join(name for name, entry in LOSSES.items() if entry.queue)
-        raise UserError(f"--estimator MoCo goes with --loss {able}, not {args.loss}")
+        raise UserError(f"--estimator MoCo supports only --loss {able}, not {args.loss}")
     if not 0 <= args.momentum <= 1:
         raise UserError(f"--momentum must be between 0 and 1, not {args.momentum}")
     cli.check_at_least(
@@ -218,9 +218,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return pretrain(args, command, folder, device, dtype)
     files.writable_folder(folder)
     # Runs that differ in --epochs alone write the same weights: one lock for all of them.
-    with signals.handled(), locks.held(folder / f"{stem(args, 'all')}.lock"):
+    with signals.handled(), locks.held(folder / f"{file_stem(args, 'all')}.lock"):
         signals.leave_on_signals()
-        states.remove_temporary(folder, stem(args))
+        states.remove_temporary(folder, file_stem(args))
         return pretrain(args, command, folder, device, dtype)
 
 
@@ -233,7 +233,7 @@ def pretrain(
 ) -> int:
     """Images, model and state; then for every epoch: steps, evaluation, files."""
     defaults = vars(parse_args(["--dataset_name", args.dataset_name, "--loss", args.loss]))
-    state = processes.from_first(lambda: states.find_state(args, defaults, folder, stem(args)))
+    state = processes.from_first(lambda: states.find_state(args, defaults, folder, file_stem(args)))
     images = load_images(args)
     evaluate = knn_evaluation(args, images, device, dtype) if args.knn_every else None
     run = assemble(args, images.pixels, device, dtype)
@@ -241,7 +241,7 @@ def pretrain(
     if state is not None:
         restore(run, state)
 
-    path = folder / stem(args, args.epochs)
+    path = folder / file_stem(args, args.epochs)
     if run.progress["epoch"] > args.epochs:
         return already_trained(run, path, command)
     board = None
@@ -343,7 +343,7 @@ def uses_compiler(args: argparse.Namespace, device: torch.device) -> bool:
     """Whether encoder and views go through torch.compile."""
     wanted = cli.wants_compiler(args, device)
     if wanted and args.bn == "sync" and processes.world() > 1:
-        print("--bn sync: going on without torch.compile, whose graphs it would break", flush=True)
+        print("--bn sync: continuing without torch.compile, whose graphs it would break", flush=True)
         return False
     return wanted
 
@@ -450,9 +450,9 @@ def epoch_pictures(run: Run) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------- files
 
 
-def stem(args: argparse.Namespace, epoch: int | str = "{epochs}") -> str:
+def file_stem(args: argparse.Namespace, epoch: int | str = "{epochs}") -> str:
     """The name of the run's files without ending, after an epoch."""
-    return file_names.stem(args, epoch, LOSSES[args.loss])
+    return file_names.file_stem(args, epoch, LOSSES[args.loss])
 
 
 def save_state(run: Run, path: Path, ending: str) -> Path:
@@ -476,7 +476,7 @@ def write_results(run: Run, path: Path, command: list[str]) -> None:
     if epoch % args.save_every == 0 or epoch == args.epochs:
         weights = run.model.state_dict()
         weights = {f"module.{key}": value.cpu().contiguous() for key, value in weights.items()}
-        files.save(path.parent / f"{stem(args, epoch)}.pth", weights)
+        files.save(path.parent / f"{file_stem(args, epoch)}.pth", weights)
 
 
 def already_trained(run: Run, path: Path, command: list[str]) -> int:
@@ -499,7 +499,7 @@ def already_trained(run: Run, path: Path, command: list[str]) -> int:
 def announce_stop(run: Run, path: Path, command: list[str]) -> None:
     """Say where the run stands and how to continue it."""
     epoch, step = run.position
-    print(f"stopped at epoch {epoch}, step {step}, state saved; to go on:")
+    print(f"stopped at epoch {epoch}, step {step}, state saved; to resume:")
     state = path.with_name(path.name + ".state")
     print(states.resume_command(command, state), flush=True)
 

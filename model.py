@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from attentionce.errors import UserError, mending
+from attentionce.errors import UserError, as_user_error
 from attentionce.runs.files import read
 
 # Residual blocks per stage; resnet10, one basic block a stage, is for small machines.
@@ -272,7 +272,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.exists() and state.exists():
         raise UserError(f"there is no file {path}, but {state} has the encoder too")
     if path.is_file():  # opening a pipe would wait for ever
-        with mending(f"cannot read {path}"), open(path, "rb") as file:
+        with as_user_error(f"cannot read {path}"), open(path, "rb") as file:
             start = file.read(512)
     if start[4:9] == b"\0\0\0\0{":  # eight bytes that give the header's length, then the header
         return _read_safetensors(path)
@@ -286,7 +286,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         from safetensors.torch import load_file
     except ImportError:
         raise UserError(f"{path} needs one more package: pip install safetensors") from None
-    with mending(f"{path} is truncated, damaged or not a safetensors file"):
+    with as_user_error(f"{path} is truncated, damaged or not a safetensors file"):
         return load_file(path)
 
 

@@ -11,7 +11,7 @@ from torchvision import datasets
 from attentionce.data.image_folder import FolderOptions, image_folder
 from attentionce.data.images import Images, fetching
 from attentionce.data.tinyimagenet import tiny_imagenet
-from attentionce.errors import UserError, mending
+from attentionce.errors import UserError, as_user_error
 
 __all__ = ["DATASETS", "Images", "UserError", "load"]
 
@@ -158,7 +158,7 @@ def photos(split: str) -> Images:
     Args:
         split: "test", or anything else for training.
     """
-    with mending("the photographs are inside scikit-image: pip install scikit-image"):
+    with as_user_error("the photographs are inside scikit-image: pip install scikit-image"):
         from skimage import data
 
         photographs = [getattr(data, name)() for name in PHOTOS]

@@ -26,7 +26,7 @@ def _printable(character: str) -> str:
 
 
 @contextmanager
-def mending(advice: str) -> Iterator[None]:
+def as_user_error(advice: str) -> Iterator[None]:
     """Turn whatever goes wrong inside into a UserError.
 
     This covers every Exception: readers of images, archives and networks raise whatever their

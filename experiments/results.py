@@ -49,10 +49,10 @@ def pretraining_flags(row: Row, study: Study) -> list[str]:
     return flags + study.pretrain
 
 
-def stem(row: Row, study: Study, epoch: int) -> str:
+def file_stem(row: Row, study: Study, epoch: int) -> str:
     """The name of the row's files at an epoch, without its ending."""
     args = main.parse_args(pretraining_flags(row, study))
-    return file_names.stem(args, epoch, LOSSES[args.loss])
+    return file_names.file_stem(args, epoch, LOSSES[args.loss])
 
 
 def check_images(study: Study) -> None:
@@ -84,7 +84,7 @@ def folder(row: Row, study: Study, seed: int) -> Path:
 
 def weights(row: Row, study: Study, seed: int) -> Path:
     """The row's weights, which main.py writes and linear.py evaluates."""
-    name = f"{stem(row, study, row.epochs)}.pth"
+    name = f"{file_stem(row, study, row.epochs)}.pth"
     return folder(row, study, seed) / dataset_name(row, study) / name
 
 
@@ -99,7 +99,7 @@ def read(row: Row, study: Study, seed: int) -> Result:
     linear_args = linear.parse_args(["--model_path", "", *common, *study.linear])
     pretrained = weights(row, study, seed)
     length = epochs_of_run(row, study)[-1]
-    path = pretrained.with_name(f"{stem(row, study, length)}.json")
+    path = pretrained.with_name(f"{file_stem(row, study, length)}.json")
     own = row.dataset == "folder"
     pretraining = read_json(path, pretrain_args, states.FREE_FLAGS, own)
     if pretraining is None and path.exists():

@@ -238,7 +238,7 @@ def test_torchruns_next_attempt_goes_on(tiny, results, tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "attempt 2 of torchrun's, after a process failed" in done.stdout
-    assert "going on from epoch 2, step 0" in done.stdout
+    assert "continuing from epoch 2, step 0" in done.stdout
     assert len(list(results.rglob("*_3_*.pth"))) == 1
 
 

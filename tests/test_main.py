@@ -187,7 +187,7 @@ def test_every_loss_trains(call, tiny, results, name):
     assert 0 < float(row["loss"]) < 20 and int(row["views"]) == 24 * entry.views(4)
     assert (row["effective_negatives"] == "") == (not entry.attention)
     weights = last(results, ".pth")
-    assert weights.stem == main.stem(main.parse_args([str(flag) for flag in flags]), 1)
+    assert weights.stem == main.file_stem(main.parse_args([str(flag) for flag in flags]), 1)
     state = files.read(weights)
     assert all(value.isfinite().all() for value in state.values())
     torch.manual_seed(0)

@@ -146,9 +146,9 @@ def test_the_small_study_knows_its_results(commands, call, small, monkeypatch):
             place = Path(args.results) / args.dataset_name
             place.mkdir(parents=True, exist_ok=True)
             for epoch in (4, args.epochs):
-                (place / f"{main.stem(args, epoch)}.pth").touch()
+                (place / f"{main.file_stem(args, epoch)}.pth").touch()
             found = {"epochs_done": args.epochs, "hours": 0.5}
-            path = place / f"{main.stem(args, args.epochs)}.json"
+            path = place / f"{main.file_stem(args, args.epochs)}.json"
         else:
             path = Path(args.model_path[0])
             path = path.with_name(f"{path.stem}_linear.json")
@@ -200,7 +200,7 @@ def test_table_of_your_own_images_names_them(tmp_path):
         "hours": 1.0,
         "machine": {"device_name": "abacus"},
     }
-    path = place / f"{results.stem(row, study, row.epochs)}_linear.json"
+    path = place / f"{results.file_stem(row, study, row.epochs)}_linear.json"
     path.write_text(json.dumps(found))
     text = reproduce.table("folder", args)
     assert text.startswith("### Your own images (cats)\n")
@@ -238,7 +238,7 @@ def test_status_of_what_is_not_pretrained(copied):
     """It was not begun, or it says how far it has come and how long the rest will take."""
     row, study = toy_rows(copied)[1]
     assert reproduce.status(row, study, 7) == "not run"
-    path = results.folder(row, study, 0) / "folder" / f"{results.stem(row, study, 4)}.json"
+    path = results.folder(row, study, 0) / "folder" / f"{results.file_stem(row, study, 4)}.json"
     begun = json.loads(path.read_text())
     begun.update(epochs_done=1, hours=2.0)
     begun["flags"]["seed"] = 9

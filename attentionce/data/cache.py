@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 import numpy as np
 from filelock import FileLock, SoftFileLock
 
-from attentionce.errors import mending
+from attentionce.errors import as_user_error
 
 # While a file is being filled it is called PATH.PID.tmp, and PATH.PID.tmp.lock is locked.
 PARTS = ".*.npy.*.tmp"
@@ -37,7 +37,7 @@ def load(path: str, count: int, limit: float) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         UserError: The file is damaged.
     """
-    with mending(f"cannot use the decoded images in {path!r}: remove this file, it is made anew"):
+    with as_user_error(f"cannot use the decoded images in {path!r}: remove this file, it is made again"):
         pixels = np.lib.format.open_memmap(path, mode="r")
         if pixels.ndim != 4 or len(pixels) != count or pixels.dtype != np.uint8:
             raise ValueError("it holds other images")
@@ -62,7 +62,7 @@ def make(path: str, shape: tuple[int, ...], fill: Callable[[np.ndarray], np.ndar
         UserError: The file cannot be written.
     """
     with (
-        mending(
+        as_user_error(
             f"the images are too large for memory and need a file of "
             f"{np.prod(shape, dtype=float) / 1e9:.3f} GB, {path!r}: make room and give write "
             "permission there, name another folder with --cache, or take a smaller --store_size"

@@ -46,7 +46,7 @@ def formats() -> list[str]:
 
 @functools.cache
 def extensions() -> set[str]:
-    """The extensions of these formats, in small letters and with their dot."""
+    """The extensions of these formats, in lower case and with their dot."""
     known = formats()
     return {end for end, name in Image.registered_extensions().items() if name in known}
 

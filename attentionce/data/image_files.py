@@ -116,7 +116,7 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def extension(name: str) -> str:
-    """The extension of a file's name in small letters, with its dot."""
+    """The extension of a file's name in lower case, with its dot."""
     return os.path.splitext(name)[1].lower()
 
 

@@ -25,7 +25,7 @@ from attentionce.data.folder_layout import NoLabels, Part, no_labels, test_part,
 from attentionce.data.image_files import ImageFile
 from attentionce.data.images import Images
 from attentionce.data.limits import free_memory
-from attentionce.errors import UserError, mending
+from attentionce.errors import UserError, as_user_error
 
 READING = 2  # part of a cache's name: to be raised whenever an image's pixels come out differently
 SAMPLES = 64  # files of which a fingerprint knows the first bytes
@@ -64,7 +64,7 @@ def image_folder(
         UserError: A folder or an image is missing or unusable.
     """
     with pixel_limit(options.big_images):
-        with mending(f"cannot list the images in {root!r}: repair or remove what cannot be read"):
+        with as_user_error(f"cannot list the images in {root!r}: repair or remove what cannot be read"):
             part, everything = find_split(root, split, options.test_split)
         kind = "pretrain" if part.files[-1].label < 0 else "test" if split == "test" else "train"
         pixels, kept = decoded(root, kind, part.files, everything, store_size, options)
@@ -228,7 +228,7 @@ def fingerprint(root: str, files: list[ImageFile], size: tuple[int, ...]) -> str
     for file in files:
         digest.update(ascii((place(root, file), file.size)).encode())
     for file in files[:: -(-len(files) // SAMPLES)]:
-        with mending(f"cannot read the image {file.path!r}"), open(file.path, "rb") as content:
+        with as_user_error(f"cannot read the image {file.path!r}"), open(file.path, "rb") as content:
             digest.update(content.read(SAMPLE))
     return digest.hexdigest()
 

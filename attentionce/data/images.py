@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from attentionce.errors import mending
+from attentionce.errors import as_user_error
 
 
 class Images(NamedTuple):
@@ -73,7 +73,7 @@ def fetching(archive: str, md5: str, url: str, root: str, folder: str) -> Iterat
     if hasattr(tarfile, "data_filter"):  # older versions of torchvision do not ask for it
         tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
     try:
-        with redirect_stdout(sys.stderr), mending(advice):
+        with redirect_stdout(sys.stderr), as_user_error(advice):
             yield
     finally:
         socket.setdefaulttimeout(timeout)

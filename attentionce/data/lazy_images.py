@@ -15,7 +15,7 @@ from PIL import Image
 from attentionce.data.decoding import BrokenImage, open_file, pixel_limit, upright
 from attentionce.data.image_files import find_images
 from attentionce.data.image_folder import common_size
-from attentionce.errors import UserError, mending
+from attentionce.errors import UserError, as_user_error
 
 SPLITS = ("train", "val", "test", "unlabeled")  # folders that are not classes
 
@@ -50,7 +50,7 @@ def lazy_folder(root: str, side: int) -> LazyImages:
     """
     if not os.path.isdir(root):
         raise UserError(f"--root {root!r} is not a folder")
-    with mending(f"cannot list the images in {root!r}: repair or remove what cannot be read"):
+    with as_user_error(f"cannot list the images in {root!r}: repair or remove what cannot be read"):
         found, left_out = find_images(root)
     if not found:
         more = f"; left out: {left_out}" if str(left_out) else ""

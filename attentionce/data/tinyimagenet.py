@@ -15,7 +15,7 @@ from torchvision import datasets
 
 from attentionce.data.decoding import decode, open_image, refuse
 from attentionce.data.images import Images, fetching
-from attentionce.errors import UserError, mending
+from attentionce.errors import UserError, as_user_error
 
 TINY = "tiny-imagenet-200"
 TINY_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
@@ -104,14 +104,14 @@ def tiny_imagenet(root: str, split: str) -> Images:
     if not os.path.isdir(folder) and os.path.exists(os.path.join(root, "wnids.txt")):
         folder = root
     if os.path.isdir(folder):
-        with mending(str(damaged(f"cannot read {folder!r}"))):
+        with as_user_error(str(damaged(f"cannot read {folder!r}"))):
             return read_split(Folder(folder), split)
     path = os.path.join(root, f"{TINY}.zip")
     if not os.path.exists(path):
         with fetching(f"{TINY}.zip", TINY_MD5, TINY_URL, root, TINY):
             datasets.utils.download_url(TINY_URL, root, f"{TINY}.zip.part", TINY_MD5)
             os.replace(f"{path}.part", path)
-    with mending(str(damaged(f"cannot read {path!r}"))):
+    with as_user_error(str(damaged(f"cannot read {path!r}"))):
         if not datasets.utils.check_integrity(path, TINY_MD5):
             raise damaged(f"{path!r} does not have the md5 it should have")
         with zipfile.ZipFile(path) as archive:

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from attentionce.errors import UserError, mending
+from attentionce.errors import UserError, as_user_error
 
 AT_A_TIME = 2**24  # bytes of rows to hold
 
@@ -61,7 +61,7 @@ class Partial:
             self.marks.append(self.take(np.arange(first, last))["mark"].copy())
 
     def _refuse(self, found: bytes, header: bytes) -> None:
-        with mending(f"{self.path} is not a file of finished rows: name another --out"):
+        with as_user_error(f"{self.path} is not a file of finished rows: name another --out"):
             there, here = json.loads(found), json.loads(header)
             different = [name for name in here if there.get(name) != here[name]]
         raise UserError(
@@ -71,8 +71,8 @@ class Partial:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        with mending(
-            f"cannot write {self.path}: mend that and give the same command again, what is "
+        with as_user_error(
+            f"cannot write {self.path}: fix this and rerun the command, what is "
             "finished is kept; or name another --out"
         ):
             yield
@@ -103,7 +103,7 @@ class Partial:
         rows = np.empty(len(positions), self.row)
         ends = np.flatnonzero(np.diff(positions) != 1) + 1
         done = 0
-        with mending(f"cannot read {self.path}"):
+        with as_user_error(f"cannot read {self.path}"):
             for run in np.split(positions, ends) if len(positions) else []:
                 self.file.seek(self.start + int(run[0]) * self.row.itemsize)
                 content = self.file.read(len(run) * self.row.itemsize)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 
-def stem(args: Namespace, epoch: int | str, loss: Any) -> str:
+def file_stem(args: Namespace, epoch: int | str, loss: Any) -> str:
     """A file's name without ending.
 
     Args:
@@ -25,7 +25,7 @@ def stem(args: Namespace, epoch: int | str, loss: Any) -> str:
 
 
 def title(path: str | Path, losses: dict[str, Any]) -> str:
-    """What a file that `stem` named holds, in words; the name of any other file.
+    """What a file that `file_stem` named holds, in words; the name of any other file.
 
     Args:
         losses: `loss.LOSSES`.

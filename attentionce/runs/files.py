@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from attentionce.errors import UserError, mending
+from attentionce.errors import UserError, as_user_error
 
 # Bytes of the whole file, of its structure without the numbers, and of its list of records. A state
 # of resnet50 has 0.3 GB, 0.1 MB (after 400 epochs) and 0.04 MB.
@@ -94,7 +94,7 @@ def replace(
         # torch.save turns the error of a full disk, its context, into a RuntimeError.
         reasons = (getattr(e, "strerror", None) for e in (error, error.__context__))
         reason = next(filter(None, reasons), None) or str(error).splitlines()[0]
-        advice = "what was there before is unharmed; mend that and give the same command again"
+        advice = "what was there before is unharmed; fix this and rerun the command"
         raise UserError(f"cannot write {path}: {reason}; {advice}") from error
 
 
@@ -152,7 +152,7 @@ def check(path: Path) -> None:
     if not path.is_file():  # opening a pipe would wait for ever
         raise UserError(f"{path} is not a file")
     with (
-        mending(f"{path} is truncated, damaged or not a weights file of PyTorch 1.6 or later"),
+        as_user_error(f"{path} is truncated, damaged or not a weights file of PyTorch 1.6 or later"),
         open(path, "rb") as file,
     ):
         _check_frame(path, file)

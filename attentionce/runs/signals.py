@@ -16,7 +16,7 @@ SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name)
 
 @contextmanager
 def handled() -> Iterator[None]:
-    """Inside, the functions below may choose what signals do; then the caller's handlers are back.
+    """Context manager that gives the caller its own signal handlers back at the end.
 
     Outside the main thread, as in some servers and notebooks, handlers are left alone.
     """

@@ -64,10 +64,10 @@ def read_state(path: Path) -> dict[str, Any]:
     try:
         state = _read_one(previous(path))
     except UserError as error:
-        raise UserError(f"{problem}; {error}; start anew with --resume never") from None
+        raise UserError(f"{problem}; {error}; start over with --resume never") from None
     with suppress(OSError):  # else the next save would overwrite the intact previous state
         os.replace(path, path.with_name(path.name + ".damaged"))
-    print(f"{problem}: going on from {previous(path)}", flush=True)
+    print(f"{problem}: continuing from {previous(path)}", flush=True)
     return state
 
 
@@ -175,7 +175,7 @@ def _check_flags(
     if different:
         raise UserError(
             f"{path} was made with other flags: {', '.join(different)}; use those, name another "
-            "--results, or start anew with --resume never"
+            "--results, or start over with --resume never"
         )
 
 

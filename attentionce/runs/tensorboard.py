@@ -55,6 +55,6 @@ def write_epoch(board: Any, row: dict[str, Any], pictures: dict[str, Any]) -> No
         board.flush()
     except OSError as error:
         raise UserError(
-            f"cannot write for TensorBoard: {error.strerror}; mend that or go on without "
+            f"cannot write for TensorBoard: {error.strerror}; fix this or continue without "
             "--tensorboard"
         ) from error

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 @contextmanager
 def constant_statistics(module: nn.Module) -> Iterator[None]:
-    """Inside, BatchNorm normalises as always, but its running statistics keep their values.
+    """Context manager in which BatchNorm normalises as always but keeps its running statistics.
 
     They move by nothing rather than not at all, because what BatchNorm saves for the backward pass
     must be what it saved in the first pass.

@@ -48,7 +48,7 @@ def take_step(run: Run, batch: torch.Tensor) -> None:
             reason = f"torch.compile failed ({type(error).__name__})"
         # Outside of the handler, which would hold on to the failed step's tensors.
         undo(run, before)
-        print(f"{reason}: going on {change(run)}", flush=True)
+        print(f"{reason}: continuing {change(run)}", flush=True)
 
 
 def less_memory(run: Run) -> Callable[[Run], str] | None:

@@ -32,7 +32,7 @@ def expected_bytes(
 def activation_bytes(model: nn.Module, image_size: int, recompute: bool) -> int:
     """Bytes per image that a forward pass in float32 keeps for the backward pass.
 
-    Counted on tensors without numbers, which take neither memory nor time.
+    Counted on meta tensors, which take neither memory nor time.
     """
     kept: dict[int, Tensor] = {}  # by storage; the tensors are held, so that none is used twice
     parameters = {name: empty(p).requires_grad_() for name, p in model.named_parameters()}
@@ -53,7 +53,7 @@ def activation_bytes(model: nn.Module, image_size: int, recompute: bool) -> int:
 
 
 def empty(tensor: Tensor) -> Tensor:
-    """A tensor of the same shape, type and layout without numbers."""
+    """A meta tensor of the same shape, type and layout."""
     return torch.empty_like(tensor, device="meta")
 
 

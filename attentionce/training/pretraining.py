@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attentionce.data import views
-from attentionce.errors import UserError, mending
+from attentionce.errors import UserError, as_user_error
 from attentionce.training import devices
 from attentionce.training.moco import MoCo
 
@@ -119,10 +119,10 @@ def restore(run: Run, state: dict[str, Any]) -> None:
         )
     if state.get("fingerprint", run.fingerprint) != run.fingerprint:  # older states have none
         raise UserError(
-            "the state was made with as many, but other images: use those, or start anew with "
+            "the state was saved with different images: use those, or start over with "
             "--resume never"
         )
-    with mending("the state does not fit this run; start anew with --resume never"):
+    with as_user_error("the state does not fit this run; start over with --resume never"):
         run.model.load_state_dict(state["model"])
         _restore_moments(run.optimizer, state["optimizer"]["state"])
         if run.scaler.is_enabled() and state["scaler"]:  # it is empty in a state of bf16 or fp32
@@ -143,7 +143,7 @@ def restore(run: Run, state: dict[str, Any]) -> None:
     if changed:
         print(f"saved with {', '.join(changed)}: the last digits may differ", flush=True)
     epoch, step = run.position
-    print(f"going on from epoch {epoch}, step {step}", flush=True)
+    print(f"continuing from epoch {epoch}, step {step}", flush=True)
 
 
 def _restore_moments(adam: torch.optim.Optimizer, moments: dict[int, dict[str, Tensor]]) -> None:

@@ -125,13 +125,13 @@ def replicated(model: Any) -> Any:
 
 
 def without_exchange(model: Any) -> AbstractContextManager:
-    """Inside, backward passes add to this process's own gradients; the next one exchanges all."""
+    """Context manager in which backward passes add to this process's own gradients alone."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
 @contextmanager
 def exchanging() -> Iterator[None]:
-    """Inside, an error of the network means that another process is gone.
+    """Context manager that turns a network error into `Lost`: another process is gone.
 
     Raises:
         Lost: Instead of that error.

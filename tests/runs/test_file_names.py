@@ -26,11 +26,11 @@ from loss import LOSSES
     ],
 )
 def test_names_are_those_of_the_reference(flags, epoch, name):
-    assert main.stem(main.parse_args(flags.split()), epoch) == name
+    assert main.file_stem(main.parse_args(flags.split()), epoch) == name
 
 
 def test_no_two_losses_share_a_name():
-    names = {main.stem(main.parse_args(["--loss", kind]), 1) for kind in LOSSES}
+    names = {main.file_stem(main.parse_args(["--loss", kind]), 1) for kind in LOSSES}
     assert len(names) == len(LOSSES)
 
 
@@ -62,5 +62,5 @@ def test_title_knows_every_stem():
             flags += [f"--{name}", "0.5"]
         words = ", ".join(f"{name} 0.5" for name in entry.parameters)
         settings = f" ({words})" if words else ""
-        path = f"{main.stem(main.parse_args(flags), 7)}.pth"
+        path = f"{main.file_stem(main.parse_args(flags), 7)}.pth"
         assert file_names.title(path, LOSSES) == f"{entry.title}{settings}, 7 epochs"

@@ -121,7 +121,7 @@ def test_the_state_before_a_bad_step_goes_on_in_the_same_folder(
     before = kept.read_bytes()
     assert "--lr 0.0001 (there: 0.001)" in refused(main, *flags, "--lr", 1e-4)
     assert call(main, *flags, "--lr", 1e-4, "--resume", kept) == 0
-    assert "going on from epoch 2, step 1" in capsys.readouterr().out
+    assert "continuing from epoch 2, step 1" in capsys.readouterr().out
     assert kept.read_bytes() == before
     result = json.loads(last(results, ".json").read_text())
     assert (result["flags"]["lr"], result["epochs_done"]) == (1e-4, 3)
@@ -138,7 +138,7 @@ def test_as_many_other_images_are_refused(stopped, flags, refused, pictures, tmp
     other = tmp_path / "other"
     shutil.copytree(pictures, other)
     (other / "train" / "red" / "0.png").rename(other / "train" / "red" / "another.png")
-    assert "as many, but other images" in refused(main, *flags, "--root", other)
+    assert "different images" in refused(main, *flags, "--root", other)
 
 
 # ---- flags that do not ----
@@ -178,7 +178,7 @@ def test_a_flag_that_is_newer_than_a_state_had_its_default(
     assert "--queue 99 (there: 4096)" in refused(main, *flags, "--queue", 99)
     assert contents(results) == before
     assert call(main, *flags, "--queue", 4096) == 0
-    assert "going on from epoch 2, step 1" in capsys.readouterr().out
+    assert "continuing from epoch 2, step 1" in capsys.readouterr().out
 
 
 def test_a_newer_flag_is_compared_with_a_state_alone(stopped, flags, refused, results):
@@ -211,7 +211,7 @@ def test_the_old_name_of_the_loss_is_the_new_one(call, stopped, flags, results, 
     made = last(results, ".json")
     made.write_text(made.read_text().replace('"attentionce"', '"attention_nce"'))
     assert call(main, *flags) == 0
-    assert "going on from epoch 2, step 1" in capsys.readouterr().out
+    assert "continuing from epoch 2, step 1" in capsys.readouterr().out
     assert states.read_state(stopped)["flags"]["loss"] == "attentionce"
 
 

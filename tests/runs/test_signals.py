@@ -17,7 +17,7 @@ from helpers.programs import Program, wait_for
 from attentionce.runs import states
 
 STATUSES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 0}
-STOPPED = re.compile(r"stopped at epoch (\d+), step (\d+), state saved; to go on:\n(.*)\n")
+STOPPED = re.compile(r"stopped at epoch (\d+), step (\d+), state saved; to resume:\n(.*)\n")
 
 
 def check_finish(results, flags, tmp_path):
@@ -41,7 +41,7 @@ def test_signals(flags, results, tmp_path, number, step):
     assert shutil.which(python) == sys.executable
     program = Program(tmp_path, words, small)
     assert program.wait() == 0
-    assert f"going on from epoch {epoch}, step {step_of_epoch}" in program.output()
+    assert f"continuing from epoch {epoch}, step {step_of_epoch}" in program.output()
     check_finish(results, flags, tmp_path)
 
 
@@ -94,5 +94,5 @@ def test_the_commands_as_a_user_gives_them(flags, results):
         assert process.returncode == STATUSES[number]
         assert going_on in output
         epoch, step, command = STOPPED.search(output).groups()
-        going_on = f"going on from epoch {epoch}, step {step}\n"
+        going_on = f"continuing from epoch {epoch}, step {step}\n"
     assert [int(row["epoch"]) for row in rows(results)] == list(range(1, len(rows(results)) + 1))

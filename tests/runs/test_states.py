@@ -158,8 +158,8 @@ def test_a_damaged_state(call, saving_flags, results, whole, stopped, capsys):
         state.write_bytes(damaged(state.read_bytes(), draw))
         assert call(main, *saving_flags) == 0
         said = capsys.readouterr().out
-        fell_back = f"going on from {state}.previous" in said
-        assert f"going on from epoch 2, step {1 if fell_back else 2}" in said
+        fell_back = f"continuing from {state}.previous" in said
+        assert f"continuing from epoch 2, step {1 if fell_back else 2}" in said
         assert state.with_name(f"{state.name}.damaged").exists() == fell_back
         check_end(results, expected)
         refused += fell_back

@@ -171,4 +171,4 @@ def test_sync_batchnorm_goes_on_uncompiled(monkeypatch, capsys):
     assert main.uses_compiler(args, DEVICE)  # one process has nothing to synchronise
     monkeypatch.setattr(main.processes, "world", lambda: 2)
     assert not main.uses_compiler(args, DEVICE)
-    assert "--bn sync: going on without torch.compile" in capsys.readouterr().out
+    assert "--bn sync: continuing without torch.compile" in capsys.readouterr().out

@@ -69,7 +69,7 @@ def test_out_of_memory_in_the_first_step_changes_no_weight(monkeypatch, capsys, 
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     assert run.grad_cache and not run.recompute
     said = capsys.readouterr().out
-    assert said.count("CUDA out of memory: going on with --grad_cache") == 1
+    assert said.count("CUDA out of memory: continuing with --grad_cache") == 1
 
 
 def test_less_memory_in_its_order(monkeypatch, capsys):
@@ -88,8 +88,8 @@ def test_less_memory_in_its_order(monkeypatch, capsys):
         fallbacks.take_step(run, run.pixels[:4])
     assert torch._functorch.config.activation_memory_budget == fallbacks.LOW_BUDGET
     assert capsys.readouterr().out.splitlines() == [
-        "CUDA out of memory: going on with fewer activations kept, about 7 % slower",
-        "CUDA out of memory: going on with --grad_cache, about a third slower",
+        "CUDA out of memory: continuing with fewer activations kept, about 7 % slower",
+        "CUDA out of memory: continuing with --grad_cache, about a third slower",
     ]
 
 
@@ -103,7 +103,7 @@ def test_a_compiler_that_fails_is_left_out(monkeypatch, capsys):
     assert_same_run(found, expected)
     assert run.encoder is run.model and run.recompute
     assert (
-        capsys.readouterr().out.count("torch.compile failed (RuntimeError): going on without") == 1
+        capsys.readouterr().out.count("torch.compile failed (RuntimeError): continuing without") == 1
     )
 
 

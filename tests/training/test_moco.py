@@ -186,7 +186,7 @@ def test_resumed_run_has_the_bits_of_one_without_a_break(step, call, tiny, resul
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--loss", "simclr"], "--estimator MoCo goes with --loss attentionce, not simclr"),
+        (["--loss", "simclr"], "--estimator MoCo supports only --loss attentionce, not simclr"),
         (["--queue", 7], "--queue must be at least 8, not 7"),
         (["--momentum", 1.5], "--momentum must be between 0 and 1, not 1.5"),
         (["--d_neg", 0], "--d_neg must be a positive number, not 0.0"),

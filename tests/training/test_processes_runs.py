@@ -80,7 +80,7 @@ def test_signal_to_one_stops_all_and_another_number_goes_on(
     assert not list(results.rglob("*.pth"))
     resumed = group(3, program, words, None, tmp_path / "elsewhere")
     assert resumed.join() == [0, 0, 0], resumed.output()
-    assert resumed.output().count(f"going on from epoch 2, step {step}") == 1
+    assert resumed.output().count(f"continuing from epoch 2, step {step}") == 1
     assert not (tmp_path / "elsewhere").exists()
 
     columns = "epoch loss views effective_positives effective_negatives knn_top1"

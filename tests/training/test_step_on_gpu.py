@@ -27,7 +27,7 @@ def gradients(outputs, inputs, **kwargs):
 
 @pytest.fixture
 def no_numbers(monkeypatch):
-    """Tensors without numbers, and stand-ins for what cannot be done with them.
+    """Meta tensors, and stand-ins for what cannot be done with them.
 
     These are the backward pass, pinning memory, copying a model, and drawing random numbers.
     """
