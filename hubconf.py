@@ -46,12 +46,8 @@ def encoder(weights=None, arch=None, stem=None):
     """
     if weights is None:
         return _model.backbone(arch or "resnet50", stem or "small")
-    f, arch = _model.load_encoder(weights, arch)
-    resnet = _model.as_resnet(f, arch)
-    found = _model.stem_of(resnet.conv1.weight)
-    if stem not in (None, found):
-        raise ValueError(f"{weights} has stem {found}, not {stem}")
-    return resnet
+    f, arch = _model.load_encoder(weights, arch, stem)
+    return _model.as_resnet(f, arch)
 
 
 def attentionce(temperature=0.5, d_pos=1.0, d_neg=1.0):

@@ -4,6 +4,7 @@ python linear.py --dataset_name cifar10 --model_path results/cifar10/….pth
 """
 
 import argparse
+import functools
 import os
 import sys
 import time
@@ -26,7 +27,8 @@ from attentionce.errors import UserError
 from attentionce.evaluation.knn import clamp_k, features, knn
 from attentionce.runs import files
 from attentionce.training import devices, processes
-from model import ARCHS, STEMS, Model, as_resnet, load_encoder, stem_of
+from attentionce.training.fallbacks import compiled_or_plain
+from model import ARCHS, STEMS, as_resnet, load_encoder, stem_of, untrained
 from utils import DATASETS, load
 
 # ------------------------------------------------------------------------------------- settings
@@ -161,9 +163,8 @@ def open_encoder(path: str, args: argparse.Namespace) -> tuple[nn.Sequential, st
     """(encoder, arch) of weights, or untrained for `random`."""
     if path != "random":
         return load_encoder(path, args.arch, args.stem)
-    torch.manual_seed(args.seed)
-    arch = args.arch or "resnet50"
-    return Model(arch=arch, stem=args.stem or "small").f, arch
+    model, arch = untrained(args.arch, args.stem, args.seed)
+    return model.f, arch
 
 
 def open_encoders(args: argparse.Namespace) -> list[tuple[str, nn.Sequential, str, Path]]:
@@ -240,28 +241,35 @@ def evaluate(
     began = time.monotonic()
     f.requires_grad_(False).eval()
     train = on_device(train, device)
-    known = features(f, train.pixels, device, dtype)
-    asked = features(f, test.pixels, device, dtype)
+    train_features = features(f, train.pixels, device, dtype)
+    test_features = features(f, test.pixels, device, dtype)
     k = clamp_k(args.k, len(train.pixels))
     knn_top1, knn_top5 = knn(
-        known, train.labels, asked, test.labels, len(train.classes), k, args.temperature
+        train_features,
+        train.labels,
+        test_features,
+        test.labels,
+        len(train.classes),
+        k,
+        args.temperature,
     )
     torch.manual_seed(args.seed)
-    classifier = nn.Linear(known.shape[1], len(train.classes)).to(device)
+    classifier = nn.Linear(train_features.shape[1], len(train.classes)).to(device)
     adam = torch.optim.Adam(
         classifier.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True
     )
     labels = test.labels.to(device)
-    encode = Encode(f, args, device, dtype)
+    encode = view_encoder(f, args, device, dtype)
     rows = []
     for epoch in range(1, args.epochs + 1):
         f.train(args.encoder_mode == "reference")
-        loss = train_epoch(encode, classifier, adam, train, args, device, epoch)
+        loss = fit_epoch(encode, classifier, adam, train, args, device, epoch)
         f.eval()
         if args.encoder_mode == "reference":
             processes.same_buffers(f)
-            asked = features(f, test.pixels, device, dtype)  # BatchNorm's statistics have moved
-        top1, top5 = accuracy(classifier, asked, labels)
+            # BatchNorm's statistics have moved.
+            test_features = features(f, test.pixels, device, dtype)
+        top1, top5 = accuracy(classifier, test_features, labels)
         rows.append({"epoch": epoch, "loss": loss, "top1": top1, "top5": top5})
     result = {
         "flags": vars(args),
@@ -284,45 +292,29 @@ def on_device(images: Images, device: torch.device) -> Images:
     return Images(devices.keep(images.pixels, device), images.labels.to(device), images.classes)
 
 
-class Encode:
-    """Images and their random parameters → features of one view per image, b×D in float32.
+def view_encoder(
+    f: nn.Module, args: argparse.Namespace, device: torch.device, dtype: torch.dtype
+) -> Callable[[Tensor, views.Draw], Tensor]:
+    """A function of images and their random parameters: the features of one view per image, b×D.
 
-    The encoder and the views are compiled as in pretraining; if that fails the first time, one line
-    says so and they go on uncompiled.
+    Encoder and views are compiled as in pretraining.
     """
 
-    def __init__(
-        self, f: nn.Module, args: argparse.Namespace, device: torch.device, dtype: torch.dtype
-    ):
-        self.f, self.size, self.device, self.dtype = f, args.image_size, device, dtype
-        self.compiled: Callable[[Tensor], Tensor] | None = None
-        self.ops = views.Ops()
-        if cli.wants_compiler(args, device):
-            self.compiled, self.ops = torch.compile(f, dynamic=False), views.compiled()
-        self.works = False  # once it has been called
-
     @torch.no_grad()
-    def __call__(self, images: Tensor, draw: views.Draw) -> Tensor:
-        encoder = self.f if self.compiled is None else self.compiled
-        try:
-            with devices.autocast(self.device, self.dtype):
-                view = views.make_view(images, draw, 0, self.size, self.ops)
-                feature = encoder(view).flatten(1).float()
-            self.works = True
-            return feature
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            if self.compiled is None or self.works:
-                raise
-            name = type(error).__name__
-        print(f"torch.compile failed ({name}): continuing without", flush=True)
-        self.compiled, self.ops = None, views.Ops()
-        return self(images, draw)
+    def encode(encoder: Callable, ops: views.Ops, images: Tensor, draw: views.Draw) -> Tensor:
+        with devices.autocast(device, dtype):
+            view = views.make_view(images, draw, 0, args.image_size, ops)
+            return encoder(view).flatten(1).float()
+
+    plain = functools.partial(encode, f, views.Ops())
+    if not devices.wants_compiler(args.compile, device):
+        return plain
+    compiled = functools.partial(encode, torch.compile(f, dynamic=False), views.compiled())
+    return compiled_or_plain(compiled, plain)
 
 
-def train_epoch(
-    encode: Encode,
+def fit_epoch(
+    encode: Callable[[Tensor, views.Draw], Tensor],
     classifier: nn.Linear,
     optimizer: torch.optim.Optimizer,
     train: Images,

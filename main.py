@@ -1,8 +1,7 @@
 """Pretrain an encoder: python main.py --dataset_name cifar10 --d_pos 1 --d_neg 10"""
 
 import argparse
-import inspect
-import shlex
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,23 +9,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # `python -P` leaves it out
 
 from attentionce import cli
-from attentionce.data import views
 from attentionce.data.folder_layout import NoLabels
 from attentionce.data.images import Images, labelled, summary
 from attentionce.errors import UserError
 from attentionce.evaluation.knn import clamp_k, features, knn
-from attentionce.runs import file_names, files, locks, signals, states, tensorboard
+from attentionce.presets import BAYES, PARAMETERS, PRESETS, file_stem, preset_of
+from attentionce.runs import files, locks, report, signals, states, tensorboard
 from attentionce.training import devices, processes
-from attentionce.training.memory import expected_bytes
-from attentionce.training.moco import MoCo
 from attentionce.training.one_epoch import NonFinite, train_epoch
-from attentionce.training.pretraining import Run, new_progress, restore, state_of
-from loss import LOSSES
+from attentionce.training.pretraining import Run, new_run, restore, state_of
+from loss import (
+    NEGATIVES,
+    POSITIVES,
+    contrastive,
+    effective_numbers,
+    ingredients,
+)
 from model import ARCHS, STEMS, Model, cost
 from utils import DATASETS, load
 
@@ -34,7 +36,11 @@ from utils import DATASETS, load
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The settings, with the reference's names and defaults where it has them."""
+    """The settings, with the reference's names and defaults where it has them.
+
+    Raises:
+        UserError: A flag has no effect on the loss or framework that was chosen.
+    """
     parser = cli.Parser(description=__doc__, formatter_class=cli.Help)
     cli.add_data_flags(parser, DATASETS)
     add_method_flags(parser)
@@ -45,44 +51,71 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.save_every is None:
         args.save_every = 100 if args.dataset_name == "tinyImageNet" else 200
-    for name, users in losses_by_parameter().items():
-        if getattr(args, name) is None:
-            user = args.loss if args.loss in users else users[-1]
-            setattr(args, name, authors_setting(user, name, args.dataset_name))
+    fill_in_loss(args)
     return args
 
 
-def losses_by_parameter() -> dict[str, list[str]]:
-    """Every parameter of a loss besides the temperature, with the losses that take it."""
-    users: dict[str, list[str]] = {}
-    for loss, entry in LOSSES.items():
-        for name in entry.parameters:
-            users.setdefault(name, []).append(loss)
-    return users
-
-
-def authors_setting(loss: str, name: str, dataset: str) -> float:
-    """A parameter's value on a data set as the loss's authors choose it."""
-    default = inspect.signature(LOSSES[loss].function).parameters[name].default
-    return LOSSES[loss].settings.get(dataset, {}).get(name, default)
+def fill_in_loss(args: argparse.Namespace) -> None:
+    """Give the flags of the chosen loss and framework their defaults; all others must be None."""
+    positives, negatives = PRESETS[args.loss]
+    args.positives, args.negatives = args.positives or positives, args.negatives or negatives
+    args.loss = preset_of(args.positives, args.negatives) or "contrastive"
+    defaults: dict[str, Any] = {**POSITIVES[args.positives][1], **NEGATIVES[args.negatives][1]}
+    if args.negatives == "bayes":
+        defaults |= BAYES.get(args.dataset_name, {})
+    if args.positives != "pair":
+        defaults["num_pos"] = 4
+    if args.estimator == "MoCo":
+        defaults |= {"momentum": 0.99, "queue": 4096}
+    for name in (*PARAMETERS, "num_pos", "momentum", "queue"):
+        value = getattr(args, name)
+        if value is None:
+            setattr(args, name, defaults.get(name))
+        elif name not in defaults:
+            raise UserError(
+                f"--{name} {value} has no effect with --positives {args.positives}, "
+                f"--negatives {args.negatives} and --estimator {args.estimator}: leave it out"
+            )
 
 
 def add_method_flags(parser: argparse.ArgumentParser) -> None:
     """Views, loss, framework and encoder."""
     add = parser.add_argument_group("method").add_argument
     add("--image_size", type=int, default=32, help="side of a view, in pixels")
-    add("--loss", default="attentionce", choices=LOSSES, help="what the encoder minimises")
+    add("--loss", default="attentionce", choices=PRESETS, help="positives and negatives by name")
+    add("--positives", choices=POSITIVES, help="instead of the loss's own")
+    add("--negatives", choices=NEGATIVES, help="instead of the loss's own")
     add("--temperature", type=float, default=0.5, help="of the loss and of the kNN vote")
-    add("--num_pos", type=int, default=4, help="positives per image, M, of losses that take any")
-    for name, users in losses_by_parameter().items():
-        values = {authors_setting(user, name, dataset) for user in users for dataset in DATASETS}
-        one = len(values) == 1
-        text = f"{', '.join(users)}: {LOSSES[users[0]].parameters[name]}"
-        text += "" if one else " (default: its authors', see docs/flags.md)"
-        add(f"--{name}", type=float, default=values.pop() if one else None, help=text)
+    add("--num_pos", type=int, help="positives per image, M (default: 4; pair has none)")
+    add(
+        "--d_pos",
+        type=float,
+        help="scale of the attention on positives; large: all count the same (default: 1)",
+    )
+    add(
+        "--d_neg",
+        type=float,
+        help="scale of the attention on negatives; small: only the hardest count (default: 1)",
+    )
+    add(
+        "--tau_plus",
+        type=float,
+        help="debiased, hard, bayes: assumed share of false negatives (default: 0.1)",
+    )
+    add(
+        "--beta",
+        type=float,
+        help="hard, bayes: weight of hard negatives (default: its authors', see docs/flags.md)",
+    )
+    add(
+        "--alpha",
+        type=float,
+        help="bayes: how well the encoder ranks already; 0.5 is chance (default: its authors', see "
+        "docs/flags.md)",
+    )
     add("--estimator", default="SimCLR", choices=["SimCLR", "MoCo"], help="the framework")
-    add("--momentum", type=float, default=0.99, help="MoCo: of the momentum encoder")
-    add("--queue", type=int, default=4096, help="MoCo: negatives in the queue")
+    add("--momentum", type=float, help="MoCo: of the momentum encoder (default: 0.99)")
+    add("--queue", type=int, help="MoCo: negatives in the queue (default: 4096)")
     add("--arch", default="resnet50", choices=ARCHS, help="encoder")
     add(
         "--stem",
@@ -152,37 +185,39 @@ def check_args(args: argparse.Namespace) -> None:
     Raises:
         UserError: Names the flag, its value, and what would work.
     """
-    if args.dataset_name not in DATASETS:
-        raise UserError(f"--dataset_name {args.dataset_name} is not one of {', '.join(DATASETS)}")
-    cli.check_positive(args, "temperature", "d_pos", "d_neg", "lr")
-    loss = LOSSES[args.loss]
-    if args.estimator == "MoCo" and loss.queue is None:
-        able = ", ".join(name for name, entry in LOSSES.items() if entry.queue)
-        raise UserError(f"--estimator MoCo supports only --loss {able}, not {args.loss}")
-    if not 0 <= args.momentum <= 1:
-        raise UserError(f"--momentum must be between 0 and 1, not {args.momentum}")
+    cli.check_positive(args, "temperature", "lr")
     cli.check_at_least(
         args,
         epochs=1,
         batch_size=2,
-        num_pos=1,
         feature_dim=1,
         image_size=4,
         store_size=4,
         k=1,
         save_every=1,
         knn_every=0,
-        queue=args.batch_size if args.estimator == "MoCo" else 0,
         seed=0,
         weight_decay=0,
         state_minutes=0,
     )
     cli.check_seed(args)
-    parameters = {name: getattr(args, name) for name in loss.parameters}
+    if args.num_pos is not None:
+        cli.check_at_least(args, num_pos=1)
+    if args.estimator == "MoCo":
+        if args.positives == "pair":
+            raise UserError("--estimator MoCo has no --positives pair: its keys are the positives")
+        cli.check_at_least(args, queue=args.batch_size)
+        if not 0 <= args.momentum <= 1:
+            raise UserError(f"--momentum must be between 0 and 1, not {args.momentum}")
     try:
-        loss.function(torch.eye(2).expand(loss.views(1), 2, 2), args.temperature, **parameters)
+        ingredients(args.positives, args.negatives, args.temperature, **loss_parameters(args))
     except ValueError as error:
-        raise UserError(f"--loss {args.loss}: {error}") from None
+        raise UserError(f"--{error}") from None
+
+
+def loss_parameters(args: argparse.Namespace) -> dict[str, float]:
+    """The loss's parameters besides the temperature, by name."""
+    return {name: getattr(args, name) for name in PARAMETERS}
 
 
 def check_processes(args: argparse.Namespace, device: torch.device) -> None:
@@ -232,36 +267,41 @@ def pretrain(
     dtype: torch.dtype,
 ) -> int:
     """Images, model and state; then for every epoch: steps, evaluation, files."""
-    defaults = vars(parse_args(["--dataset_name", args.dataset_name, "--loss", args.loss]))
+    chosen = ["--positives", args.positives, "--negatives", args.negatives]
+    defaults = vars(parse_args([*chosen, "--dataset_name", args.dataset_name]))
     state = processes.from_first(lambda: states.find_state(args, defaults, folder, file_stem(args)))
     images = load_images(args)
     evaluate = knn_evaluation(args, images, device, dtype) if args.knn_every else None
-    run = assemble(args, images.pixels, device, dtype)
-    run.fingerprint = images.fingerprint
+    devices.reproducible(args.deterministic)
+    run = new_run(args, new_model(args), *chosen_loss(args), images, device, dtype)
     if state is not None:
         restore(run, state)
 
     path = folder / file_stem(args, args.epochs)
     if run.progress["epoch"] > args.epochs:
-        return already_trained(run, path, command)
+        report.already_trained(run, path, command)
+        return 0
     board = None
     if args.tensorboard and processes.rank() == 0:
         board = tensorboard.open_board(path, run.progress["epoch"])
     received = signals.catch_signals()
-    while run.progress["epoch"] <= args.epochs:
+    while (epoch := run.progress["epoch"]) <= args.epochs:
         try:
             stop = train_epoch(run, received, lambda: save_state(run, path, ".state"))
         except NonFinite as error:
             kept = save_state(run, path, ".nonfinite.state")
             raise NonFinite(f"{error}; the state before that step is in {kept}") from None
         if stop:
-            announce_stop(run, path, command)
+            report.announce_stop(run, path, command)
             return signals.exit_status(stop)
-        if evaluation_due(run, evaluate) and run.saved_at != run.position:
-            save_state(run, path, ".state")  # evaluation may outlast the time after a signal
-        finish_epoch(run, path, evaluate, command)
+        accuracy = None
+        if evaluate is not None and (epoch % args.knn_every == 0 or epoch == args.epochs):
+            if run.saved_at != run.position:
+                save_state(run, path, ".state")  # evaluation may outlast the time after a signal
+            accuracy = evaluate(run.model)
+        report.finish_epoch(run, path, accuracy, command)
         if board is not None:
-            tensorboard.write_epoch(board, run.progress["rows"][-1], epoch_pictures(run))
+            tensorboard.write_epoch(board, run.progress["rows"][-1], epoch_pictures(run, epoch))
         save_state(run, path, ".state")
     return 0
 
@@ -287,11 +327,8 @@ def load_images(args: argparse.Namespace) -> Images:
     return images
 
 
-def assemble(
-    args: argparse.Namespace, pixels: Tensor, device: torch.device, dtype: torch.dtype
-) -> Run:
-    """Model, optimiser and everything else that a fresh run needs, on the device."""
-    devices.reproducible(args.deterministic)
+def new_model(args: argparse.Namespace) -> Model:
+    """The untrained model that `--seed` decides on; one printed line says what it costs."""
     torch.manual_seed(args.seed)
     model = Model(args.feature_dim, args.arch, args.stem)
     parameters, macs = cost(model, args.image_size)
@@ -300,60 +337,20 @@ def assemble(
         f"per view of {args.image_size} px",
         flush=True,
     )
-    model = model.to(device).to(memory_format=torch.channels_last)
-    compiled, loss = uses_compiler(args, device), LOSSES[args.loss]
-    expected = expected_bytes(model, args, loss.views(args.num_pos), dtype, compiled)
-    if args.bn == "sync" and processes.world() > 1:  # now that memory is counted
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    moco = None
-    if args.estimator == "MoCo":
-        moco = MoCo(model, args.queue, args.momentum, args.feature_dim).to(device)
-    print(
-        f"{devices.device_name(device)} ({device}), {str(dtype).removeprefix('torch.')}, "
-        f"{'compiled' if compiled else 'not compiled'}, "
-        f"about {expected / 1e9:.1f} GB expected for {args.batch_size} images per step",
-        flush=True,
-    )
-    devices.warn_of_unused_gpu(device)
-    adam = torch.optim.Adam(
-        model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True
-    )
-    return Run(
-        args=args,
-        device=device,
-        dtype=dtype,
-        pixels=devices.keep(pixels, device),
-        model=model,
-        encoder=processes.replicated(torch.compile(model) if compiled else model),
-        optimizer=adam,
-        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
-        loss=loss,
-        progress=new_progress(len(pixels) // args.batch_size, device),
-        view_ops=views.compiled() if compiled else views.Ops(),
-        moco=moco,
-        key_encoder=torch.compile(moco.model) if moco and compiled else None,
-        compiled=compiled,
-        grad_cache=args.grad_cache,
-        # A compiler decides by itself what to keep; --grad_cache keeps no more than one view's.
-        recompute=not compiled and not args.grad_cache,
-    )
+    return model
 
 
-def uses_compiler(args: argparse.Namespace, device: torch.device) -> bool:
-    """Whether encoder and views go through torch.compile."""
-    wanted = cli.wants_compiler(args, device)
-    if wanted and args.bn == "sync" and processes.world() > 1:
-        print("--bn sync: continuing without torch.compile, whose graphs it would break", flush=True)
-        return False
-    return wanted
-
-
-# ------------------------------------------------------------------------------------- evaluation
+def chosen_loss(args: argparse.Namespace) -> tuple[Callable[..., Tensor], Callable[..., list]]:
+    """The loss of the flags, and how many positives and negatives its attention counts."""
+    chosen: dict[str, Any] = {"positives": args.positives, "negatives": args.negatives}
+    chosen |= {"temperature": args.temperature, **loss_parameters(args)}
+    numbers = functools.partial(effective_numbers, d_pos=args.d_pos, d_neg=args.d_neg)
+    return functools.partial(contrastive, **chosen), numbers
 
 
 def knn_evaluation(
     args: argparse.Namespace, images: Images, device: torch.device, dtype: torch.dtype
-) -> Callable[[Model], tuple[float, float]] | None:
+) -> Callable[[nn.Module], tuple[float, float]] | None:
     """A function of the model: its kNN accuracy on the test images, top-1 and top-5 in percent.
 
     The images with labels vote. Without any, or without test images, there is no such function.
@@ -366,11 +363,14 @@ def knn_evaluation(
     print(f"kNN accuracy on {summary(test)}; {len(bank.labels):,} images vote", flush=True)
     k = clamp_k(args.k, len(bank.pixels))
 
-    def evaluate(model: Model) -> tuple[float, float]:
+    def evaluate(model: nn.Module) -> tuple[float, float]:
         processes.same_buffers(model)
-        known = features(model.f, bank.pixels, device, dtype)
-        asked = features(model.f, test.pixels, device, dtype)
-        return knn(known, bank.labels, asked, test.labels, len(bank.classes), k, args.temperature)
+        train_features = features(model.get_submodule("f"), bank.pixels, device, dtype)
+        test_features = features(model.get_submodule("f"), test.pixels, device, dtype)
+        classes = len(bank.classes)
+        return knn(
+            train_features, bank.labels, test_features, test.labels, classes, k, args.temperature
+        )
 
     return evaluate
 
@@ -384,75 +384,17 @@ def load_test_images(args: argparse.Namespace) -> Images | str:
         return str(error)
 
 
-def evaluation_due(run: Run, evaluate: Callable | None) -> bool:
-    """Whether the kNN accuracy is to be measured after the current epoch."""
-    epoch = run.progress["epoch"]
-    if evaluate is None:
-        return False
-    return epoch % run.args.knn_every == 0 or epoch == run.args.epochs
-
-
-def finish_epoch(run: Run, path: Path, evaluate: Callable | None, command: list[str]) -> None:
-    """Evaluate, add the epoch's row to the metrics, and write what is due."""
-    args, progress = run.args, run.progress
-    epoch = progress["epoch"]
-    row = {
-        "epoch": epoch,
-        "loss": progress["losses"].cpu().double().nanmean().item(),
-        "views": epoch * run.steps * args.batch_size * run.views,  # encoded so far
-        "seconds": round(progress["seconds"], 3),  # of training so far, without evaluation
-        "skipped": int(progress["skipped"]),  # by fp16's gradient scaler
-        "effective_positives": "",
-        "effective_negatives": "",
-        "knn_top1": "",
-        "knn_top5": "",
-    }
-    if run.loss.attention:
-        row["effective_positives"], row["effective_negatives"] = progress["effective"]
-    if evaluate is not None and evaluation_due(run, evaluate):
-        row["knn_top1"], row["knn_top5"] = evaluate(run.model)
-        progress["best_knn"] = max(progress["best_knn"], row["knn_top1"])
-    print_epoch(run, row)
-    progress["rows"].append(row)
-    progress.update(epoch=epoch + 1, step=0, losses=torch.zeros_like(progress["losses"]))
-    write_results(run, path, command)
-
-
-def print_epoch(run: Run, row: dict[str, Any]) -> None:
-    """The epoch in one line: loss, speed, the time that the rest will take, and accuracy."""
-    before = run.progress["rows"][-1]["seconds"] if run.progress["rows"] else 0.0
-    seconds = max(row["seconds"] - before, 1e-9)
-    words = [
-        f"loss {row['loss']:.4f}",
-        f"{run.steps * run.args.batch_size / seconds:,.0f} images/s",
-        f"{tqdm.format_interval(run.seconds_left)} left",
-    ]
-    if run.scaler.is_enabled():
-        words.append(f"{row['skipped']} steps skipped so far")
-    if row["knn_top1"] != "":
-        words.append(f"kNN top-1 {row['knn_top1']:.2f} %, top-5 {row['knn_top5']:.2f} %")
-    print(f"epoch {row['epoch']}/{run.args.epochs}: {', '.join(words)}", flush=True)
-
-
-def epoch_pictures(run: Run) -> dict[str, Any]:
+def epoch_pictures(run: Run, epoch: int) -> dict[str, Any]:
     """TensorBoard's pictures, with every kNN accuracy and with the first and the last epoch."""
     from attentionce.evaluation.figures import pretraining_pictures
 
-    args, epoch = run.args, run.progress["epoch"] - 1
+    args = run.args
     if epoch % (args.knn_every or args.epochs) and epoch not in (1, args.epochs):
         return {}
     model = Model(args.feature_dim, args.arch, args.stem).to(run.device)  # without SyncBatchNorm
     model.load_state_dict(run.model.state_dict())
-    attention = (args.d_pos, args.d_neg) if run.loss.attention else None
+    attention = (args.d_pos, args.d_neg) if args.loss == "attentionce" else None
     return pretraining_pictures(model.eval(), run.pixels, args, run.views - 2, attention, epoch)
-
-
-# ------------------------------------------------------------------------------------- files
-
-
-def file_stem(args: argparse.Namespace, epoch: int | str = "{epochs}") -> str:
-    """The name of the run's files without ending, after an epoch."""
-    return file_names.file_stem(args, epoch, LOSSES[args.loss])
 
 
 def save_state(run: Run, path: Path, ending: str) -> Path:
@@ -463,61 +405,6 @@ def save_state(run: Run, path: Path, ending: str) -> Path:
     run.saved_at = run.position
     processes.largest([0])  # if one left earlier, torchrun would end the one that writes
     return path
-
-
-def write_results(run: Run, path: Path, command: list[str]) -> None:
-    """Metrics, flags and, where they are due, weights after the last epoch that is done."""
-    args, progress = run.args, run.progress
-    epoch = progress["epoch"] - 1
-    if processes.rank() > 0:
-        return
-    files.save_csv(path.with_name(path.name + ".csv"), progress["rows"])
-    files.save_json(path.with_name(path.name + ".json"), describe(run, command))
-    if epoch % args.save_every == 0 or epoch == args.epochs:
-        weights = run.model.state_dict()
-        weights = {f"module.{key}": value.cpu().contiguous() for key, value in weights.items()}
-        files.save(path.parent / f"{file_stem(args, epoch)}.pth", weights)
-
-
-def already_trained(run: Run, path: Path, command: list[str]) -> int:
-    """Nothing is left to do for a run that was extended or that is called twice.
-
-    Raises:
-        UserError: The state that `--resume` names has more epochs than asked for.
-    """
-    done, epochs = run.progress["epoch"] - 1, run.args.epochs
-    if done > epochs:
-        raise UserError(
-            f"--resume {run.args.resume} has {done} epochs already: give an --epochs above that"
-        )
-    if not path.with_name(path.name + ".pth").exists():  # perhaps --results names another folder
-        write_results(run, path, command)
-    print(f"already trained for {epochs} epochs: {path}.pth")
-    return 0
-
-
-def announce_stop(run: Run, path: Path, command: list[str]) -> None:
-    """Say where the run stands and how to continue it."""
-    epoch, step = run.position
-    print(f"stopped at epoch {epoch}, step {step}, state saved; to resume:")
-    state = path.with_name(path.name + ".state")
-    print(states.resume_command(command, state), flush=True)
-
-
-def describe(run: Run, command: list[str]) -> dict[str, Any]:
-    """What a result file says besides the numbers: flags, command, versions, hardware and time."""
-    progress = run.progress
-    return {
-        "flags": vars(run.args),
-        "command": shlex.join(command),
-        "machine": devices.machine(run.device),
-        "precision": str(run.dtype).removeprefix("torch."),
-        "processes": processes.world(),
-        "epochs_done": progress["epoch"] - 1,
-        "best_knn": progress["best_knn"],
-        "last": progress["rows"][-1],
-        "hours": progress["seconds"] / 3600,
-    }
 
 
 if __name__ == "__main__":

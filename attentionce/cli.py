@@ -96,11 +96,6 @@ def add_compile_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def wants_compiler(args: argparse.Namespace, device: torch.device) -> bool:
-    """What `--compile` means on a device."""
-    return args.compile == "on" or (args.compile == "auto" and device.type == "cuda")
-
-
 def check_positive(args: argparse.Namespace, *names: str) -> None:
     """Raise a UserError that names the first flag that is not positive and finite."""
     for name in names:

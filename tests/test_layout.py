@@ -10,20 +10,23 @@ from conftest import ROOT
 
 # What each file or package may import of this project, besides itself. A package's name stands for
 # everything in it; where several lines fit a file, the longest name counts.
-BOTTOM = ("attentionce.errors", "attentionce.attention")
+BOTTOM = ("attentionce.errors", "attentionce.presets", "attentionce.attention")
 SHARED = ("attentionce.data", "attentionce.training.devices", "attentionce.training.processes")
 PARTS = ("attentionce", "loss", "model", "utils")
 MAY_IMPORT = {
     "attentionce.__init__": (),
     "attentionce.errors": (),
+    "attentionce.presets": (),
     "attentionce.attention": (),
+    "attentionce.weights": ("attentionce.errors", "attentionce.runs.files"),
     "attentionce.data": BOTTOM,
     "attentionce.training": (*BOTTOM, "attentionce.data"),
     "attentionce.evaluation": (*BOTTOM, *SHARED),
     "attentionce.runs": (*BOTTOM, *SHARED),
+    "attentionce.runs.report": (*BOTTOM, "attentionce.training", "attentionce.runs"),
     "attentionce.cli": (*BOTTOM, *SHARED),
     "loss": (),
-    "model": ("attentionce.errors", "attentionce.runs.files"),
+    "model": ("attentionce.errors", "attentionce.weights"),
     "utils": (*BOTTOM, "attentionce.data"),
     "hubconf": ("loss", "model"),
     "main": PARTS,
@@ -37,7 +40,7 @@ MAY_IMPORT = {
 MAY_REQUIRE = {
     "attentionce.__init__": (),
     "attentionce.errors": (),
-    "attentionce.attention": ("torch",),
+    "attentionce.presets": (),
     "loss": ("torch",),
 }
 

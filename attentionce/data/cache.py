@@ -37,7 +37,9 @@ def load(path: str, count: int, limit: float) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         UserError: The file is damaged.
     """
-    with as_user_error(f"cannot use the decoded images in {path!r}: remove this file, it is made again"):
+    with as_user_error(
+        f"cannot use the decoded images in {path!r}: remove this file, it is made again"
+    ):
         pixels = np.lib.format.open_memmap(path, mode="r")
         if pixels.ndim != 4 or len(pixels) != count or pixels.dtype != np.uint8:
             raise ValueError("it holds other images")

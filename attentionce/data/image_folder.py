@@ -64,7 +64,9 @@ def image_folder(
         UserError: A folder or an image is missing or unusable.
     """
     with pixel_limit(options.big_images):
-        with as_user_error(f"cannot list the images in {root!r}: repair or remove what cannot be read"):
+        with as_user_error(
+            f"cannot list the images in {root!r}: repair or remove what cannot be read"
+        ):
             part, everything = find_split(root, split, options.test_split)
         kind = "pretrain" if part.files[-1].label < 0 else "test" if split == "test" else "train"
         pixels, kept = decoded(root, kind, part.files, everything, store_size, options)
@@ -228,7 +230,10 @@ def fingerprint(root: str, files: list[ImageFile], size: tuple[int, ...]) -> str
     for file in files:
         digest.update(ascii((place(root, file), file.size)).encode())
     for file in files[:: -(-len(files) // SAMPLES)]:
-        with as_user_error(f"cannot read the image {file.path!r}"), open(file.path, "rb") as content:
+        with (
+            as_user_error(f"cannot read the image {file.path!r}"),
+            open(file.path, "rb") as content,
+        ):
             digest.update(content.read(SAMPLE))
     return digest.hexdigest()
 

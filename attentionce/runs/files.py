@@ -152,7 +152,9 @@ def check(path: Path) -> None:
     if not path.is_file():  # opening a pipe would wait for ever
         raise UserError(f"{path} is not a file")
     with (
-        as_user_error(f"{path} is truncated, damaged or not a weights file of PyTorch 1.6 or later"),
+        as_user_error(
+            f"{path} is truncated, damaged or not a weights file of PyTorch 1.6 or later"
+        ),
         open(path, "rb") as file,
     ):
         _check_frame(path, file)

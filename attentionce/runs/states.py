@@ -160,11 +160,14 @@ def remove_temporary(folder: Path, stem: str) -> None:
 def differing_flags(
     args: Namespace, there: dict[str, Any], free: Collection[str] = ()
 ) -> list[str]:
-    """The flags that change the result and differ, except the free ones: `--seed 1 (there: 0)`."""
+    """The flags that change the result and differ, except the free ones: `--seed 1 (there: 0)`.
+
+    A flag that has no effect on this run is None.
+    """
     return [
         f"--{name} {value} (there: {there.get(name)})"
         for name, value in vars(args).items()
-        if name not in FREE_FLAGS and name not in free and there.get(name) != value
+        if value is not None and name not in {*FREE_FLAGS, *free} and there.get(name) != value
     ]
 
 

@@ -136,6 +136,11 @@ def keep(pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
     return pixels
 
 
+def wants_compiler(choice: str, device: torch.device) -> bool:
+    """What `--compile auto`, `on` or `off` means on a device."""
+    return choice == "on" or (choice == "auto" and device.type == "cuda")
+
+
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
     """Autocast to `dtype`; nothing for float32."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)

@@ -1,6 +1,7 @@
 """Steps that do not fit into memory, or do not compile, are taken again with less."""
 
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch._functorch.config
@@ -14,9 +15,10 @@ from attentionce.training.pretraining import Run
 # about a fifteenth of the step's memory traffic.
 LOW_BUDGET = 0.5
 TRIALS = 3  # the first steps of a process; after them memory no longer grows
+T = TypeVar("T")
 
 
-def take_step(run: Run, batch: torch.Tensor) -> None:
+def take_step_or_change(run: Run, batch: torch.Tensor) -> None:
     """`one_step.take_step`; if memory runs out or compiling fails, undo and try with less.
 
     Only in the first steps. A compiled run first keeps fewer activations; then, like an uncompiled
@@ -49,6 +51,28 @@ def take_step(run: Run, batch: torch.Tensor) -> None:
         # Outside of the handler, which would hold on to the failed step's tensors.
         undo(run, before)
         print(f"{reason}: continuing {change(run)}", flush=True)
+
+
+def compiled_or_plain(compiled: Callable[..., T], plain: Callable[..., T]) -> Callable[..., T]:
+    """compiled(…); if its first call fails to compile, one line says so and plain(…) takes over."""
+    chosen: list[Callable[..., T]] = []
+
+    def call(*args: Any) -> T:
+        if chosen:
+            return chosen[0](*args)
+        try:
+            result = compiled(*args)
+            chosen.append(compiled)
+            return result
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            reason = type(error).__name__
+        print(f"torch.compile failed ({reason}): continuing without", flush=True)
+        chosen.append(plain)
+        return plain(*args)
+
+    return call
 
 
 def less_memory(run: Run) -> Callable[[Run], str] | None:

@@ -11,22 +11,20 @@ PER_PARAMETER = 16  # bytes: weight, gradient and Adam's two moments in float32
 
 
 def expected_bytes(
-    model: nn.Module, args: argparse.Namespace, views: int, dtype: torch.dtype, compiled: bool
+    model: nn.Module, args: argparse.Namespace, dtype: torch.dtype, compiled: bool
 ) -> int:
     """Bytes that a step's weights, optimiser and activations take, calculated, not measured.
 
     Activations are counted on two images and scaled up; in half precision they take half. A
     compiler may keep less than is counted here; cuDNN's workspaces come on top.
-
-    Args:
-        views: Per image.
     """
     weights = sum(p.numel() for p in model.parameters()) * PER_PARAMETER
     recompute = not compiled and not args.grad_cache
     per_image = activation_bytes(model, args.image_size, recompute)
     if dtype != torch.float32:
         per_image //= 2
-    return weights + per_image * args.batch_size * (1 if args.grad_cache else views)
+    views = 1 if args.grad_cache else 2 + (args.num_pos or 0)
+    return weights + per_image * args.batch_size * views
 
 
 def activation_bytes(model: nn.Module, image_size: int, recompute: bool) -> int:

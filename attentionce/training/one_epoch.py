@@ -43,7 +43,7 @@ def train_epoch(run: Run, received: list[int], save_state: Callable[[], object])
     with progress_bar(run) as bar:
         for batch in batches(run.pixels, order[progress["step"] :], run.device):
             with processes.exchanging():
-                fallbacks.take_step(run, batch)
+                fallbacks.take_step_or_change(run, batch)
             progress["step"] += 1
             now = time.monotonic()
             last = progress["step"] == run.steps

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attentionce import attention
 from attentionce.data import views
 from attentionce.training import devices, processes
 from attentionce.training.batchnorm import constant_statistics, recomputed
@@ -28,17 +27,18 @@ def take_step(run: Run, batch: Tensor) -> None:
     step = cached_step if run.grad_cache else plain_step
     before = copies(statistics(run)) if run.scaler.is_enabled() else None
     if moco is None:
-        loss, z = step(run, images, draw, run.views, lambda z: mean_loss(run, z))
+        loss, z = step(run, images, draw, run.views, lambda z: batch_loss(run, z))
     else:
         keys = encode_keys(run, images, draw)
-        loss, queries = step(run, images, draw, 2, lambda z: mean_loss(run, z, keys))
+        loss, queries = step(run, images, draw, 2, lambda z: batch_loss(run, torch.cat([z, keys])))
         z = torch.cat([queries, keys])
     loss = update_weights(run, loss)
     progress["losses"][progress["step"]] = loss
     if before is not None:  # fp16 goes on after a step that is not finite
         keep_where(loss.isfinite(), statistics(run), before)
-    if run.loss.attention and progress["step"] + 1 == run.steps:
-        progress["effective"] = effective_numbers(run, z)  # before the queue takes these keys
+    if progress["step"] + 1 == run.steps:  # before the queue takes these keys
+        (everyone, _), queue = processes.gather(z), moco.queue if moco else None
+        progress["effective"] = run.effective_numbers(everyone, queue=queue)
     if moco is not None:
         moco.follow(run.model, loss.isfinite())
         moco.push(keys[0], loss.isfinite())  # one key per image, as in MoCo
@@ -53,7 +53,7 @@ def draw_views(run: Run, batch: Tensor) -> views.Draw:
     return views.to(views.part(whole, first, first + len(batch)), run.device)
 
 
-def embed(
+def project(
     run: Run, encoder: Callable[..., Any], images: Tensor, draw: views.Draw, v: int
 ) -> Tensor:
     """View number `v` of every image through the encoder and its projection head: b × dim."""
@@ -62,13 +62,13 @@ def embed(
     return encoder(view, recomputed if run.recompute else None)[1]
 
 
-def mean_loss(run: Run, z: Tensor, keys: Tensor | None = None) -> Tensor:
-    """The loss that `--loss` names, of embeddings views × b × dim; MoCo's of queries and keys."""
-    temperature, parameters = run.args.temperature, run.loss_parameters
+def batch_loss(run: Run, z: Tensor) -> Tensor:
+    """The mean loss of embeddings views × b × dim, with the anchors of all processes or MoCo's
+    queue as negatives.
+    """
     if run.moco is not None:
-        return run.loss.queue(z, keys, run.moco.queue, temperature, **parameters)
-    gather = processes.gather if processes.world() > 1 else None
-    return run.loss.function(z, temperature, **parameters, gather=gather)
+        return run.loss(z, queue=run.moco.queue)
+    return run.loss(z, gather=processes.gather if processes.world() > 1 else None)
 
 
 def encode_keys(run: Run, images: Tensor, draw: views.Draw) -> Tensor:
@@ -76,7 +76,7 @@ def encode_keys(run: Run, images: Tensor, draw: views.Draw) -> Tensor:
     assert run.moco is not None
     encoder = run.moco.model if run.key_encoder is None else run.key_encoder
     with torch.no_grad(), devices.autocast(run.device, run.dtype):
-        keys = [embed(run, encoder, images, draw, v) for v in range(2, run.views)]
+        keys = [project(run, encoder, images, draw, v) for v in range(2, run.views)]
         return torch.stack(keys)
 
 
@@ -93,7 +93,7 @@ def plain_step(
     """
     # One autocast around all views: they then share one copy of the weights in half precision.
     with devices.autocast(run.device, run.dtype):
-        z = torch.stack([embed(run, run.encoder, images, draw, v) for v in range(count)])
+        z = torch.stack([project(run, run.encoder, images, draw, v) for v in range(count)])
     loss = loss_of(z)
     run.scaler.scale(loss).backward()
     return loss.detach(), z.detach()
@@ -111,7 +111,7 @@ def cached_step(
     2021.
     """
     with torch.no_grad(), devices.autocast(run.device, run.dtype):
-        z = torch.stack([embed(run, run.encoder, images, draw, v) for v in range(count)])
+        z = torch.stack([project(run, run.encoder, images, draw, v) for v in range(count)])
     z.requires_grad_()
     loss = loss_of(z)
     (gradient,) = torch.autograd.grad(run.scaler.scale(loss), z)
@@ -120,7 +120,7 @@ def cached_step(
             last = v == count - 1
             with nullcontext() if last else processes.without_exchange(run.encoder):
                 with devices.autocast(run.device, run.dtype):
-                    projection = embed(run, run.encoder, images, draw, v)
+                    projection = project(run, run.encoder, images, draw, v)
                 projection.backward(gradient[v])
     return loss.detach(), z.detach()
 
@@ -159,22 +159,6 @@ def _step_while_finite(run: Run, finite: Tensor) -> Tensor:
     if run.device.type != "mps" or run.finite:  # MPS's optimiser does not read it
         optimizer.step()
     return run.finite
-
-
-def effective_numbers(run: Run, z: Tensor) -> list[float]:
-    """How many positives and how many negatives per anchor really count, on average.
-
-    Args:
-        z: This process's embeddings of the step, views × b × dim.
-    """
-    (z, _), queue = processes.gather(z), run.moco.queue if run.moco else None
-    positives = attention.effective_number(attention.positive_weights(z, run.args.d_pos))
-    negatives = []
-    for start in range(0, 2 * z.shape[1], 256):  # never all 2B × 2B weights at once
-        rows = slice(start, start + 256)
-        weights = attention.negative_weights(z, run.args.d_neg, queue, rows)
-        negatives.append(attention.effective_number(weights))
-    return [positives.mean().item(), torch.cat(negatives).mean().item()]
 
 
 def statistics(run: Run) -> list[Tensor]:

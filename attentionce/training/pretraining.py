@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from attentionce.data import views
+from attentionce.data.images import Images
 from attentionce.errors import UserError, as_user_error
-from attentionce.training import devices
+from attentionce.training import devices, processes
+from attentionce.training.memory import expected_bytes
 from attentionce.training.moco import MoCo
 
 # What decides about a number's last digits: where it differs, a resumed run says so.
-WHERE = ("torch", "torchvision", "numpy", "device", "threads", "precision")
+DIGITS = ("torch", "torchvision", "numpy", "device", "threads", "precision")
 
 
 @dataclass
@@ -30,7 +32,8 @@ class Run:
     encoder: Callable[..., Any]  # the model, perhaps compiled, perhaps of several processes
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    loss: Any  # the entry of loss.LOSSES that --loss names
+    loss: Callable[..., Tensor]  # of z, and `gather` or MoCo's `queue`
+    effective_numbers: Callable[..., list]  # of z and `queue`; it fills the metrics
     progress: dict[str, Any]
     fingerprint: str = ""  # of the images
     view_ops: views.Ops = views.Ops()  # the steps from images to a view, perhaps compiled
@@ -47,12 +50,7 @@ class Run:
     @property
     def views(self) -> int:
         """Views per image: two anchors, and M positives where the loss takes any."""
-        return self.loss.views(self.args.num_pos)
-
-    @property
-    def loss_parameters(self) -> dict[str, float]:
-        """The loss's parameters besides the temperature, by name."""
-        return {name: getattr(self.args, name) for name in self.loss.parameters}
+        return 2 + (self.args.num_pos or 0)
 
     @property
     def position(self) -> tuple[int, int]:
@@ -73,6 +71,68 @@ class Run:
         return self.progress["seconds"] / done * left if done else math.nan
 
 
+def new_run(
+    args: argparse.Namespace,
+    model: nn.Module,
+    loss: Callable[..., Tensor],
+    effective_numbers: Callable[..., list],
+    images: Images,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Run:
+    """An untrained model, with its optimiser and all that a run needs, on the device."""
+    model = model.to(device).to(memory_format=torch.channels_last)
+    compiled = uses_compiler(args, device)
+    expected = expected_bytes(model, args, dtype, compiled)
+    if args.bn == "sync" and processes.world() > 1:  # now that memory is counted
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    moco = None
+    if args.estimator == "MoCo":
+        moco = MoCo(model, args.queue, args.momentum, args.feature_dim).to(device)
+    print(
+        f"{devices.device_name(device)} ({device}), {str(dtype).removeprefix('torch.')}, "
+        f"{'compiled' if compiled else 'not compiled'}, "
+        f"about {expected / 1e9:.1f} GB expected for {args.batch_size} images per step",
+        flush=True,
+    )
+    devices.warn_of_unused_gpu(device)
+    adam = torch.optim.Adam(
+        model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True
+    )
+    return Run(
+        args=args,
+        device=device,
+        dtype=dtype,
+        pixels=devices.keep(images.pixels, device),
+        fingerprint=images.fingerprint,
+        model=model,
+        encoder=processes.replicated(torch.compile(model) if compiled else model),
+        optimizer=adam,
+        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
+        loss=loss,
+        effective_numbers=effective_numbers,
+        progress=new_progress(len(images.pixels) // args.batch_size, device),
+        view_ops=views.compiled() if compiled else views.Ops(),
+        moco=moco,
+        key_encoder=torch.compile(moco.model) if moco and compiled else None,
+        compiled=compiled,
+        grad_cache=args.grad_cache,
+        # A compiler decides by itself what to keep; --grad_cache keeps no more than one view's.
+        recompute=not compiled and not args.grad_cache,
+    )
+
+
+def uses_compiler(args: argparse.Namespace, device: torch.device) -> bool:
+    """Whether encoder and views go through torch.compile."""
+    wanted = devices.wants_compiler(args.compile, device)
+    if wanted and args.bn == "sync" and processes.world() > 1:
+        print(
+            "--bn sync: continuing without torch.compile, whose graphs it would break", flush=True
+        )
+        return False
+    return wanted
+
+
 def new_progress(steps: int, device: torch.device) -> dict[str, Any]:
     """Where a fresh run stands: before step 0 of epoch 1."""
     return {
@@ -81,7 +141,7 @@ def new_progress(steps: int, device: torch.device) -> dict[str, Any]:
         "losses": torch.zeros(steps, device=device),  # one per step of this epoch
         "skipped": torch.zeros((), device=device),  # steps that fp16's gradient scaler skipped
         "seconds": 0.0,  # of training so far
-        "effective": [],  # numbers of positives and of negatives, at the epoch's last step
+        "effective": [],  # numbers of positives and negatives, at the epoch's last step
         "best_knn": 0.0,
         "rows": [],  # of the table of metrics, one per epoch
     }
@@ -91,7 +151,7 @@ def state_of(run: Run) -> dict[str, Any]:
     """All that changes in a run, and the flags, as a dictionary that `restore` takes."""
     return {
         "flags": vars(run.args),
-        "machine": where(run),
+        "machine": machine_of(run),
         "model": run.model.state_dict(),
         "optimizer": run.optimizer.state_dict(),
         "scaler": run.scaler.state_dict(),
@@ -102,7 +162,7 @@ def state_of(run: Run) -> dict[str, Any]:
     }
 
 
-def where(run: Run) -> dict[str, str]:
+def machine_of(run: Run) -> dict[str, str]:
     """Machine, versions, and what `--precision auto` means there."""
     return {**devices.machine(run.device), "precision": str(run.dtype).removeprefix("torch.")}
 
@@ -134,10 +194,10 @@ def restore(run: Run, state: dict[str, Any]) -> None:
             run.moco.load_state_dict(state["moco"])
         run.progress = _like(run.progress, state["progress"], run.steps)
         run.saved_at = run.position
-    there, here = state["machine"], where(run)
+    there, here = state["machine"], machine_of(run)
     changed = [
         f"{name} {there.get(name)} (here: {here[name]})"
-        for name in WHERE
+        for name in DIGITS
         if there.get(name) != here[name]
     ]
     if changed:

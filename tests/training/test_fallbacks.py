@@ -102,9 +102,8 @@ def test_a_compiler_that_fails_is_left_out(monkeypatch, capsys):
     found = train(run)
     assert_same_run(found, expected)
     assert run.encoder is run.model and run.recompute
-    assert (
-        capsys.readouterr().out.count("torch.compile failed (RuntimeError): continuing without") == 1
-    )
+    said = capsys.readouterr().out
+    assert said.count("torch.compile failed (RuntimeError): continuing without") == 1
 
 
 def test_other_faults_are_not_hidden(monkeypatch):
