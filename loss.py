@@ -475,22 +475,35 @@ def effective_number(weights: Tensor) -> Tensor:
     return torch.special.entr(weights).sum(-1).exp()
 
 
-def effective_numbers(
-    z: Tensor, d_pos: float | None, d_neg: float | None, queue: Tensor | None = None
-) -> list[float | str]:
-    """How many positives and how many negatives per anchor count; "" where d_pos or d_neg is None.
+def attention_numbers(
+    z: Tensor,
+    d_pos: float | None,
+    d_neg: float | None,
+    queue: Tensor | None = None,
+    noisy: Tensor | None = None,
+) -> dict[str, float]:
+    """What attention looks at, averaged over the anchors; without attention (None), nothing.
 
     Args:
         z: Embeddings, views × B × dim.
         queue: MoCo's negatives, K × dim.
+        noisy: M × B, 1 where a positive shows another image than its anchor's, else 0.
+
+    Returns:
+        effective_positives and effective_negatives, how many per anchor count; noisy_positives, the
+        share of the positives that is noisy, and attention_on_noisy, the share of α that they get.
     """
-    found: list[float | str] = ["", ""]
+    found = {}
     if d_pos is not None:
-        found[0] = effective_number(positive_weights(z, d_pos)).mean().item()
+        alpha = positive_weights(z, d_pos)
+        found["effective_positives"] = effective_number(alpha).mean().item()
+        if noisy is not None:
+            found["noisy_positives"] = noisy.mean().item()
+            found["attention_on_noisy"] = (alpha * noisy.T).sum(2).mean().item()
     if d_neg is not None:
         blocks = (slice(start, start + 256) for start in range(0, 2 * z.shape[1], 256))
-        numbers = [effective_number(negative_weights(z, d_neg, queue, rows)) for rows in blocks]
-        found[1] = torch.cat(numbers).mean().item()
+        counts = [effective_number(negative_weights(z, d_neg, queue, rows)) for rows in blocks]
+        found["effective_negatives"] = torch.cat(counts).mean().item()
     return found
 
 

@@ -3,6 +3,7 @@
 import argparse
 import functools
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ from attentionce.training.pretraining import Run, new_run, restore, state_of
 from loss import (
     NEGATIVES,
     POSITIVES,
+    attention_numbers,
     contrastive,
-    effective_numbers,
     ingredients,
 )
 from model import ARCHS, STEMS, Model, cost
@@ -64,10 +65,10 @@ def fill_in_loss(args: argparse.Namespace) -> None:
     if args.negatives == "bayes":
         defaults |= BAYES.get(args.dataset_name, {})
     if args.positives != "pair":
-        defaults["num_pos"] = 4
+        defaults |= {"num_pos": 4, "noisy_positives": 0.0}
     if args.estimator == "MoCo":
         defaults |= {"momentum": 0.99, "queue": 4096}
-    for name in (*PARAMETERS, "num_pos", "momentum", "queue"):
+    for name in (*PARAMETERS, "num_pos", "noisy_positives", "momentum", "queue"):
         value = getattr(args, name)
         if value is None:
             setattr(args, name, defaults.get(name))
@@ -87,6 +88,11 @@ def add_method_flags(parser: argparse.ArgumentParser) -> None:
     add("--negatives", choices=NEGATIVES, help="instead of the loss's own")
     add("--temperature", type=float, default=0.5, help="of the loss and of the kNN vote")
     add("--num_pos", type=int, help="positives per image, M (default: 4; pair has none)")
+    add(
+        "--noisy_positives",
+        type=float,
+        help="share of the positives that show another image of the batch (default: 0)",
+    )
     add(
         "--d_pos",
         type=float,
@@ -203,6 +209,10 @@ def check_args(args: argparse.Namespace) -> None:
     cli.check_seed(args)
     if args.num_pos is not None:
         cli.check_at_least(args, num_pos=1)
+        if not 0 <= args.noisy_positives <= 1:
+            raise UserError(
+                f"--noisy_positives must be between 0 and 1, not {args.noisy_positives}"
+            )
     if args.estimator == "MoCo":
         if args.positives == "pair":
             raise UserError("--estimator MoCo has no --positives pair: its keys are the positives")
@@ -270,16 +280,17 @@ def pretrain(
     chosen = ["--positives", args.positives, "--negatives", args.negatives]
     defaults = vars(parse_args([*chosen, "--dataset_name", args.dataset_name]))
     state = processes.from_first(lambda: states.find_state(args, defaults, folder, file_stem(args)))
+    path = folder / file_stem(args, args.epochs)
+    if state is not None and report.is_done(state, path, args.epochs):
+        return 0
     images = load_images(args)
     evaluate = knn_evaluation(args, images, device, dtype) if args.knn_every else None
     devices.reproducible(args.deterministic)
     run = new_run(args, new_model(args), *chosen_loss(args), images, device, dtype)
     if state is not None:
         restore(run, state)
-
-    path = folder / file_stem(args, args.epochs)
-    if run.progress["epoch"] > args.epochs:
-        report.already_trained(run, path, command)
+    if run.progress["epoch"] > args.epochs:  # a state from elsewhere, or of a longer run
+        report.write_results(run, path, command)
         return 0
     board = None
     if args.tensorboard and processes.rank() == 0:
@@ -296,13 +307,11 @@ def pretrain(
             return signals.exit_status(stop)
         accuracy = None
         if evaluate is not None and (epoch % args.knn_every == 0 or epoch == args.epochs):
-            if run.saved_at != run.position:
-                save_state(run, path, ".state")  # evaluation may outlast the time after a signal
             accuracy = evaluate(run.model)
         report.finish_epoch(run, path, accuracy, command)
         if board is not None:
             tensorboard.write_epoch(board, run.progress["rows"][-1], epoch_pictures(run, epoch))
-        save_state(run, path, ".state")
+    save_state(run, path, ".state")
     return 0
 
 
@@ -340,11 +349,11 @@ def new_model(args: argparse.Namespace) -> Model:
     return model
 
 
-def chosen_loss(args: argparse.Namespace) -> tuple[Callable[..., Tensor], Callable[..., list]]:
-    """The loss of the flags, and how many positives and negatives its attention counts."""
+def chosen_loss(args: argparse.Namespace) -> tuple[Callable[..., Tensor], Callable[..., dict]]:
+    """The loss of the flags, and a function that tells what its attention looks at."""
     chosen: dict[str, Any] = {"positives": args.positives, "negatives": args.negatives}
     chosen |= {"temperature": args.temperature, **loss_parameters(args)}
-    numbers = functools.partial(effective_numbers, d_pos=args.d_pos, d_neg=args.d_neg)
+    numbers = functools.partial(attention_numbers, d_pos=args.d_pos, d_neg=args.d_neg)
     return functools.partial(contrastive, **chosen), numbers
 
 
@@ -402,7 +411,7 @@ def save_state(run: Run, path: Path, ending: str) -> Path:
     path = path.with_name(path.name + ending)
     if processes.rank() == 0:
         states.save_state(path, state_of(run))
-    run.saved_at = run.position
+    run.saved = time.monotonic()
     processes.largest([0])  # if one left earlier, torchrun would end the one that writes
     return path
 

@@ -54,5 +54,7 @@ def file_stem(args: Namespace, epoch: int | str = "{epochs}") -> str:
         method = f"{args.num_pos}model"
     values = [getattr(args, name) for name in PARAMETERS]
     numbers = [str(float(value)) for value in values if value is not None]
+    if args.noisy_positives:
+        method += f"-noisy{args.noisy_positives}"
     parts = [args.dataset_name, args.estimator, method, str(args.batch_size), str(epoch)]
     return "_".join(parts + numbers)

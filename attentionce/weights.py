@@ -1,8 +1,9 @@
 """Weights files of this program and of others: the encoder in them, under this program's names.
 
 A file is one of main.py or of the reference, a training state, linear.py's --export, the state_dict
-of `torch.hub`'s encoder or of torchvision's ResNet, or any of these as another program wrapped it
-(`WRAPPERS`) or prefixed its keys.
+of `torch.hub`'s encoder, of torchvision's ResNet or of its children in a Sequential, or any of these
+as another program wrapped it (`WRAPPERS`) or prefixed its keys. Of an online and a momentum encoder
+the online one is taken.
 """
 
 import re
@@ -10,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from attentionce.errors import UserError, as_user_error
@@ -19,9 +21,14 @@ from attentionce.runs.files import read
 STAGES = ("conv1", "bn1", "relu", "layer1", "layer2", "layer3", "layer4", "avgpool")
 # Under these names programs keep weights among other things. The first with an encoder is taken.
 WRAPPERS = ("state_dict", "model", "net", "model_state_dict")
-# A layer of an encoder, in this project's names or in torchvision's, after the encoder's prefix.
-LAYER = re.compile(r"(.{1,200}\.)?(f\.[3-6]|layer[1-4])\.\d{1,3}\.")
-USUAL_PREFIXES = ("", "model.", "net.")  # of several encoders, the first of these is taken
+# What f.0 … f.7 are called in a file: as in torchvision, or by their number in a Sequential, which
+# this project prefixes with `f.`. There, a max-pool is number 3.
+BY_NUMBER = tuple("01234567")
+BY_NUMBER_WITH_POOL = tuple("01245678")
+# A part of a residual block: the encoder's prefix, the stage, the block, the part.
+LAYER = re.compile(r"(.{1,200}\.)?(layer[1-4]|[3-7])\.\d{1,3}\.(conv|bn|downsample)")
+MOMENTUM = re.compile(r"momentum|target|key|(^|[._])(ema|m|k)([._]|$)", re.IGNORECASE)
+USUAL_PREFIXES = ("f.", "", "model.f.", "model.", "net.")  # the first of several is taken
 COUNTS = ("total_ops", "total_params")  # buffers that thop leaves in a model
 WEB_PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<[!?a-z]", re.IGNORECASE)
 
@@ -31,17 +38,18 @@ class Weights(NamedTuple):
 
     path: str | Path
     state: dict[str, Any]
-    prefix: str  # in the file, before each key
-    torchvision: bool  # whether the file has torchvision's names
+    prefix: str  # in the file, before each key of the encoder
+    stages: tuple[str, ...]  # in the file, the names of f.0 … f.7
     passed_over: list[str]
 
     def name(self, key: str) -> str:
         """The name of a Model's key in the file."""
         part, _, rest = key.partition(".")
-        if self.torchvision and part == "f":
-            stage, _, rest = rest.partition(".")
-            return f"{self.prefix}{STAGES[int(stage)]}.{rest}"
-        return self.prefix + key
+        if part == "g":
+            return self.prefix.removesuffix("f.") + key
+        stage, _, rest = rest.partition(".")
+        named = self.stages[int(stage)] if int(stage) < len(self.stages) else stage
+        return f"{self.prefix}{named}.{rest}"
 
     def fitting(self, shapes: dict[str, Tensor], arch: str) -> dict[str, Tensor]:
         """The part of the weights that has these keys and shapes.
@@ -51,7 +59,12 @@ class Weights(NamedTuple):
         """
         parts = {key[0] for key in shapes}
         state = {key: value for key, value in self.state.items() if key[0] in parts}
-        problems = [f"{self.name(key)} is missing" for key in shapes if key not in state]
+        problems = []
+        for key in shapes:
+            if key not in state and key.endswith("num_batches_tracked"):
+                state[key] = torch.zeros_like(shapes[key], device="cpu")  # it is used nowhere
+            elif key not in state:
+                problems.append(f"{self.name(key)} is missing")
         for key, value in state.items():
             name = self.name(key)[:80]
             if key not in shapes:
@@ -61,6 +74,8 @@ class Weights(NamedTuple):
             elif value.shape != shapes[key].shape:
                 there, here = tuple(value.shape), tuple(shapes[key].shape)
                 problems.append(f"{name} has shape {there} instead of {here}")
+            elif not value.isfinite().all():
+                problems.append(f"{name} has values that are not finite")
         if problems:
             raise UserError(f"{self.path} does not fit {arch}: {_first(problems, 3, '; ')}")
         if self.passed_over:
@@ -81,26 +96,31 @@ def read_weights(path: str | Path) -> Weights:
         if name in plain:
             raise UserError(f"{path} has {name[:80]} twice, with different prefixes")
         plain[name] = value
-    encoders = _encoders(plain) or {"": False}
+    encoders = _encoders(plain) or {"f.": BY_NUMBER}
     prefix = next(iter(encoders))
     if len(encoders) > 1:
+        online = [prefix for prefix in encoders if not MOMENTUM.search(prefix)]
         usual = [prefix for prefix in USUAL_PREFIXES if prefix in encoders]
-        if not usual:
+        if len(online) != 1 and not usual:
             several = _first([repr(prefix) for prefix in encoders], 3, ", ")
             raise UserError(f"{path} holds several encoders, {several}: save one of them by itself")
-        prefix = usual[0]
+        prefix = online[0] if len(online) == 1 else usual[0]
+    stages, head = encoders[prefix], prefix.removesuffix("f.")
     state, others = {}, []
     for name, value in plain.items():
-        own = name.removeprefix(prefix)
-        model_key = _model_key(own, encoders[prefix]) if name.startswith(prefix) else None
+        part, _, rest = name.removeprefix(prefix).partition(".")
         if name.endswith(COUNTS):
             others.append(name.split(".")[-1])
-        elif model_key is None:
-            others.append(own.split(".")[0])
+        elif name.startswith(prefix) and part in stages:
+            state[f"f.{stages.index(part)}.{rest}"] = value
+        elif name.startswith(f"{head}g."):
+            state[name.removeprefix(head)] = value
+        elif name.startswith("f.") and prefix == "f.":
+            state[name] = value  # one too many
         else:
-            state[model_key] = value
+            others.append(name.removeprefix(head).split(".")[0])
     passed_over += [ascii(name)[1:-1][:80] for name in dict.fromkeys(others)]
-    return Weights(path, state, prefix, encoders[prefix], passed_over)
+    return Weights(path, state, prefix, stages, passed_over)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -139,18 +159,16 @@ def _unwrapped(content: dict[str, Any], depth: int = 2) -> tuple[dict[str, Any],
     return content, []
 
 
-def _encoders(state: Iterable[str]) -> dict[str, bool]:
-    """The prefixes of the encoders among these keys; True where the names are torchvision's."""
-    layers = [LAYER.match(str(key)) for key in state]
-    return {layer[1] or "": layer[2][0] == "l" for layer in layers if layer}
-
-
-def _model_key(name: str, torchvision: bool) -> str | None:
-    """The key that a file's name has in a Model; None if it is not a part of `f` or `g`."""
-    part, _, rest = name.partition(".")
-    if torchvision and part in STAGES:
-        return f"f.{STAGES.index(part)}.{rest}"
-    return name if part == "g" or (part == "f" and not torchvision) else None
+def _encoders(state: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """The prefixes of the encoders among these keys, and what f.0 … f.7 are called there."""
+    stages: dict[str, set[str]] = {}
+    for layer in map(LAYER.match, map(str, state)):
+        if layer:
+            stages.setdefault(layer[1] or "", set()).add(layer[2])
+    return {
+        prefix: STAGES if "layer1" in found else BY_NUMBER_WITH_POOL if "7" in found else BY_NUMBER
+        for prefix, found in stages.items()
+    }
 
 
 def _first(items: list[str], count: int, separator: str) -> str:

@@ -3,10 +3,10 @@
 import csv
 import io
 import json
+import math
 import os
 import pickletools
 import struct
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -40,17 +40,17 @@ def writable_folder(path: Path) -> Path:
     """The folder, which is made if it is missing.
 
     Raises:
-        UserError: It takes no files, as a trial file shows.
+        UserError: It does not take a file as `replace` writes it, which a trial file shows.
     """
+    trial = path / f".{os.getpid()}.trial"
     try:
         path.mkdir(parents=True, exist_ok=True)
-        # This file has no name, so that a crash leaves nothing behind.
-        with tempfile.TemporaryFile(dir=path) as trial:
-            trial.write(b"x")
-    except OSError as error:
+        replace(trial, lambda file: file.write(b"x"))
+        trial.unlink()
+    except (OSError, UserError) as error:
+        reason = getattr(error, "strerror", None) or getattr(error.__cause__, "strerror", error)
         raise UserError(
-            f"cannot write to the results folder {path}: {error.strerror}; name another with "
-            "--results"
+            f"cannot write to the results folder {path}: {reason}; name another with --results"
         ) from None
     return path
 
@@ -76,7 +76,7 @@ def replace(
         UserError: The disk is full, read-only or gone. The temporary file is removed, and the file
             is as before, at `path` or `previous`.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # another process may write too
     try:
         with open(temporary, "wb") as file:
             write(file)
@@ -129,9 +129,37 @@ def save_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     save_text(path, text.getvalue())
 
 
+def read_csv(path: Path) -> list[dict[str, Any]]:
+    """The rows that `save_csv` wrote, numbers as numbers.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    with as_user_error(f"{path} is damaged: remove it"), open(path, newline="") as file:
+        return [
+            {name: _number(text) for name, text in row.items()}
+            for row in csv.DictReader(file, strict=True)
+        ]
+
+
+def _number(text: str) -> int | float | str:
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
+
+
 def save_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a dictionary, one line per key."""
-    save_text(path, json.dumps(content, indent=2) + "\n")
+    """Write a dictionary, one line per key; NaN, which is not JSON, becomes null."""
+    save_text(path, json.dumps(_strict(content), indent=2, allow_nan=False) + "\n")
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _strict(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # ------------------------------------------------------------------------------------- reading

@@ -25,15 +25,15 @@ def finish_epoch(
         command: The program and its flags.
     """
     progress = run.progress
-    epoch, effective = progress["epoch"], progress["effective"] or ["", ""]
+    epoch = progress["epoch"]
     row = {
         "epoch": epoch,
         "loss": progress["losses"].cpu().double().nanmean().item(),
         "views": epoch * run.steps * run.args.batch_size * run.views,  # encoded so far
         "seconds": round(progress["seconds"], 3),  # of training so far, without evaluation
         "skipped": int(progress["skipped"]),  # by fp16's gradient scaler
-        "effective_positives": effective[0],
-        "effective_negatives": effective[1],
+        **dict.fromkeys(("effective_positives", "effective_negatives"), ""),
+        **progress["attention"],
         "knn_top1": "",
         "knn_top5": "",
     }
@@ -73,6 +73,7 @@ def write_results(run: Run, path: Path, command: list[str]) -> None:
         "flags": vars(args),
         "command": shlex.join(command),
         "machine": devices.machine(run.device),
+        "code": devices.code_digests(),
         "precision": str(run.dtype).removeprefix("torch."),
         "processes": processes.world(),
         "epochs_done": epoch,
@@ -87,20 +88,21 @@ def write_results(run: Run, path: Path, command: list[str]) -> None:
         files.save(path.parent / f"{file_stem(args, epoch)}.pth", weights)
 
 
-def already_trained(run: Run, path: Path, command: list[str]) -> None:
-    """Nothing is left to do for a run that was extended or that is called twice.
+def is_done(state: dict[str, Any], path: Path, epochs: int) -> bool:
+    """Whether a state has all epochs and their weights are there; if so, say it.
 
     Raises:
-        UserError: The state that `--resume` names has more epochs than asked for.
+        UserError: It has more epochs than asked for.
     """
-    done, epochs = run.progress["epoch"] - 1, run.args.epochs
-    if done > epochs:
-        raise UserError(
-            f"--resume {run.args.resume} has {done} epochs already: give an --epochs above that"
-        )
-    if not path.with_name(path.name + ".pth").exists():  # perhaps --results names another folder
-        write_results(run, path, command)
-    print(f"already trained for {epochs} epochs: {path}.pth")
+    epoch = state["progress"].get("epoch")
+    if not isinstance(epoch, int) or epoch <= epochs:
+        return False
+    if epoch - 1 > epochs:
+        raise UserError(f"the state has {epoch - 1} epochs already: give an --epochs above that")
+    weights = path.with_name(path.name + ".pth")
+    if weights.exists():  # else --results names another folder
+        print(f"already trained for {epochs} epochs: {weights}", flush=True)
+    return weights.exists()
 
 
 def announce_stop(run: Run, path: Path, command: list[str]) -> None:

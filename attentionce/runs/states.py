@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from attentionce.errors import UserError
-from attentionce.runs.files import read, save
+from attentionce.runs.files import read, read_csv, save
 from attentionce.training import processes
+from attentionce.training.devices import code_digests
 
 # Flags that change no result: where a run runs, where it writes, and how often it reports. A run
 # may be resumed with others.
@@ -77,12 +78,12 @@ def _read_one(path: Path) -> dict[str, Any]:
         beside = path.with_suffix(".state")
         hint = f"; {beside} is" if path.suffix == ".pth" and beside.exists() else ""
         raise UserError(f"{path} is not a training state{hint}")
-    return {**state, "flags": current_names(state["flags"])}
-
-
-def current_names(flags: dict[str, Any]) -> dict[str, Any]:
-    """The flags of a state or a result file; older ones spell the loss attention_nce."""
-    return {**flags, "loss": "attentionce"} if flags.get("loss") == "attention_nce" else flags
+    # The metrics of finished epochs are in the table beside it; older states hold them themselves.
+    name = path.name.removesuffix(".previous").removesuffix(".state").removesuffix(".nonfinite")
+    table = path.with_name(f"{name}.csv")
+    if "rows" not in state["progress"] and table.exists():
+        state["progress"]["rows"] = read_csv(table)
+    return state
 
 
 def find_state(
@@ -103,13 +104,29 @@ def find_state(
         UserError: The state, or results that this run would overwrite, were made with other flags
             that change the result; or the state cannot be read.
     """
-    if args.resume == "never":
-        return None
+    state = None if args.resume == "never" else _find_state(args, defaults, folder, stem)
+    changed = [
+        name
+        for name, digest in code_digests().items()
+        if state is not None and state.get("code", {}).get(name, digest) != digest
+    ]
+    if changed:
+        print(
+            f"{', '.join(changed)} changed since the state was saved: the results are of mixed "
+            "code; to start over: --resume never",
+            flush=True,
+        )
+    return state
+
+
+def _find_state(
+    args: Namespace, defaults: dict[str, Any], folder: Path, stem: str
+) -> dict[str, Any] | None:
     named = args.resume != "auto"
     free = RECOVERY if named else ()
     for path in of_all_epochs(folder, stem, ".json").values():
         with suppress(OSError, json.JSONDecodeError, KeyError, TypeError):  # skip unreadable files
-            flags = current_names(json.loads(path.read_text())["flags"])
+            flags = json.loads(path.read_text())["flags"]
             _check_flags(args, {**defaults, **flags}, path, free)
     if named:
         state = read_state(Path(args.resume))
@@ -120,22 +137,29 @@ def find_state(
         state = read_state(path)
         _check_flags(args, {**defaults, **state["flags"]}, path)
         return state
-    return _find_shorter(args, defaults, folder, stem)
+    return _find_other_length(args, defaults, folder, stem)
 
 
-def _find_shorter(
+def _find_other_length(
     args: Namespace, defaults: dict[str, Any], folder: Path, stem: str
 ) -> dict[str, Any] | None:
-    known = {
+    """The state of the longest run that differs in `--epochs` alone, if that is shorter."""
+    lengths = {
         *of_all_epochs(folder, stem, ".state"),
         *of_all_epochs(folder, stem, ".state.previous"),
     }
-    for epochs in sorted((number for number in known if number < args.epochs), reverse=True):
-        shorter = folder / f"{stem.format(epochs=epochs)}.state"
-        state = read_state(shorter)
-        if not differing_flags(args, {**defaults, **state["flags"]}):
-            print(f"extending the run of {epochs} epochs in {shorter}", flush=True)
-            return state
+    for epochs in sorted(lengths, reverse=True):
+        path = folder / f"{stem.format(epochs=epochs)}.state"
+        state = read_state(path)
+        if differing_flags(args, {**defaults, **state["flags"]}):
+            continue
+        if epochs > args.epochs:
+            raise UserError(
+                f"{path} is this run with --epochs {epochs}: give that to continue it, or start "
+                "over with --resume never"
+            )
+        print(f"extending the run of {epochs} epochs in {path}", flush=True)
+        return state
     return None
 
 
@@ -152,9 +176,9 @@ def of_all_epochs(folder: Path, stem: str, ending: str) -> dict[int, Path]:
 
 def remove_temporary(folder: Path, stem: str) -> None:
     """Remove what killed runs left of files that they were writing. Only for the lock's holder."""
-    for ending in (".state", ".nonfinite.state", ".csv", ".json", ".pth"):
-        for path in of_all_epochs(folder, stem, ending + ".tmp").values():
-            path.unlink(missing_ok=True)
+    before, after = stem.split("{epochs}")
+    for path in folder.glob(f"{glob.escape(before)}*{glob.escape(after)}.*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def differing_flags(

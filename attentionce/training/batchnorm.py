@@ -1,4 +1,4 @@
-"""BatchNorm in a second pass over the same batch: its running statistics must not move twice."""
+"""BatchNorm over the views of a pass one by one, and in a second pass over the same batch."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -6,6 +6,45 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+
+class _PerView:
+    """BatchNorm over each of the `views` that a batch holds one after another, in their order."""
+
+    views = 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        normalise = super().forward  # type: ignore[misc]
+        if not self.training or self.views == 1:  # type: ignore[attr-defined]
+            return normalise(x)
+        return torch.cat([normalise(part) for part in x.chunk(self.views)])
+
+
+class BatchNorm1dPerView(_PerView, nn.BatchNorm1d):
+    """BatchNorm1d, per view."""
+
+
+class BatchNorm2dPerView(_PerView, nn.BatchNorm2d):
+    """BatchNorm2d, per view."""
+
+
+PER_VIEW: dict[type, type] = {
+    nn.BatchNorm1d: BatchNorm1dPerView,
+    nn.BatchNorm2d: BatchNorm2dPerView,
+}
+
+
+def set_views_per_pass(model: nn.Module, views: int) -> None:
+    """From now on a batch holds that many views, and the model's BatchNorm treats each on its own.
+
+    Statistics, running ones included, are those of as many passes of one view. Weights and their
+    names stay the same.
+    """
+    for norm in model.modules():
+        if type(norm) in PER_VIEW:
+            norm.__class__ = PER_VIEW[type(norm)]
+        if isinstance(norm, _PerView):
+            norm.views = views
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Where a program computes: device, precision, torch.compile, versions."""
 
 import functools
+import hashlib
 import os
 import platform
 import shutil
@@ -19,6 +20,9 @@ from attentionce.training import processes
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ROOT = Path(__file__).resolve().parents[2]  # of a clone
+# What a step computes is decided here.
+CODE = ["loss.py", "model.py", "attentionce/data/views.py", "attentionce/data/blur.py"]
+CODE += [f"attentionce/training/{name}.py" for name in ("one_step", "batchnorm", "moco")]
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -188,6 +192,15 @@ def commit() -> str:
         return "unknown"
     answer = subprocess.run(git, capture_output=True, text=True)
     return answer.stdout.strip() if answer.returncode == 0 else "unknown"
+
+
+def code_digests() -> dict[str, str]:
+    """A digest of each file that decides what a step computes, by its path in a clone."""
+    files = [ROOT / name for name in CODE if (ROOT / name).exists()]
+    return {
+        str(path.relative_to(ROOT)): hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        for path in files
+    }
 
 
 def machine(device: torch.device) -> dict[str, str]:

@@ -39,7 +39,7 @@ def train_epoch(run: Run, received: list[int], save_state: Callable[[], object])
     args, progress = run.args, run.progress
     order = batch_order(run)
     run.good_buffers = one_step.copies(one_step.statistics(run))
-    saved = checked = marked = time.monotonic()
+    checked = marked = time.monotonic()
     with progress_bar(run) as bar:
         for batch in batches(run.pixels, order[progress["step"] :], run.device):
             with processes.exchanging():
@@ -48,7 +48,7 @@ def train_epoch(run: Run, received: list[int], save_state: Callable[[], object])
             now = time.monotonic()
             last = progress["step"] == run.steps
             want_check = run.device.type == "cpu" or last or now - checked > REFRESH
-            want_save = now - saved > 60 * args.state_minutes
+            want_save = now - run.saved > 60 * args.state_minutes
             orphaned = int(signal.SIGTERM) if processes.orphaned() else 0
             stop, save, check = processes.largest(
                 [max(received, default=orphaned), int(want_save), int(want_check)]
@@ -60,7 +60,6 @@ def train_epoch(run: Run, received: list[int], save_state: Callable[[], object])
             progress["seconds"] += time.monotonic() - marked
             if save or stop:
                 save_state()
-                saved = time.monotonic()
             if stop:
                 return stop
             marked = time.monotonic()

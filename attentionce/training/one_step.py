@@ -2,64 +2,103 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attentionce.data import views
+from attentionce.data.transfer import to_device
 from attentionce.training import devices, processes
-from attentionce.training.batchnorm import constant_statistics, recomputed
+from attentionce.training.batchnorm import constant_statistics, recomputed, set_views_per_pass
 from attentionce.training.pretraining import Run
 
 
-def take_step(run: Run, batch: Tensor) -> None:
+class Batch(NamedTuple):
+    """This process's part of a step: its images, and the random parameters of their views."""
+
+    images: Tensor  # float32 b×3×H×W, 0 to 255
+    draw: views.Draw
+    sources: Tensor | None  # M × b: the image that each positive shows; None: the anchor's
+
+
+def take_step(run: Run, pixels: Tensor) -> None:
     """One step of the optimiser on this process's part of a batch.
 
     Nothing in it waits for the GPU.
 
     Args:
-        batch: uint8 b×3×H×W, on the device.
+        pixels: uint8 b×3×H×W, on the device.
     """
     progress, moco = run.progress, run.moco
-    draw = draw_views(run, batch)
-    images = batch.float()  # once for all views
+    batch = Batch(pixels.float(), draw_views(run, pixels), draw_sources(run, len(pixels)))
     step = cached_step if run.grad_cache else plain_step
     before = copies(statistics(run)) if run.scaler.is_enabled() else None
     if moco is None:
-        loss, z = step(run, images, draw, run.views, lambda z: batch_loss(run, z))
+        loss, z = step(run, batch, run.views, lambda z: batch_loss(run, z))
     else:
-        keys = encode_keys(run, images, draw)
-        loss, queries = step(run, images, draw, 2, lambda z: batch_loss(run, torch.cat([z, keys])))
+        keys = encode_keys(run, batch)
+        loss, queries = step(run, batch, 2, lambda z: batch_loss(run, torch.cat([z, keys])))
         z = torch.cat([queries, keys])
     loss = update_weights(run, loss)
     progress["losses"][progress["step"]] = loss
     if before is not None:  # fp16 goes on after a step that is not finite
         keep_where(loss.isfinite(), statistics(run), before)
     if progress["step"] + 1 == run.steps:  # before the queue takes these keys
-        (everyone, _), queue = processes.gather(z), moco.queue if moco else None
-        progress["effective"] = run.effective_numbers(everyone, queue=queue)
+        progress["attention"] = attention_numbers(run, z, batch.sources)
     if moco is not None:
         moco.follow(run.model, loss.isfinite())
         moco.push(keys[0], loss.isfinite())  # one key per image, as in MoCo
 
 
-def draw_views(run: Run, batch: Tensor) -> views.Draw:
+def draw_views(run: Run, pixels: Tensor) -> views.Draw:
     """The random parameters of this process's views: a function of (seed, epoch, step) alone."""
     generator = views.generator(run.args.seed, *run.position)
-    height, width = batch.shape[2:]
+    height, width = pixels.shape[2:]
     whole = views.draw(run.views, run.args.batch_size, height, width, generator)
-    first = processes.rank() * len(batch)
-    return views.to(views.part(whole, first, first + len(batch)), run.device)
+    first = processes.rank() * len(pixels)
+    return views.to(views.part(whole, first, first + len(pixels)), run.device)
 
 
-def project(
-    run: Run, encoder: Callable[..., Any], images: Tensor, draw: views.Draw, v: int
-) -> Tensor:
-    """View number `v` of every image through the encoder and its projection head: b × dim."""
-    view = views.make_view(images, draw, v, run.args.image_size, run.view_ops)
-    view = view.contiguous(memory_format=torch.channels_last)
-    return encoder(view, recomputed if run.recompute else None)[1]
+def draw_sources(run: Run, images: int) -> Tensor | None:
+    """Which image of this process each positive shows, with `--noisy_positives`: M × b indices.
+
+    That share of the positives shows another image than its anchor's. The views' own parameters are
+    as they are without noise.
+    """
+    if not run.args.noisy_positives:
+        return None
+    generator = views.generator(run.args.seed, *run.position, 1)
+    whole = torch.rand(2, run.args.num_pos, run.args.batch_size, generator=generator)
+    u, way = whole[:, :, processes.rank() * images :][:, :, :images]
+    own = torch.arange(images)
+    other = (own + 1 + (way * (images - 1)).long()) % images
+    return to_device(torch.where(u < run.args.noisy_positives, other, own), run.device)
+
+
+def project(run: Run, encoder: Callable[..., Any], batch: Batch, which: range) -> Tensor:
+    """Views through the encoder and its projection head in one pass: V × b × dim."""
+    made = []
+    for v in which:
+        images = batch.images
+        if batch.sources is not None and v >= 2:
+            images = images[batch.sources[v - 2]]
+        made.append(views.make_view(images, batch.draw, v, run.args.image_size, run.view_ops))
+    x = torch.cat(made) if len(made) > 1 else made[0]
+    x = x.contiguous(memory_format=torch.channels_last)
+    z = encoder(x, recomputed if run.recompute else None)[1]
+    return z.unflatten(0, (len(made), -1))
+
+
+def passes(run: Run, model: nn.Module, first: int, last: int) -> list[range]:
+    """The views `first` to `last` (exclusive) in passes of at most `views_per_pass`, all alike.
+
+    In each of them BatchNorm's statistics are per view.
+    """
+    size = max(n for n in range(1, run.views_per_pass + 1) if (last - first) % n == 0)
+    if run.views_per_pass > 1:
+        set_views_per_pass(model, size)
+    return [range(v, v + size) for v in range(first, last, size)]
 
 
 def batch_loss(run: Run, z: Tensor) -> Tensor:
@@ -71,58 +110,74 @@ def batch_loss(run: Run, z: Tensor) -> Tensor:
     return run.loss(z, gather=processes.gather if processes.world() > 1 else None)
 
 
-def encode_keys(run: Run, images: Tensor, draw: views.Draw) -> Tensor:
+def encode_keys(run: Run, batch: Batch) -> Tensor:
     """MoCo's keys: the positives through the momentum encoder, M × b × dim."""
     assert run.moco is not None
     encoder = run.moco.model if run.key_encoder is None else run.key_encoder
     with torch.no_grad(), devices.autocast(run.device, run.dtype):
-        keys = [project(run, encoder, images, draw, v) for v in range(2, run.views)]
-        return torch.stack(keys)
+        parts = passes(run, run.moco.model, 2, run.views)
+        return torch.cat([project(run, encoder, batch, part) for part in parts])
 
 
 def plain_step(
-    run: Run, images: Tensor, draw: views.Draw, count: int, loss_of: Callable[[Tensor], Tensor]
+    run: Run, batch: Batch, count: int, loss_of: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Encode the first `count` views and backpropagate through all of them.
-
-    Each view is a forward pass of its own, so BatchNorm's statistics are per view.
 
     Returns:
         The loss and the embeddings, count × b × dim, both detached. Gradients are added to those
         of the parameters.
     """
-    # One autocast around all views: they then share one copy of the weights in half precision.
+    # One autocast around all views: uncompiled, they share one copy of the weights in half
+    # precision.
     with devices.autocast(run.device, run.dtype):
-        z = torch.stack([project(run, run.encoder, images, draw, v) for v in range(count)])
+        parts = passes(run, run.model, 0, count)
+        z = torch.cat([project(run, run.encoder, batch, part) for part in parts])
     loss = loss_of(z)
     run.scaler.scale(loss).backward()
     return loss.detach(), z.detach()
 
 
 def cached_step(
-    run: Run, images: Tensor, draw: views.Draw, count: int, loss_of: Callable[[Tensor], Tensor]
+    run: Run, batch: Batch, count: int, loss_of: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """`plain_step` in the memory of one view instead of all, for one more forward pass.
+    """`plain_step` in the memory of one pass instead of all, for one more forward pass.
 
     First all embeddings, without graphs. Then the loss's gradient with respect to them. Then each
-    view forward again, and backward with its part of that gradient.
+    pass forward again, and backward with its part of that gradient.
 
     Source: Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup",
     2021.
     """
+    parts = passes(run, run.model, 0, count)
     with torch.no_grad(), devices.autocast(run.device, run.dtype):
-        z = torch.stack([project(run, run.encoder, images, draw, v) for v in range(count)])
+        z = torch.cat([project(run, run.encoder, batch, part) for part in parts])
     z.requires_grad_()
     loss = loss_of(z)
     (gradient,) = torch.autograd.grad(run.scaler.scale(loss), z)
     with constant_statistics(run.model):
-        for v in range(count):
-            last = v == count - 1
+        for part in parts:
+            last = part is parts[-1]
             with nullcontext() if last else processes.without_exchange(run.encoder):
                 with devices.autocast(run.device, run.dtype):
-                    projection = project(run, run.encoder, images, draw, v)
-                projection.backward(gradient[v])
+                    projection = project(run, run.encoder, batch, part)
+                projection.backward(gradient[part.start : part.stop])
     return loss.detach(), z.detach()
+
+
+def attention_numbers(run: Run, z: Tensor, sources: Tensor | None) -> dict[str, float]:
+    """What attention looks at in this step: columns of the metrics, averaged over all anchors.
+
+    Args:
+        z: This process's embeddings, views × b × dim.
+        sources: As in `Batch`.
+    """
+    (everyone, _), queue = processes.gather(z), run.moco.queue if run.moco else None
+    noisy = None
+    if sources is not None:
+        noisy = (sources != torch.arange(sources.shape[1], device=sources.device)).float()
+        noisy = processes.gather(noisy[..., None])[0][..., 0]
+    return run.attention_numbers(everyone, queue=queue, noisy=noisy)
 
 
 def update_weights(run: Run, loss: Tensor) -> Tensor:

@@ -2,8 +2,9 @@
 
 import argparse
 import math
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,19 +34,20 @@ class Run:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     loss: Callable[..., Tensor]  # of z, and `gather` or MoCo's `queue`
-    effective_numbers: Callable[..., list]  # of z and `queue`; it fills the metrics
+    attention_numbers: Callable[..., dict[str, float]]  # of z, `queue` and `noisy`, for the metrics
     progress: dict[str, Any]
     fingerprint: str = ""  # of the images
     view_ops: views.Ops = views.Ops()  # the steps from images to a view, perhaps compiled
     moco: MoCo | None = None
     key_encoder: Callable[..., Any] | None = None  # MoCo's momentum encoder, or its compiled form
-    grad_cache: bool = False  # the memory of one view, for one more forward pass
+    grad_cache: bool = False  # the memory of one pass, for one more forward pass
+    views_per_pass: int = 1  # that the encoder takes at a time
     compiled: bool = False  # encoder and views go through torch.compile
     recompute: bool = False  # the first stage's activations in the backward pass
     steps_taken: int = 0  # by this process
     finite: Tensor | None = None  # whether all steps of this process were, on the device
     good_buffers: list[Tensor] | None = None  # BatchNorm's statistics at the last finite loss
-    saved_at: tuple[int, int] | None = None  # epoch and step of the newest state
+    saved: float = field(default_factory=time.monotonic)  # when the newest state was
 
     @property
     def views(self) -> int:
@@ -75,7 +77,7 @@ def new_run(
     args: argparse.Namespace,
     model: nn.Module,
     loss: Callable[..., Tensor],
-    effective_numbers: Callable[..., list],
+    attention_numbers: Callable[..., dict[str, float]],
     images: Images,
     device: torch.device,
     dtype: torch.dtype,
@@ -110,7 +112,7 @@ def new_run(
         optimizer=adam,
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         loss=loss,
-        effective_numbers=effective_numbers,
+        attention_numbers=attention_numbers,
         progress=new_progress(len(images.pixels) // args.batch_size, device),
         view_ops=views.compiled() if compiled else views.Ops(),
         moco=moco,
@@ -141,7 +143,7 @@ def new_progress(steps: int, device: torch.device) -> dict[str, Any]:
         "losses": torch.zeros(steps, device=device),  # one per step of this epoch
         "skipped": torch.zeros((), device=device),  # steps that fp16's gradient scaler skipped
         "seconds": 0.0,  # of training so far
-        "effective": [],  # numbers of positives and negatives, at the epoch's last step
+        "attention": {},  # what it looks at, at the epoch's last step
         "best_knn": 0.0,
         "rows": [],  # of the table of metrics, one per epoch
     }
@@ -156,7 +158,8 @@ def state_of(run: Run) -> dict[str, Any]:
         "optimizer": run.optimizer.state_dict(),
         "scaler": run.scaler.state_dict(),
         "moco": run.moco.state_dict() if run.moco else None,
-        "progress": run.progress,
+        "progress": {name: value for name, value in run.progress.items() if name != "rows"},
+        "code": devices.code_digests(),
         "images": len(run.pixels),
         "fingerprint": run.fingerprint,
     }
@@ -193,7 +196,6 @@ def restore(run: Run, state: dict[str, Any]) -> None:
         if run.moco:
             run.moco.load_state_dict(state["moco"])
         run.progress = _like(run.progress, state["progress"], run.steps)
-        run.saved_at = run.position
     there, here = state["machine"], machine_of(run)
     changed = [
         f"{name} {there.get(name)} (here: {here[name]})"
@@ -231,6 +233,11 @@ def _like(fresh: dict[str, Any], progress: dict[str, Any], steps: int) -> dict[s
     if not (result["epoch"] >= 1 and 0 <= result["step"] <= steps):
         raise ValueError(f"there is no epoch {result['epoch']}, step {result['step']}")
     for row in result["rows"]:  # older code may have had other columns
-        if not isinstance(row, dict) or not isinstance(row.get("seconds"), (int, float)):
+        numbers = (
+            [row.get(name) for name in ("epoch", "seconds")] if isinstance(row, dict) else [""]
+        )
+        if not all(isinstance(number, (int, float)) for number in numbers):
             raise ValueError("its metrics are not a table")
+    # The table may be ahead of the state.
+    result["rows"] = [row for row in result["rows"] if row["epoch"] < result["epoch"]]
     return result
