@@ -4,26 +4,10 @@ encoder = torch.hub.load(REPO, "encoder", weights="cifar10_SimCLR_4model_256_400
 criterion = torch.hub.load(REPO, "attentionce", temperature=0.5, d_pos=1.0, d_neg=10.0)
 """
 
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
+from attentionce import loss as _loss  # not the module `loss` that the caller may have
+from attentionce import model as _model
 
 dependencies = ["torch", "torchvision"]
-
-
-def _beside(name: str) -> ModuleType:
-    """The file beside this one, as attentionce.`name`: the caller may have a module `name`."""
-    path = Path(__file__).with_name(f"{name}.py")
-    spec = importlib.util.spec_from_file_location(f"attentionce.{name}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-_loss, _model = _beside("loss"), _beside("model")
 
 
 def encoder(weights=None, arch=None, stem=None):

@@ -30,7 +30,7 @@ from loss import (
     contrastive,
     ingredients,
 )
-from model import ARCHS, STEMS, Model, cost
+from model import ARCHS, STEMS, Model, cost, start_from
 from utils import DATASETS, load
 
 # ------------------------------------------------------------------------------------- settings
@@ -129,6 +129,7 @@ def add_method_flags(parser: argparse.ArgumentParser) -> None:
         choices=STEMS,
         help="small: 3×3 conv1; imagenet: torchvision's 7×7 and max-pool, for 96 px and more",
     )
+    add("--init", type=cli.path, metavar="FILE", help="weights to start from (default: random)")
     add("--feature_dim", type=int, default=128, help="size of the projection")
     add(
         "--bn",
@@ -197,7 +198,8 @@ def check_args(args: argparse.Namespace) -> None:
         epochs=1,
         batch_size=2,
         feature_dim=1,
-        image_size=4,
+        # At smaller sizes a stage would stride over a single pixel.
+        image_size=32 if args.stem == "imagenet" else 8,
         store_size=4,
         k=1,
         save_every=1,
@@ -286,7 +288,7 @@ def pretrain(
     images = load_images(args)
     evaluate = knn_evaluation(args, images, device, dtype) if args.knn_every else None
     devices.reproducible(args.deterministic)
-    run = new_run(args, new_model(args), *chosen_loss(args), images, device, dtype)
+    run = new_run(args, new_model(args, state is None), *chosen_loss(args), images, device, dtype)
     if state is not None:
         restore(run, state)
     if run.progress["epoch"] > args.epochs:  # a state from elsewhere, or of a longer run
@@ -336,13 +338,16 @@ def load_images(args: argparse.Namespace) -> Images:
     return images
 
 
-def new_model(args: argparse.Namespace) -> Model:
-    """The untrained model that `--seed` decides on; one printed line says what it costs."""
+def new_model(args: argparse.Namespace, fresh: bool) -> Model:
+    """The model as `--seed` makes it or `--init` has it; one printed line says what it costs."""
     torch.manual_seed(args.seed)
     model = Model(args.feature_dim, args.arch, args.stem)
+    if args.init is not None and fresh:
+        start_from(model, args.init)
     parameters, macs = cost(model, args.image_size)
+    operations = "" if macs is None else f", {macs / 1e9:.2f} G multiply-adds"
     print(
-        f"{args.arch}: {parameters / 1e6:.2f} M parameters, {macs / 1e9:.2f} G multiply-adds "
+        f"{args.arch}: {parameters / 1e6:.2f} M parameters{operations} "
         f"per view of {args.image_size} px",
         flush=True,
     )

@@ -141,13 +141,16 @@ def arch_of(state: dict[str, Tensor]) -> str:
     raise ValueError("the weights are not of a known arch: " + ", ".join(ARCHS))
 
 
-def cost(model: nn.Module, image_size: int = 32) -> tuple[int, int]:
+def cost(model: nn.Module, image_size: int = 32) -> tuple[int, int | None]:
     """Parameters, and multiply-adds per image of `image_size` pixels, as thop counts them.
 
-    thop leaves buffers behind in the model that it counts, so it is given a copy.
+    thop leaves buffers behind in the model that it counts, so it is given a copy. Without thop
+    nobody counts multiply-adds.
     """
-    from thop import profile  # slow to import, used once per run
-
+    try:
+        from thop import profile  # slow to import, used once per run
+    except ImportError:
+        return sum(p.numel() for p in model.parameters()), None
     device = next(model.parameters()).device
     image = torch.zeros(1, 3, image_size, image_size, device=device)
     with torch.no_grad():
@@ -188,6 +191,24 @@ def load_model(
 ) -> tuple[Model, str]:
     """Like `load_encoder`, with the projection head `g`, whose size is read off the weights."""
     return _load(path, arch, stem, ("f", "g"))
+
+
+def start_from(model: Model, path: str | Path) -> None:
+    """Give an untrained model the encoder in a weights file, and its projection head if that fits.
+
+    One printed line says what was taken.
+
+    Raises:
+        UserError: The file has no encoder of the model's arch and stem.
+    """
+    found, shapes = weights.read_weights(path), model.state_dict()
+    state = found.fitting({key: shapes[key] for key in shapes if key[0] == "f"}, "this --arch")
+    head = {key: value for key, value in found.state.items() if key[0] == "g"}
+    wanted = {key: shapes[key].shape for key in shapes if key[0] == "g"}
+    fits = {key: getattr(value, "shape", None) for key, value in head.items()} == wanted
+    model.load_state_dict({**state, **(head if fits else {})}, strict=False)
+    what = "encoder and projection head" if fits else "encoder; the projection head is untrained"
+    print(f"starting from {path}: {what}", flush=True)
 
 
 def _load(

@@ -1,7 +1,7 @@
 """Weights files of this program and of others: the encoder in them, under this program's names.
 
 A file is one of main.py or of the reference, a training state, linear.py's --export, the state_dict
-of `torch.hub`'s encoder, of torchvision's ResNet or of its children in a Sequential, or any of these
+of `torch.hub`'s encoder, of torchvision's ResNet or of its children in a Sequential, or any of them
 as another program wrapped it (`WRAPPERS`) or prefixed its keys. Of an online and a momentum encoder
 the online one is taken.
 """

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "loss": (),
     "model": ("attentionce.errors", "attentionce.weights"),
     "utils": (*BOTTOM, "attentionce.data"),
-    "hubconf": ("loss", "model"),
+    "hubconf": ("attentionce",),
     "main": PARTS,
     "linear": PARTS,
     "embed": PARTS,

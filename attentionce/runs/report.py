@@ -1,6 +1,7 @@
 """What a run reports after every epoch and at its end: a line, metrics, weights, its settings."""
 
 import shlex
+import time
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def print_epoch(run: Run, row: dict[str, Any]) -> None:
     if row["knn_top1"] != "":
         words.append(f"kNN top-1 {row['knn_top1']:.2f} %, top-5 {row['knn_top5']:.2f} %")
     print(f"epoch {row['epoch']}/{run.args.epochs}: {', '.join(words)}", flush=True)
+    run.reported = time.monotonic()
 
 
 def write_results(run: Run, path: Path, command: list[str]) -> None:

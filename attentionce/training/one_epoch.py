@@ -17,7 +17,8 @@ from attentionce.errors import UserError
 from attentionce.training import fallbacks, one_step, processes
 from attentionce.training.pretraining import Run
 
-REFRESH = 0.3  # seconds between checks of the loss, for which the host waits for a GPU
+REFRESH = 2  # seconds between checks of the loss, for which the host waits for a GPU
+LOG_EVERY = 60  # seconds between lines about an epoch where no bar is shown
 # fp16: a gradient scale below this has found no finite gradient 30 times in a row.
 SMALLEST_SCALE = 1e-4
 
@@ -105,6 +106,11 @@ def check_losses(run: Run, bar: tqdm) -> None:
         shown["left"] = tqdm.format_interval(run.seconds_left)
     bar.set_postfix(shown, refresh=False)
     bar.update(progress["step"] * run.args.batch_size - bar.n)
+    if bar.disable and time.monotonic() - run.reported > LOG_EVERY:
+        run.reported = time.monotonic()
+        words = ", ".join(f"{name} {value}" for name, value in shown.items())
+        epoch, step = run.position
+        print(f"epoch {epoch}/{run.args.epochs}, step {step}/{run.steps}: {words}", flush=True)
     if bad:
         progress["step"] = bad[0]
         assert run.good_buffers is not None

@@ -48,6 +48,7 @@ class Run:
     finite: Tensor | None = None  # whether all steps of this process were, on the device
     good_buffers: list[Tensor] | None = None  # BatchNorm's statistics at the last finite loss
     saved: float = field(default_factory=time.monotonic)  # when the newest state was
+    reported: float = field(default_factory=time.monotonic)  # when the newest line was
 
     @property
     def views(self) -> int:
