@@ -4,8 +4,9 @@ encoder = torch.hub.load(REPO, "encoder", weights="cifar10_SimCLR_4model_256_400
 criterion = torch.hub.load(REPO, "attentionce", temperature=0.5, d_pos=1.0, d_neg=10.0)
 """
 
-from attentionce import loss as _loss  # not the module `loss` that the caller may have
-from attentionce import model as _model
+# Not the module `loss` that the caller may have.
+from attentionce import loss as _loss  # type: ignore[attr-defined]
+from attentionce import model as _model  # type: ignore[attr-defined]
 
 dependencies = ["torch", "torchvision"]
 

@@ -4,30 +4,21 @@ python linear.py --dataset_name cifar10 --model_path results/cifar10/….pth
 """
 
 import argparse
-import functools
 import os
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # `python -P` leaves it out
 
 from attentionce import cli
 from attentionce.data import views
 from attentionce.data.images import Images, summary
-from attentionce.data.transfer import batches, to_device
 from attentionce.errors import UserError
-from attentionce.evaluation.knn import clamp_k, features, knn
-from attentionce.runs import files
+from attentionce.evaluation.linear_classifier import Encoder, evaluate
+from attentionce.runs import files, signals, states
 from attentionce.training import devices, processes
-from attentionce.training.fallbacks import compiled_or_plain
 from model import ARCHS, STEMS, as_resnet, load_encoder, stem_of, untrained
 from utils import DATASETS, load
 
@@ -65,8 +56,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add(
         "--image_size",
         type=int,
-        default=32,
-        help="side of a training view, in pixels; test images keep their size",
+        help="side of a training view, in pixels; test images keep their size (default: that of "
+        "pretraining, or 32)",
     )
     add("--batch_size", type=int, default=512, help="images per step")
     add("--epochs", type=int, default=100, help="passes over the training images")
@@ -80,8 +71,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add(
         "--results",
         type=cli.path,
-        default="results",
-        help="folder for results that cannot lie beside their weights (random, read-only)",
+        help="folder for the results (default: beside the weights; of random ones: results)",
     )
     args = parser.parse_args(argv)
     if args.lr is None:
@@ -99,13 +89,9 @@ def check_args(args: argparse.Namespace) -> None:
         raise UserError(
             f"--export writes one encoder: name one --model_path, not {len(args.model_path)}"
         )
-    if args.dataset_name not in DATASETS:
-        raise UserError(f"--dataset_name {args.dataset_name} is not one of {', '.join(DATASETS)}")
     cli.check_positive(args, "temperature", "lr")
     cli.check_seed(args)
-    cli.check_at_least(
-        args, epochs=1, batch_size=2, k=1, seed=0, image_size=4, weight_decay=0, store_size=1
-    )
+    cli.check_at_least(args, epochs=1, batch_size=2, k=1, seed=0, image_size=4, weight_decay=0)
 
 
 # ------------------------------------------------------------------------------------- programs
@@ -118,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status.
     """
     args = parse_args(argv)
+    states.take_sizes(args, [path for path in args.model_path if path != "random"])
     check_args(args)
     if args.export:
         processes.from_first(lambda: export(args))
@@ -125,29 +112,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = devices.choose_device(args.device)
     dtype = devices.choose_precision(args.precision, device)
     devices.reproducible(False)
-    encoders = processes.from_first(lambda: open_encoders(args))
-    where = args.dataset_name, args.root
-    how = args.store_size, cli.folder_options(args)
-    train = processes.in_turn(load, *where, "train", *how)
+    encoders = processes.from_first(lambda: [open_encoder(path, args) for path in args.model_path])
+    source, options = (args.dataset_name, args.root), cli.folder_options(args)
+    train = processes.in_turn(load, *source, "train", args.store_size, options)
     print(f"training on {summary(train)}", flush=True)
-    test = processes.in_turn(load, *where, "test", *how)
+    test = processes.in_turn(load, *source, "test", args.store_size, options)
     print(f"testing on {summary(test)}", flush=True)
     results = []
-    for path, f, arch, out in encoders:
-        f = f.to(device, memory_format=torch.channels_last)
-        result = evaluate(f, train, test, args, device, dtype, out)
-        print(f"{path} ({arch}): kNN top-1 {result['knn_top1']:.2f} %")
-        for which in ("last", "best"):
-            row = result[f"{which}_epoch"]
-            print(
-                f"  {which} epoch ({row['epoch']}): "
-                f"top-1 {row['top1']:.2f} %, top-5 {row['top5']:.2f} %",
-                flush=True,
-            )
-        results.append((path, result))
+    with signals.handled():
+        received = signals.catch_signals()
+        for encoder in encoders:
+            result = evaluate(encoder, train, test, args, device, dtype, received)
+            if result is None:
+                print("stopped; the same command continues after the last epoch that is done")
+                return signals.exit_status(max(received))
+            print_result(encoder, result, test)
+            results.append((encoder.path, result))
     if len(results) > 1:
         print_comparison(results, args.dataset_name)
     return 0
+
+
+def print_result(encoder: Encoder, result: dict[str, Any], test: Images) -> None:
+    """A model's accuracies; the mean over classes too where these differ in size."""
+    print(f"{encoder.path} ({encoder.arch}): kNN top-1 {result['knn_top1']:.2f} %")
+    uneven = len(set(test.labels.bincount().tolist())) > 1
+    for which in ("last", "best"):
+        row = result[f"{which}_epoch"]
+        mean = f", mean over classes {row['class_mean']:.2f} %" if uneven else ""
+        print(
+            f"  {which} epoch ({row['epoch']}): "
+            f"top-1 {row['top1']:.2f} %, top-5 {row['top5']:.2f} %{mean}",
+            flush=True,
+        )
 
 
 def print_comparison(results: list[tuple[str, dict[str, Any]]], dataset: str) -> None:
@@ -159,40 +156,37 @@ def print_comparison(results: list[tuple[str, dict[str, Any]]], dataset: str) ->
         print(f"{result['knn_top1']:8.2f} {last:13.2f} {best:13.2f}   {Path(path).name}")
 
 
-def open_encoder(path: str, args: argparse.Namespace) -> tuple[nn.Sequential, str]:
-    """(encoder, arch) of weights, or untrained for `random`."""
-    if path != "random":
-        return load_encoder(path, args.arch, args.stem)
-    model, arch = untrained(args.arch, args.stem, args.seed)
-    return model.f, arch
+def open_encoder(path: str, args: argparse.Namespace) -> Encoder:
+    """The encoder of weights, or an untrained one for `random`, and where its results go."""
+    if path == "random":
+        model, arch = untrained(args.arch, args.stem, args.seed)
+        f = model.f
+    else:
+        f, arch = load_encoder(path, args.arch, args.stem)
+    out = result_path(path, arch, args)
+    files.writable_folder(out.parent)
+    return Encoder(path, f, arch, out)
 
 
-def open_encoders(args: argparse.Namespace) -> list[tuple[str, nn.Sequential, str, Path]]:
-    """Every encoder of `--model_path`, all before any of them takes hours.
+def result_path(path: str, arch: str, args: argparse.Namespace) -> Path:
+    """The results of a `--model_path`, without their ending.
 
-    Results go beside the weights. A data set other than that of the weights, and another mode than
-    frozen, are part of their name.
-
-    Returns:
-        For each (path, encoder, arch, path of its results without ending).
+    They go beside the weights, or to `--results`. A data set other than that of the weights, and
+    another mode than frozen, are part of their name.
     """
-    opened = []
-    for path in args.model_path:
-        f, arch = open_encoder(path, args)
-        folder = Path(args.results) / args.dataset_name
-        if path == "random":
-            stem = "" if args.stem in (None, "small") else f"_{args.stem}"
-            name = f"random_{arch}{stem}_{args.seed}"
-        else:
-            name = Path(path).name.removesuffix(".pth")
-            if name.split("_")[0] != args.dataset_name:
-                name += f"_{args.dataset_name}"
-            if os.access(Path(path).parent, os.W_OK):
-                folder = Path(path).parent
-        if args.encoder_mode != "frozen":
-            name += f"_{args.encoder_mode}"
-        opened.append((path, f, arch, files.writable_folder(folder) / name))
-    return opened
+    folder = Path(args.results or "results") / args.dataset_name
+    if path == "random":
+        stem = "" if args.stem in (None, "small") else f"_{args.stem}"
+        name = f"random_{arch}{stem}_{args.seed}"
+    else:
+        name = Path(path).name.removesuffix(".pth")
+        if name.split("_")[0] != args.dataset_name:
+            name += f"_{args.dataset_name}"
+        if args.results is None and os.access(Path(path).parent, os.W_OK):
+            folder = Path(path).parent
+    if args.encoder_mode != "frozen":
+        name += f"_{args.encoder_mode}"
+    return folder / f"{name}_linear"
 
 
 def export(args: argparse.Namespace) -> None:
@@ -207,169 +201,17 @@ def export(args: argparse.Namespace) -> None:
         from safetensors.torch import save
     except ImportError:
         raise UserError("--export needs one more package: pip install safetensors") from None
-    f, arch = open_encoder(args.model_path[0], args)
+    path = args.model_path[0]
+    if path == "random":
+        model, arch = untrained(args.arch, args.stem, args.seed)
+        f = model.f
+    else:
+        f, arch = load_encoder(path, args.arch, args.stem)
     facts = {"format": "pt", "arch": arch, "mean": str(views.MEAN), "std": str(views.STD)}
     state = as_resnet(f, arch).state_dict()
     content = save(state, facts)
     files.replace(Path(args.export), lambda file: file.write(content))
     print(f"{args.export}: {arch}, {STEMS[stem_of(state['conv1.weight'])]}, no fc")
-
-
-# ------------------------------------------------------------------------------------- evaluation
-
-
-def evaluate(
-    f: nn.Module,
-    train: Images,
-    test: Images,
-    args: argparse.Namespace,
-    device: torch.device,
-    dtype: torch.dtype,
-    out: Path,
-) -> dict[str, Any]:
-    """kNN accuracy of `f`, then a linear classifier on its features, tested after every epoch.
-
-    `f` is frozen: nothing in it changes, BatchNorm's statistics included, except with
-    `--encoder_mode reference`. Rank 0 writes CSV and JSON.
-
-    Args:
-        out: The path of the results, without ending.
-
-    Returns:
-        The content of the JSON file: the accuracies of the last epoch and those of the best.
-    """
-    began = time.monotonic()
-    f.requires_grad_(False).eval()
-    train = on_device(train, device)
-    train_features = features(f, train.pixels, device, dtype)
-    test_features = features(f, test.pixels, device, dtype)
-    k = clamp_k(args.k, len(train.pixels))
-    knn_top1, knn_top5 = knn(
-        train_features,
-        train.labels,
-        test_features,
-        test.labels,
-        len(train.classes),
-        k,
-        args.temperature,
-    )
-    torch.manual_seed(args.seed)
-    classifier = nn.Linear(train_features.shape[1], len(train.classes)).to(device)
-    adam = torch.optim.Adam(
-        classifier.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True
-    )
-    labels = test.labels.to(device)
-    encode = view_encoder(f, args, device, dtype)
-    rows = []
-    for epoch in range(1, args.epochs + 1):
-        f.train(args.encoder_mode == "reference")
-        loss = fit_epoch(encode, classifier, adam, train, args, device, epoch)
-        f.eval()
-        if args.encoder_mode == "reference":
-            processes.same_buffers(f)
-            # BatchNorm's statistics have moved.
-            test_features = features(f, test.pixels, device, dtype)
-        top1, top5 = accuracy(classifier, test_features, labels)
-        rows.append({"epoch": epoch, "loss": loss, "top1": top1, "top5": top5})
-    result = {
-        "flags": vars(args),
-        "machine": devices.machine(device),
-        "precision": str(dtype).removeprefix("torch."),
-        "hours": (time.monotonic() - began) / 3600,
-        "knn_top1": knn_top1,
-        "knn_top5": knn_top5,
-        "last_epoch": rows[-1],
-        "best_epoch": max(rows, key=lambda row: row["top1"]),
-    }
-    if processes.rank() == 0:
-        files.save_csv(out.with_name(out.name + "_linear.csv"), rows)
-        files.save_json(out.with_name(out.name + "_linear.json"), result)
-    return result
-
-
-def on_device(images: Images, device: torch.device) -> Images:
-    """The labels on the device, the pixels too where they fit."""
-    return Images(devices.keep(images.pixels, device), images.labels.to(device), images.classes)
-
-
-def view_encoder(
-    f: nn.Module, args: argparse.Namespace, device: torch.device, dtype: torch.dtype
-) -> Callable[[Tensor, views.Draw], Tensor]:
-    """A function of images and their random parameters: the features of one view per image, b×D.
-
-    Encoder and views are compiled as in pretraining.
-    """
-
-    @torch.no_grad()
-    def encode(encoder: Callable, ops: views.Ops, images: Tensor, draw: views.Draw) -> Tensor:
-        with devices.autocast(device, dtype):
-            view = views.make_view(images, draw, 0, args.image_size, ops)
-            return encoder(view).flatten(1).float()
-
-    plain = functools.partial(encode, f, views.Ops())
-    if not devices.wants_compiler(args.compile, device):
-        return plain
-    compiled = functools.partial(encode, torch.compile(f, dynamic=False), views.compiled())
-    return compiled_or_plain(compiled, plain)
-
-
-def fit_epoch(
-    encode: Callable[[Tensor, views.Draw], Tensor],
-    classifier: nn.Linear,
-    optimizer: torch.optim.Optimizer,
-    train: Images,
-    args: argparse.Namespace,
-    device: torch.device,
-    epoch: int,
-) -> float:
-    """One pass over the training images, one random view each; no host-device synchronisation.
-
-    Of several processes each encodes its share of a batch. Then all take the same step on the
-    features of the whole batch.
-
-    Returns:
-        The mean loss.
-    """
-    total = torch.zeros((), device=device)
-    order = torch.randperm(len(train.pixels), generator=views.generator(args.seed, epoch))
-    height, width = train.pixels.shape[2:]
-    labels = train.labels[to_device(order, train.labels.device)].split(args.batch_size)
-    parts = order.split(args.batch_size)
-    shares = [processes.share(len(part)) for part in parts]
-    own = [part[share[0] : share[-1] + 1] for part, share in zip(parts, shares, strict=True)]
-    bar = tqdm(
-        batches(train.pixels, own, device),
-        f"linear {epoch}/{args.epochs}",
-        total=len(parts),
-        leave=False,
-        disable=True if processes.rank() > 0 else None,  # None: where stderr is not a terminal
-    )
-    for step, images in enumerate(bar):
-        size, share = len(parts[step]), shares[step]
-        first = int(share[0])
-        draw = views.draw(1, size, height, width, views.generator(args.seed, epoch, step))
-        draw = views.to(views.part(draw, first, first + len(images)), device)
-        feature = encode(images, draw)
-        if processes.world() > 1:
-            feature = processes.gather_rows(feature[share.to(device) - first])[:size]
-        loss = cross_entropy(classifier(feature), labels[step])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        total += loss.detach() * size
-    return total.item() / len(order)
-
-
-@torch.no_grad()
-def accuracy(classifier: nn.Module, feature: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Of labels N from features N×D, in percent; with fewer than five classes top-5 is 100.
-
-    Returns:
-        (top-1, top-5)
-    """
-    scores = classifier(feature)
-    hit = scores.topk(min(5, scores.shape[1]), dim=1).indices == labels[:, None]
-    return 100 * hit[:, 0].float().mean().item(), 100 * hit.any(1).float().mean().item()
 
 
 if __name__ == "__main__":

@@ -6,13 +6,14 @@ as another program wrapped it (`WRAPPERS`) or prefixed its keys. Of an online an
 the online one is taken.
 """
 
+import hashlib
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attentionce.errors import UserError, as_user_error
 from attentionce.runs.files import read
@@ -169,6 +170,14 @@ def _encoders(state: Iterable[str]) -> dict[str, tuple[str, ...]]:
         prefix: STAGES if "layer1" in found else BY_NUMBER_WITH_POOL if "7" in found else BY_NUMBER
         for prefix, found in stages.items()
     }
+
+
+def digest(module: nn.Module) -> str:
+    """A number that changes with the weights and buffers of a module on the CPU."""
+    found = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        found.update(name.encode() + value.contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def _first(items: list[str], count: int, separator: str) -> str:

@@ -182,28 +182,63 @@ def remove_temporary(folder: Path, stem: str) -> None:
 
 
 def differing_flags(
-    args: Namespace, there: dict[str, Any], free: Collection[str] = ()
+    args: Namespace, there: dict[str, Any], free: Collection[str] = FREE_FLAGS
 ) -> list[str]:
-    """The flags that change the result and differ, except the free ones: `--seed 1 (there: 0)`.
+    """The flags that differ, except the free ones: `--seed 1 (there: 0)`.
 
     A flag that has no effect on this run is None.
     """
     return [
         f"--{name} {value} (there: {there.get(name)})"
         for name, value in vars(args).items()
-        if value is not None and name not in {*FREE_FLAGS, *free} and there.get(name) != value
+        if value is not None and name not in free and there.get(name) != value
     ]
 
 
 def _check_flags(
     args: Namespace, there: dict[str, Any], path: str | Path, free: Collection[str] = ()
 ) -> None:
-    different = differing_flags(args, there, free)
+    different = differing_flags(args, there, FREE_FLAGS.union(free))
     if different:
         raise UserError(
             f"{path} was made with other flags: {', '.join(different)}; use those, name another "
             "--results, or start over with --resume never"
         )
+
+
+def take_sizes(args: Namespace, paths: list[str]) -> None:
+    """Fill in `--image_size` and `--store_size` where they are not given.
+
+    They are those of pretraining, by the JSON beside the weights; else 32 and 64.
+
+    Raises:
+        UserError: The weights were trained at different sizes.
+    """
+    for name, default in (("image_size", 32), ("store_size", 64)):
+        if getattr(args, name) is not None:
+            continue
+        sizes = {path: flags_beside(path).get(name, default) for path in paths}
+        if len(set(sizes.values())) > 1:
+            raise UserError(f"the weights were trained with different --{name}: give one for all")
+        size = next(iter(sizes.values()), default)
+        setattr(args, name, size)
+        if size != default:
+            print(f"--{name} {size}, as in pretraining", flush=True)
+
+
+def flags_beside(path: str) -> dict[str, Any]:
+    """The flags of the run that wrote a weights file, by its JSON; none if there is no such file.
+
+    The JSON is named after the run's last epoch, the weights after theirs.
+    """
+    parts = Path(path).name.removesuffix(".pth").split("_")
+    pattern = "_".join(map(glob.escape, parts))
+    if len(parts) > 4:
+        pattern = "_".join([*map(glob.escape, parts[:4]), "*", *map(glob.escape, parts[5:])])
+    for found in sorted(Path(path).parent.glob(f"{pattern}.json")):
+        with suppress(OSError, json.JSONDecodeError, KeyError, TypeError):
+            return dict(json.loads(found.read_text())["flags"])
+    return {}
 
 
 def resume_command(command: Sequence[str], state: Path) -> str:

@@ -188,7 +188,7 @@ def restore(run: Run, state: dict[str, Any]) -> None:
         )
     with as_user_error("the state does not fit this run; start over with --resume never"):
         run.model.load_state_dict(state["model"])
-        _restore_moments(run.optimizer, state["optimizer"]["state"])
+        restore_moments(run.optimizer, state["optimizer"]["state"])
         if run.scaler.is_enabled() and state["scaler"]:  # it is empty in a state of bf16 or fp32
             kinds = {name: type(value) for name, value in run.scaler.state_dict().items()}
             if {name: type(value) for name, value in state["scaler"].items()} != kinds:
@@ -209,7 +209,7 @@ def restore(run: Run, state: dict[str, Any]) -> None:
     print(f"continuing from epoch {epoch}, step {step}", flush=True)
 
 
-def _restore_moments(adam: torch.optim.Optimizer, moments: dict[int, dict[str, Tensor]]) -> None:
+def restore_moments(adam: torch.optim.Optimizer, moments: dict[int, dict[str, Tensor]]) -> None:
     """Adam's moments alone; its settings are those of the flags, as after a run that diverged."""
     groups = adam.state_dict()["param_groups"]
     adam.load_state_dict({"state": moments, "param_groups": groups})
