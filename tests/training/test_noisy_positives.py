@@ -1,0 +1,74 @@
+"""`--noisy_positives`: some positives show another image, and all else is as without them."""
+
+import pytest
+import torch
+from helpers.outputs import rows
+from helpers.runs import new_run
+
+import main
+from attentionce.data import views
+from attentionce.training import one_step
+
+
+def test_that_share_shows_another_image():
+    run = new_run("--num_pos", 4, "--batch_size", 400, "--noisy_positives", 0.25, count=400)
+    sources = one_step.draw_sources(run, 400)
+    noisy = sources != torch.arange(400)
+    assert sources.shape == (4, 400) and 0.2 < noisy.float().mean() < 0.3
+    assert torch.equal(one_step.draw_sources(run, 400), sources)  # of (seed, epoch, step) alone
+    run.progress["step"] += 1
+    assert not torch.equal(one_step.draw_sources(run, 400), sources)
+    # Every other image is as likely: none is its own, and all distances occur.
+    everything = new_run("--noisy_positives", 1, "--batch_size", 400, count=400)
+    way = (one_step.draw_sources(everything, 400) - torch.arange(400)) % 400
+    assert way.min() >= 1 and way.max() <= 399 and way.float().mean() == pytest.approx(200, rel=0.1)
+
+
+def test_anchors_and_the_parameters_of_views_stay(monkeypatch):
+    made = {}
+
+    def watch(images, draw, v, *arguments):
+        made.setdefault(v, []).append(images)
+        return make_view(images, draw, v, *arguments)
+
+    make_view = views.make_view
+    monkeypatch.setattr(views, "make_view", watch)
+    run = new_run("--num_pos", 1, "--noisy_positives", 1)
+    plain = new_run("--num_pos", 1)
+    pixels = run.pixels[:4]
+    for one in (run, plain):
+        batch = one_step.Batch(
+            pixels.float(), one_step.draw_views(one, pixels), one_step.draw_sources(one, 4)
+        )
+        one_step.plain_step(one, batch, 3, lambda z: z.sum())
+    for v in (0, 1):
+        assert torch.equal(*made[v])
+    noisy, own = made[2]
+    assert not (noisy == own).flatten(1).all(1).any()
+    assert torch.equal(noisy, own[one_step.draw_sources(run, 4)[0]])
+
+
+def test_each_process_draws_its_part(monkeypatch):
+    run = new_run("--num_pos", 2, "--batch_size", 8, "--noisy_positives", 0.5)
+    noisy = one_step.draw_sources(run, 8) != torch.arange(8)
+    for rank in (0, 1):
+        monkeypatch.setattr(one_step.processes, "rank", lambda rank=rank: rank)
+        part = one_step.draw_sources(run, 4)
+        assert part.max() < 4
+        assert torch.equal(part != torch.arange(4), noisy[:, 4 * rank : 4 * rank + 4])
+
+
+def test_the_metrics_say_what_attention_gave_them(call, tiny, results):
+    words = "--noisy_positives 0.5 --num_pos 4 --d_pos 0.1"
+    call(main, *tiny, *words.split())
+    (row,) = rows(results)
+    assert 0.2 < float(row["noisy_positives"]) < 0.8
+    # An encoder that tells images apart at all gives them less than their share.
+    assert 0 < float(row["attention_on_noisy"]) < 1
+
+
+def test_refusals(refused, tiny):
+    assert "--noisy_positives 0.5 has no effect" in refused(
+        main, *tiny, "--loss", "simclr", "--noisy_positives", 0.5
+    )
+    assert "between 0 and 1" in refused(main, *tiny, "--noisy_positives", 1.5)
