@@ -20,6 +20,7 @@ Throughout this file
     n     the number of negatives per anchor, N
 """
 
+import functools
 import math
 import numbers
 from collections.abc import Callable, Iterator
@@ -28,7 +29,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 # Takes this process's anchors (2 × b × dim) and returns those of all processes (2 × B × dim, with
 # gradient) and the index of this process's first image among the B.
@@ -57,13 +57,13 @@ def each(anchors: Tensor, positives: Tensor, temperature: float) -> Tensor:
 def prototype(anchors: Tensor, positives: Tensor, temperature: float, d_pos: float) -> Tensor:
     """pos_j = Σ_m α_jm (a_j · p_m) / T = a_j · (Σ_m α_jm p_m) / T."""
     sim = _cosines(anchors, positives)
-    alpha = attention_on_positives(sim.detach(), d_pos, dim=1)
+    alpha = attention_on_positives(sim.detach(), d_pos)
     return (alpha * sim).sum(1).flatten()[:, None] / temperature
 
 
-def attention_on_positives(sim: Tensor, d_pos: float, dim: int = -1) -> Tensor:
-    """α, the weights of an anchor's positives along `dim`, which sum to 1."""
-    return torch.softmax(sim / d_pos, dim)
+def attention_on_positives(sim: Tensor, d_pos: float) -> Tensor:
+    """α, the weights of an anchor's M positives, which sum to 1: 2 × M × B, as sim."""
+    return torch.softmax(sim / d_pos, dim=1)
 
 
 def _cosines(anchors: Tensor, positives: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ def uniform(sim: Tensor, pos: Tensor, n: int, temperature: float) -> Tensor:
 
 def debiased(sim: Tensor, pos: Tensor, n: int, temperature: float, tau_plus: float) -> Tensor:
     """g_j = max( (Σ_k e_k − τ⁺ N e^pos_j) / (1 − τ⁺), N e^(−1/T) )."""
-    return _without_false(uniform(sim, pos, n, temperature), pos, n, temperature, tau_plus)
+    return _debias(uniform(sim, pos, n, temperature), pos, n, temperature, tau_plus)
 
 
 def hard(
@@ -91,19 +91,17 @@ def hard(
     log_w = torch.where(sim > -math.inf, beta * log_e, sim)  # 0 · −∞ would be NaN
     log_mean_w = torch.logsumexp(log_w, dim=1, keepdim=True) - math.log(n)
     log_r = torch.logsumexp(log_w + log_e, dim=1, keepdim=True) - log_mean_w
-    return _without_false(log_r, pos, n, temperature, tau_plus)
+    return _debias(log_r, pos, n, temperature, tau_plus)
 
 
-def _without_false(
-    log_r: Tensor, pos: Tensor, n: int, temperature: float, tau_plus: float
-) -> Tensor:
+def _debias(log_r: Tensor, pos: Tensor, n: int, temperature: float, tau_plus: float) -> Tensor:
     """log max( (R − τ⁺ N e^pos) / (1 − τ⁺), N e^(−1/T) )."""
     floor = math.log(n) - 1 / temperature
     if tau_plus == 0:
         return log_r.clamp(min=floor)
     gap = log_r - (math.log(tau_plus * n) + pos)
-    # log(R − false) = log R + log(1 − e^−gap) where R is larger. Where it is not, the inner `where`
-    # keeps NaN out of the gradient.
+    # log(R − false) = log R + log(1 − e^−gap) where R is larger; elsewhere the inner `where` keeps
+    # NaN out of the gradient.
     larger = gap > 0
     log_one_minus = torch.log(-torch.expm1(-torch.where(larger, gap, 1.0)))
     log_difference = torch.where(larger, log_r + log_one_minus, -math.inf)
@@ -111,13 +109,7 @@ def _without_false(
 
 
 def bayes(
-    sim: Tensor,
-    pos: Tensor,
-    n: int,
-    temperature: float,
-    tau_plus: float,
-    alpha: float,
-    beta: float,
+    sim: Tensor, pos: Tensor, n: int, temperature: float, tau_plus: float, alpha: float, beta: float
 ) -> Tensor:
     """g_j = Σ_k ω_k e_k, with ω_k a function of F_k, the share of the negatives with e ≤ e_k."""
     # Sorted, F is a position; −∞ sorts to the front and is cut off. A sum may be in any order.
@@ -140,8 +132,8 @@ def _bayesian_weight(f: Tensor, tau_plus: float, alpha: float, beta: float) -> T
     phi1, phi2 = 2 * (1 - c), 2 * c
     true_negative = alpha * phi1 + (1 - alpha) * phi2
     false_negative = (1 - alpha) * phi1 + alpha * phi2
-    easy, hard = alpha * (1 - beta), (1 - alpha) * beta
-    h = (easy * phi1 + hard * phi2) / (easy + hard + 1e-3)
+    of_easy, of_hard = alpha * (1 - beta), (1 - alpha) * beta
+    h = (of_easy * phi1 + of_hard * phi2) / (of_easy + of_hard + 1e-3)
     return h / (true_negative * tau_minus + false_negative * tau_plus)
 
 
@@ -153,7 +145,7 @@ def attended(sim: Tensor, pos: Tensor, n: int, temperature: float, d_neg: float)
 
 
 def attention_on_negatives(sim: Tensor, d_neg: float) -> Tensor:
-    """β, the weights of an anchor's negatives, as they sum to 1: without N and the 1e-6."""
+    """β, the weights of an anchor's negatives, which sum to 1: without N and the 1e-6."""
     return torch.softmax(sim / d_neg, dim=1)
 
 
@@ -186,7 +178,7 @@ def contrastive(
 ) -> Tensor:
     """mean_j −log( e^pos_j / (e^pos_j + g_j) ), with any positives and any negatives.
 
-    Where g depends on pos (debiased, hard), it is the pos that stands beside it.
+    Where g depends on pos (`debiased`, `hard`), it is the pos beside it: with `each`, every m's.
 
     Args:
         z: Embeddings of length 1, (2 + M) × batch × dim with batch ≥ 2: two anchors, then M ≥ 1
@@ -194,22 +186,26 @@ def contrastive(
         positives: `pair`, `mean`, `each` or `attention`: how anchors agree with their positives.
         negatives: `uniform`, `debiased`, `hard`, `bayes` or `attention`: how negatives count.
         temperature: T, positive and finite.
-        gather: How to get the anchors of all processes (`attentionce.training.processes.gather`).
-            Without it the negatives are this process's own. The mean is over its own anchors.
-        queue: MoCo's negatives of every anchor, N × dim, in the place of the other images' anchors.
-            The positives are then keys: no gradient flows to them, and `pair` has none.
-        parameters: What the ingredients take; None is the default.
-            d_pos (attention), positive: small trusts the positive that agrees best, 1.
-            d_neg (attention), positive: small concentrates on the hardest negatives, 1.
-            tau_plus (debiased, hard, bayes) in [0, 1): assumed share of false negatives, 0.1.
-            beta (hard) ≥ 0, 1; (bayes) in [0, 1], 0.9: how much hard negatives count.
-            alpha (bayes) in [0, 1]: how well the encoder ranks already, 0.9.
+        gather: Takes this process's anchors to those of all processes
+            (`attentionce.training.processes.gather`), whose other images are then the negatives.
+            The mean is over this process's own anchors.
+        queue: MoCo's negatives, N × dim, the same for every anchor, instead of other images. The
+            positives are then keys: no gradient flows to them, and `pair` has none.
+        parameters: Numbers that the ingredients take; None stands for the default.
+            d_pos (`attention`) > 0, default 1: small trusts the positive that agrees best.
+            d_neg (`attention`) > 0, default 1: small concentrates on the hardest negatives.
+            tau_plus (`debiased`, `hard`, `bayes`) in [0, 1), default 0.1: the share of false
+            negatives that is assumed.
+            beta (`hard`) ≥ 0, default 1, or (`bayes`) in [0, 1], default 0.9: large weighs hard
+            negatives up.
+            alpha (`bayes`) in [0, 1], default 0.9: how well the encoder ranks already.
 
     Returns:
         The mean loss, a scalar ≥ 0, in float32 (float64 where z is). It can be differentiated once.
 
     Raises:
-        ValueError: An argument is outside its range, or the ingredients do not take it.
+        ValueError: An argument has the wrong shape, is no number (a tensor, say), is outside its
+            range, or has no effect on the chosen ingredients.
 
     Source of `each`: Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020; of the queue:
     He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020.
@@ -219,71 +215,62 @@ def contrastive(
         >>> loss = contrastive(z, "attention", "hard", temperature=0.5, d_pos=2.0, beta=1.0)
     """
     agreement, log_g = ingredients(positives, negatives, temperature, **parameters)
-    if z.ndim != 3 or (len(z) != 2 if positives == "pair" else len(z) < 3):
-        views = "2 views" if positives == "pair" else "2 anchors and at least 1 positive"
+    views = "2 views" if positives == "pair" else "2 anchors and at least 1 positive"
+    if z.ndim != 3 or not z.numel() or (len(z) != 2 if positives == "pair" else len(z) < 3):
         raise ValueError(f"z must be views × batch × dim, {views}, got {tuple(z.shape)}")
+    if queue is not None and (positives == "pair" or gather is not None):
+        raise ValueError("queue needs positives other than 'pair', and no gather")
     z = _at_least_float32(z)
+    anchors = z[:2]
     with torch.autocast(z.device.type, enabled=False):
-        if queue is None:
-            return mean_loss(z[:2], agreement(z[:2], z[2:]), log_g, gather)
-        if positives == "pair" or queue.ndim != 2 or queue.shape[1:] != z.shape[2:]:
-            raise ValueError(
-                f"queue must be N × dim like z {tuple(z.shape)}, with positives other than 'pair', "
-                f"got {tuple(queue.shape)}"
-            )
-        pos = agreement(z[:2], z[2:].detach())
-        own = torch.empty(len(pos), 0, dtype=torch.long, device=z.device)
-        queue = _at_least_float32(queue.detach())
-        return mean_over_rows(z[:2].flatten(0, 1), queue, own, pos, log_g)
+        pos = agreement(anchors, z[2:] if queue is None else z[2:].detach())
+        columns, own = _columns(anchors, gather, queue)
+        return mean_over_rows(anchors.flatten(0, 1), columns, own, pos, log_g)
 
 
 def ingredients(
-    positives: str, negatives: str, temperature: float = 0.5, **given: float | None
+    positives: str, negatives: str, temperature: float = 0.5, **parameters: float | None
 ) -> tuple[Callable[[Tensor, Tensor], Tensor], LogG]:
     """The two functions of a loss, with all parameters filled in.
 
     Raises:
         ValueError: A name is unknown, or a parameter is not taken, not a number or out of range.
     """
-    for kind, name, table in (
-        ("positives", positives, POSITIVES),
-        ("negatives", negatives, NEGATIVES),
-    ):
-        if name not in table:
-            raise ValueError(f"{kind} must be one of {', '.join(table)}, got {name!r}")
+    if positives not in POSITIVES:
+        raise ValueError(f"positives must be one of {', '.join(POSITIVES)}, got {positives!r}")
+    if negatives not in NEGATIVES:
+        raise ValueError(f"negatives must be one of {', '.join(NEGATIVES)}, got {negatives!r}")
     (agreement, of_pos), (log_g, of_neg) = POSITIVES[positives], NEGATIVES[negatives]
     values = {"temperature": temperature, **of_pos, **of_neg}
-    for parameter, value in given.items():
-        if value is not None and parameter not in values:
+    given = {name: value for name, value in parameters.items() if value is not None}
+    for name in given:
+        if name not in values:
             raise ValueError(
-                f"{parameter} has no effect with positives {positives!r}, negatives {negatives!r}"
+                f"{name} has no effect with positives {positives!r}, negatives {negatives!r}"
             )
-        if value is not None:
-            values[parameter] = value
-    for parameter, value in values.items():
-        _check(parameter, value, negatives)
-    for_pos = {name: values[name] for name in ("temperature", *of_pos)}
-    for_neg = {name: values[name] for name in ("temperature", *of_neg)}
+    values = {name: _number(name, value, negatives) for name, value in {**values, **given}.items()}
     return (
-        lambda anchors, views: agreement(anchors, views, **for_pos),
-        lambda sim, pos, n: log_g(sim, pos, n, **for_neg),
+        functools.partial(agreement, **{name: values[name] for name in ("temperature", *of_pos)}),
+        functools.partial(log_g, **{name: values[name] for name in ("temperature", *of_neg)}),
     )
 
 
-def _check(name: str, value: Any, negatives: str) -> None:
-    if not isinstance(value, numbers.Real):  # a tensor's gradient would be wrong or missing
+def _number(name: str, value: Any, negatives: str) -> float:
+    """A parameter as a float. A tensor is refused, because its gradient would be wrong or lost."""
+    if not isinstance(value, numbers.Real):
         raise ValueError(f"{name} must be a number, got a {type(value).__name__}")
-    value = float(value)
+    number = float(value)
     if name == "tau_plus":
-        fits, range_ = 0 <= value < 1, "in [0, 1)"
+        fits, range_ = 0 <= number < 1, "in [0, 1)"
     elif name == "beta" and negatives == "hard":
-        fits, range_ = 0 <= value < math.inf, "finite and at least 0"
+        fits, range_ = 0 <= number < math.inf, "finite and at least 0"
     elif name in ("alpha", "beta"):
-        fits, range_ = 0 <= value <= 1, "in [0, 1]"
+        fits, range_ = 0 <= number <= 1, "in [0, 1]"
     else:
-        fits, range_ = 0 < value < math.inf, "positive and finite"
+        fits, range_ = 0 < number < math.inf, "positive and finite"
     if not fits:
         raise ValueError(f"{name} must be {range_}, got {value}")
+    return number
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
@@ -313,10 +300,6 @@ def attentionce(
 
     Source: "AttentioNCE: Contrastive Learning with Instance Attention",
     https://openreview.net/forum?id=FfHGAAoSVJ
-
-    Example:
-        >>> z = F.normalize(torch.randn(6, 256, 128), dim=-1)
-        >>> loss = attentionce(z, temperature=0.5, d_pos=2.0, d_neg=0.5)
     """
     return contrastive(
         z, "attention", "attention", temperature, d_pos=d_pos, d_neg=d_neg, gather=gather
@@ -324,7 +307,10 @@ def attentionce(
 
 
 def simclr(z: Tensor, temperature: float = 0.5, gather: Gather | None = None) -> Tensor:
-    """SimCLR's NT-Xent, for two views: g_j = Σ_k e_k with e_k = exp( a_j · a_k / T ).
+    """SimCLR's NT-Xent for two views, z of 2 × batch × dim; otherwise as `contrastive`.
+
+        pos_j = a_j · a_j′ / T, with a_j′ the image's other anchor
+        g_j   = Σ_k e_k, with e_k = exp( a_j · a_k / T )
 
     Source: Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations",
     ICML 2020.
@@ -335,7 +321,7 @@ def simclr(z: Tensor, temperature: float = 0.5, gather: Gather | None = None) ->
 def dcl(
     z: Tensor, temperature: float = 0.5, tau_plus: float = 0.1, gather: Gather | None = None
 ) -> Tensor:
-    """Debiased: a share τ⁺ of the negatives is assumed to be of the anchor's own class.
+    """Debiased: `simclr`, with a share τ⁺ of the negatives assumed to be of the anchor's class.
 
         g_j = max( (Σ_k e_k − τ⁺ N e^pos_j) / (1 − τ⁺), N e^(−1/T) )
 
@@ -351,7 +337,7 @@ def hcl(
     beta: float = 1.0,
     gather: Gather | None = None,
 ) -> Tensor:
-    """Hard negatives: `dcl` with R_j in the place of Σ_k e_k. The gradient flows through w_k.
+    """Hard negatives: `dcl` with R_j instead of Σ_k e_k. The gradient flows through w_k.
 
         R_j = Σ_k w_k e_k / mean_k w_k        w_k = e_k^β
 
@@ -368,7 +354,7 @@ def bcl(
     beta: float = 0.9,
     gather: Gather | None = None,
 ) -> Tensor:
-    """Bayesian: a negative's weight ω depends on F, the share of the N negatives with e ≤ its own.
+    """Bayesian: `simclr` with weights ω of F, the share of the N negatives with e ≤ their own.
 
         g_j = Σ_k ω_k e_k                 and with τ⁻ = 1 − τ⁺:
 
@@ -388,10 +374,6 @@ class ContrastiveLoss(nn.Module):
     """`contrastive` as a module. Arguments are checked when it is made.
 
     It normalises its input, so projections may have any length; the functions above do not.
-
-    Example:
-        >>> criterion = ContrastiveLoss("attention", "hard", temperature=0.5, d_pos=2.0)
-        >>> criterion(z).backward()
     """
 
     def __init__(
@@ -411,7 +393,7 @@ class ContrastiveLoss(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Embeddings views × batch × dim, of any length → mean loss."""
         z = F.normalize(_at_least_float32(z), dim=-1)
-        chosen = self.positives, self.negatives, self.temperature, self.gather, None
+        chosen = self.positives, self.negatives, self.temperature, self.gather
         return contrastive(z, *chosen, **self.settings)
 
     def extra_repr(self) -> str:
@@ -444,7 +426,7 @@ class AttentioNCE(ContrastiveLoss):
 
 def positive_weights(z: Tensor, d_pos: float) -> Tensor:
     """α of embeddings (2 + M) × B × dim, 2 × B × M; each row sums to 1."""
-    return attention_on_positives(torch.einsum("abd,mbd->abm", z[:2], z[2:]), d_pos)
+    return attention_on_positives(_cosines(z[:2], z[2:]), d_pos).transpose(1, 2)
 
 
 def negative_weights(
@@ -459,11 +441,8 @@ def negative_weights(
     Returns:
         Rows × 2B, with zeros for the anchors of the row's own image; with a queue, rows × K.
     """
-    anchors = z[:2].flatten(0, 1)
-    if queue is not None:
-        return attention_on_negatives(anchors[rows] @ queue.T, d_neg)
-    image = torch.arange(z.shape[1], device=z.device).repeat(2)
-    sim = (anchors[rows] @ anchors.T).masked_fill(image[rows, None] == image, -torch.inf)
+    columns, own = _columns(z[:2], queue=queue)
+    sim = _cosines_with_negatives(z[:2].flatten(0, 1)[rows], columns, own[rows])
     return attention_on_negatives(sim, d_neg)
 
 
@@ -500,7 +479,7 @@ def attention_numbers(
         if noisy is not None:
             found["noisy_positives"] = noisy.mean().item()
             found["attention_on_noisy"] = (alpha * noisy.T).sum(2).mean().item()
-    if d_neg is not None:
+    if d_neg is not None:  # never all 2B × 2B weights at once
         blocks = (slice(start, start + 256) for start in range(0, 2 * z.shape[1], 256))
         counts = [effective_number(negative_weights(z, d_neg, queue, rows)) for rows in blocks]
         found["effective_negatives"] = torch.cat(counts).mean().item()
@@ -510,37 +489,46 @@ def attention_numbers(
 # ------------------------------------------------------------------- the mean, block by block
 
 
-def mean_loss(anchors: Tensor, pos: Tensor, log_g: LogG, gather: Gather | None = None) -> Tensor:
-    """mean_j −log( e^pos_j / (e^pos_j + g_j) ), with the anchors of other images as negatives.
-
-    Args:
-        anchors: 2 × b × dim, this process's.
-        pos: One row per anchor, see above.
-        log_g: log g from sim, pos and n, for any of the rows.
+def _columns(
+    anchors: Tensor, gather: Gather | None = None, queue: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The anchors of all images, C × dim, and per anchor the two indices among them of its own
+    image, 2b × 2, which are not its negatives; or the queue and no indices, 2b × 0.
 
     Raises:
-        ValueError: There is one image only, which has no negatives.
+        ValueError: There are no negatives, or they have another dim.
     """
+    if queue is not None:
+        if queue.ndim != 2 or not queue.numel() or queue.shape[1] != anchors.shape[2]:
+            raise ValueError(
+                f"queue must be N × {anchors.shape[2]}, N ≥ 1, got {tuple(queue.shape)}"
+            )
+        own = torch.empty(2 * anchors.shape[1], 0, dtype=torch.long, device=anchors.device)
+        return queue.detach().to(anchors.dtype), own
     everyone, first = (anchors, 0) if gather is None else gather(anchors)
     batch = everyone.shape[1]
     if batch < 2:
-        raise ValueError(
-            f"z must hold a batch of at least 2 images, got {batch}: one image has no negatives"
-        )
+        raise ValueError(f"z must hold a batch of at least 2 images to have negatives, got {batch}")
     image = torch.arange(first, first + anchors.shape[1], device=anchors.device).repeat(2)
-    own = torch.stack([image, image + batch], dim=1)
-    return mean_over_rows(anchors.flatten(0, 1), everyone.flatten(0, 1), own, pos, log_g)
+    return everyone.flatten(0, 1), torch.stack([image, image + batch], dim=1)
+
+
+def _cosines_with_negatives(rows: Tensor, columns: Tensor, own: Tensor) -> Tensor:
+    return (rows @ columns.T).scatter_(1, own, -math.inf)
 
 
 def mean_over_rows(rows: Tensor, columns: Tensor, own: Tensor, pos: Tensor, log_g: LogG) -> Tensor:
-    """The same mean over `rows` (R × dim). A row's negatives are all `columns` (C × dim) but its
-    `own` (indices, R × 2 or R × 0), the anchors of the row's image.
+    """mean_j −log( e^pos_j / (e^pos_j + g_j) ) over `rows` (R × dim), whose negatives are all
+    `columns` (C × dim) but their `own` (indices, R × 2 or R × 0).
 
     Memory is linear in R and C, because the R × C cosines are made a few rows at a time. A row's
     loss depends on no other row. So autograd computes each block's gradient at once, while the
     block is in cache, and what waits for the backward pass is no larger than the embeddings.
+    torch.compile and torch.func cannot trace that: for them autograd keeps all blocks.
     """
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (rows, columns, pos)):
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    inputs = (rows, columns, pos)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs) and not traced:
         return _MeanOverRows.apply(rows, columns, own, pos, log_g)
     losses = [
         _row_losses(rows[block], columns, own[block], pos[block], log_g)
@@ -551,7 +539,7 @@ def mean_over_rows(rows: Tensor, columns: Tensor, own: Tensor, pos: Tensor, log_
 
 def _row_losses(rows: Tensor, columns: Tensor, own: Tensor, pos: Tensor, log_g: LogG) -> Tensor:
     """−log( e^pos / (e^pos + g) ) per row, exact for small losses too."""
-    sim = (rows @ columns.T).scatter_(1, own, -math.inf)
+    sim = _cosines_with_negatives(rows, columns, own)
     n = len(columns) - own.shape[1]
     return -F.logsigmoid(pos - log_g(sim, pos, n)).mean(1)
 
@@ -574,28 +562,24 @@ class _MeanOverRows(torch.autograd.Function):
     def forward(
         ctx: Any, rows: Tensor, columns: Tensor, own: Tensor, pos: Tensor, log_g: LogG
     ) -> Tensor:
-        total = pos.new_zeros(())
-        by_rows, by_columns = torch.empty_like(rows), torch.zeros_like(columns)
-        by_pos = torch.empty_like(pos)
-        needs_columns = ctx.needs_input_grad[1]  # not for a queue
+        total, by_rows, by_pos = pos.new_zeros(()), torch.empty_like(rows), torch.empty_like(pos)
+        columns = columns.detach().requires_grad_(ctx.needs_input_grad[1])  # not a queue
         for block in _blocks(rows, columns):
+            row = rows[block].detach().requires_grad_()
+            agreement = pos[block].detach().requires_grad_()
             with torch.enable_grad():
-                row = rows[block].detach().requires_grad_()
-                column = columns.detach().requires_grad_(needs_columns)
-                agreement = pos[block].detach().requires_grad_()
-                loss = _row_losses(row, column, own[block], agreement, log_g).sum()
-            wanted = [row, agreement, column] if needs_columns else [row, agreement]
-            gradients = torch.autograd.grad(loss, wanted)
-            by_rows[block], by_pos[block] = gradients[:2]
-            if needs_columns:
-                by_columns += gradients[2]
+                loss = _row_losses(row, columns, own[block], agreement, log_g).sum()
+            loss.backward()
+            assert row.grad is not None and agreement.grad is not None
+            by_rows[block], by_pos[block] = row.grad, agreement.grad
             total += loss.detach()
-        ctx.save_for_backward(by_rows, by_columns, by_pos)
+        ctx.save_for_backward(by_rows, columns.grad, by_pos)
         return total / len(rows)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        by_rows, by_columns, by_pos = ctx.saved_tensors
-        grad = grad / len(by_rows)
-        return grad * by_rows, grad * by_columns, None, grad * by_pos, None
+        if torch.is_grad_enabled():  # create_graph: the gradients below have no graph of their own
+            raise RuntimeError("the loss can be differentiated only once, except by torch.func")
+        grad = grad / len(ctx.saved_tensors[0])
+        by_rows, by_columns, by_pos = (None if x is None else grad * x for x in ctx.saved_tensors)
+        return by_rows, by_columns, None, by_pos, None

@@ -19,7 +19,6 @@ from helpers.weights import SMALL
 from PIL import Image
 
 import linear
-import loss
 import main
 from attentionce.errors import UserError
 from attentionce.runs import files
@@ -267,13 +266,6 @@ def script():
         )
 
     return function
-
-
-@pytest.fixture(params=["whole", 1, 5, 8, 1000])
-def block(request, monkeypatch):
-    """Rows per block of a loss: all, and sizes that do and do not divide the number of anchors."""
-    if request.param != "whole":
-        monkeypatch.setattr(loss, "block_rows", lambda device, columns: request.param)
 
 
 @pytest.fixture

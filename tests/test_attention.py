@@ -1,42 +1,36 @@
 """The weights that are reported and drawn are those that the loss uses."""
 
-import math
-
+import pytest
 import torch
-from helpers.device import DEVICE
-from helpers.losses import embeddings
+from helpers.losses import assert_same, embeddings
 
 import loss
-from attentionce import attention
 
 
-def log_loss(pos, neg):
-    return (torch.logaddexp(pos, torch.logsumexp(neg, dim=1)) - pos).mean()
-
-
-def test_weights_make_the_loss():
-    """AttentioNCE computed from `positive_weights` and `negative_weights` is `attentionce`."""
-    z, temperature, d_pos, d_neg = embeddings(6, 7, 5).detach(), 0.4, 0.3, 0.6
-    anchors, batch = z[:2].flatten(0, 1), 7
-    alpha = attention.positive_weights(z, d_pos)
+@pytest.mark.parametrize("with_queue", [False, True])
+def test_weights_make_the_loss(with_queue):
+    """AttentioNCE computed from `positive_weights` and `negative_weights` is `contrastive`."""
+    z, anchors = embeddings(6, 7, 5).detach(), embeddings(6, 7, 5).detach()[:2].flatten(0, 1)
+    queue = embeddings(1, 9, 5, seed=1)[0].detach() if with_queue else None
+    alpha, beta = loss.positive_weights(z, 0.3), loss.negative_weights(z, 0.6, queue)
     prototypes = torch.einsum("abm,mbd->abd", alpha, z[2:]).flatten(0, 1)
-    pos = (anchors * prototypes).sum(-1) / temperature
-    n = 2 * batch - 2
-    beta = n * (attention.negative_weights(z, d_neg) + 1e-6)
-    image = torch.arange(batch, device=DEVICE).repeat(2)
-    own = image[:, None] == image
-    neg = (beta * (anchors @ anchors.T) / temperature).masked_fill(own, -math.inf)
-    expected = loss.attentionce(z, temperature, d_pos, d_neg)
-    torch.testing.assert_close(log_loss(pos, neg), expected, rtol=1e-12, atol=0)
+    pos = (anchors * prototypes).sum(-1) / 0.4
+    sim = anchors @ (anchors if queue is None else queue).T
+    neg = ((9 if with_queue else 12) * (beta + 1e-6) * sim / 0.4).masked_fill(beta == 0, -torch.inf)
+    found = (torch.logaddexp(pos, torch.logsumexp(neg, dim=1)) - pos).mean()
+    expected = loss.contrastive(z, temperature=0.4, d_pos=0.3, d_neg=0.6, queue=queue)
+    assert_same([found], [expected], 1e-12)
+    assert_same([loss.negative_weights(z, 0.6, queue, slice(3, 5))], [beta[3:5]], 1e-12)
 
 
-def test_weights_of_a_queue_make_its_loss():
-    z = embeddings(5, 4, 3).detach()
-    queue = embeddings(1, 9, 3, seed=1)[0].detach()
-    anchors = z[:2].flatten(0, 1)
-    alpha = attention.positive_weights(z, 0.3)
-    prototypes = torch.einsum("abm,mbd->abd", alpha, z[2:]).flatten(0, 1)
-    beta = 9 * (attention.negative_weights(z, 0.6, queue) + 1e-6)
-    found = log_loss((anchors * prototypes).sum(-1) / 0.4, beta * (anchors @ queue.T) / 0.4)
-    expected = loss.attentionce_queue(z[:2], z[2:], queue, 0.4, 0.3, 0.6)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+def test_effective_numbers():
+    weights = torch.tensor([[1.0, 0, 0, 0], [0.5, 0.5, 0, 0], [0.25, 0.25, 0.25, 0.25]])
+    torch.testing.assert_close(loss.effective_number(weights), torch.tensor([1.0, 2.0, 4.0]))
+    z = embeddings(6, 200, 5).detach()  # more rows than are computed at a time
+    for queue in (None, z[0, :9]):
+        weights = loss.positive_weights(z, 0.3), loss.negative_weights(z, 0.6, queue)
+        of_pos, of_neg = (loss.effective_number(w).mean().item() for w in weights)
+        found = loss.effective_numbers(z, 0.3, 0.6, queue)
+        assert found == pytest.approx([of_pos, of_neg], rel=1e-12)
+        assert loss.effective_numbers(z, None, 0.6, queue) == ["", found[1]]
+        assert loss.effective_numbers(z, 0.3, None, queue) == [found[0], ""]

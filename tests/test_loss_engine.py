@@ -1,18 +1,16 @@
 """The mean that the losses share: block by block, linear in memory, first order, without waits."""
 
-import math
+import functools
 
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers.device import ON_CPU, no_waits
 from helpers.losses import (
-    FUNCTIONS,
     assert_same,
-    each_loss,
-    each_setting,
+    each_combination,
+    each_ingredient,
     embeddings,
-    oracle_of_batch,
     value_and_gradient,
     views_of,
 )
@@ -20,58 +18,61 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import loss
-from loss import LOSSES
+from loss import contrastive
 
-# ---- blocks ----
-
-
-@each_setting
-def test_blocks(kind, parameters, block):
-    z, expected = embeddings(views_of(kind), 8, 6), oracle_of_batch(kind, 8, 6, **parameters)
-    assert_same(value_and_gradient(lambda z: FUNCTIONS[kind](z, **parameters), z), expected)
-    with torch.no_grad():
-        assert_same([FUNCTIONS[kind](z, **parameters)], expected[:1])
+# ---- blocks and autograd ----
 
 
-@each_loss
-def test_blocks_equal_the_plain_mean(kind, monkeypatch):
-    """The engine against the definition: all cosines at once, and autograd through everything."""
-
-    def plain(rows, columns, own, pos, log_g):
-        sim = (rows @ columns.T).scatter(1, own, -math.inf)
-        return -F.logsigmoid(pos - log_g(sim, pos, len(columns) - own.shape[1])).mean()
-
-    z = embeddings(views_of(kind), 9, 5)
-    monkeypatch.setattr(loss, "block_rows", lambda device, columns: 4)
-    by_blocks = value_and_gradient(FUNCTIONS[kind], z)
-    monkeypatch.setattr(loss, "mean_over_rows", plain)
-    assert_same(by_blocks, value_and_gradient(FUNCTIONS[kind], z), 1e-13)
+def set_block_rows(monkeypatch, rows):
+    monkeypatch.setattr(loss, "block_rows", lambda device, columns: rows)
 
 
-# ---- autograd and compilers ----
+@each_combination
+def test_blocks(chosen, monkeypatch):
+    """Blocks of any number of rows give the same, whether or not it divides that of anchors."""
+    z, queue = embeddings(views_of(chosen), 8, 6), embeddings(1, 9, 6, seed=1)[0].detach()
+    for arguments in [{}] if chosen["positives"] == "pair" else [{}, {"queue": queue}]:
+        set_block_rows(monkeypatch, 1000)
+        expected = value_and_gradient(contrastive, z, **chosen, **arguments)
+        for rows in (1, 5, 8):
+            set_block_rows(monkeypatch, rows)
+            found = value_and_gradient(contrastive, z, **chosen, **arguments)
+            assert_same(found, expected, 1e-13)
 
 
-@each_loss
-def test_gradient_scales_and_is_first_order_only(kind):
-    z = embeddings(views_of(kind), 4, 3)
-    _, gradient = value_and_gradient(FUNCTIONS[kind], z)
-    (scaled,) = torch.autograd.grad(-3 * FUNCTIONS[kind](z), z)
+@each_ingredient
+def test_gradient_scales_and_is_first_order_only(chosen):
+    z = embeddings(views_of(chosen), 4, 3)
+    _, gradient = value_and_gradient(contrastive, z, **chosen)
+    (scaled,) = torch.autograd.grad(-3 * contrastive(z, **chosen), z)
     assert torch.allclose(scaled, -3 * gradient, rtol=1e-12)
     with pytest.raises(RuntimeError, match="only once"):
-        torch.autograd.grad(FUNCTIONS[kind](z), z, create_graph=True)
+        torch.autograd.grad(contrastive(z, **chosen), z, create_graph=True)
 
 
-@each_loss
-def test_compiled_callers(kind, monkeypatch):
-    monkeypatch.setattr(loss, "block_rows", lambda device, columns: 5)
-    x = embeddings(views_of(kind), 4, 3)
+@each_combination
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # vmap of scatter_
+def test_function_transforms(chosen, monkeypatch):
+    """torch.func.grad, and vmap over it, give the gradient that autograd gives."""
+    set_block_rows(monkeypatch, 5)
+    batches = [embeddings(views_of(chosen), 4, 3, seed=seed) for seed in range(3)]
+    expected = [value_and_gradient(contrastive, z, **chosen)[1] for z in batches]
+    gradient = torch.func.grad(functools.partial(contrastive, **chosen))
+    assert_same([gradient(batches[0].detach())], expected[:1], 1e-12)
+    assert_same(torch.func.vmap(gradient)(torch.stack(batches).detach()), expected, 1e-12)
 
-    def caller(x):
-        return 2 * FUNCTIONS[kind](F.normalize(x, dim=-1)) + x.mean()
 
+@each_ingredient
+def test_whole_graph_compiles(chosen, monkeypatch):
+    set_block_rows(monkeypatch, 5)
+
+    def step(x):
+        return 2 * contrastive(F.normalize(x, dim=-1), **chosen) + x.mean()
+
+    x = embeddings(views_of(chosen), 4, 3)
     torch.compiler.reset()
-    compiled = torch.compile(caller, backend="eager")
-    assert_same(value_and_gradient(compiled, x), value_and_gradient(caller, x), 1e-12)
+    compiled = torch.compile(step, backend="eager", fullgraph=True)
+    assert_same(value_and_gradient(compiled, x), value_and_gradient(step, x), 1e-12)
 
 
 # ---- cost ----
@@ -93,57 +94,51 @@ class Watch(TorchDispatchMode):
         return made
 
 
-@each_loss
-def test_no_gradient_no_work(kind):
-    z = embeddings(views_of(kind), 8, 4)
-    for watched, products in ((z, 3), (z.detach(), 1)):
+@each_ingredient
+def test_no_gradient_no_work(chosen):
+    """A product for the cosines, one for the gradient of the rows, one for that of the columns."""
+    z = embeddings(views_of(chosen), 8, 4)
+    cases = [(z, {}, 3), (z.detach(), {}, 1)]
+    if chosen["positives"] != "pair":
+        cases.append((z, {"queue": z[0]}, 2))
+    for given, arguments, products in cases:
         with Watch() as watch:
-            value = FUNCTIONS[kind](watched)
+            value = contrastive(given, **chosen, **arguments)
         assert watch.products == products
-        assert value.requires_grad == watched.requires_grad
-    with torch.no_grad(), Watch() as watch:
-        value = FUNCTIONS[kind](z)
-    assert watch.products == 1
-    assert not value.requires_grad
+        assert value.requires_grad == given.requires_grad
+        with torch.no_grad(), Watch() as watch:
+            contrastive(given, **chosen, **arguments)
+        assert watch.products == 1
 
 
-def test_no_gradient_for_the_queue():
-    queries, queue = embeddings(2, 4, 3), embeddings(1, 9, 3)[0]
-    with Watch() as watch:
-        loss.attentionce_queue(queries, queries, queue).backward()
-    assert watch.products == 2  # the cosines, and the queries' gradient
-
-
-@each_loss
-@pytest.mark.parametrize("gathered", [False, True])
-def test_memory_is_linear(kind, gathered):
+@each_ingredient
+def test_memory_is_linear(chosen):
     """However large the batch, a tensor is no larger than a block or than all embeddings.
 
     On the CPU, whose blocks are so small that a test can exceed them.
     """
-    z = embeddings(LOSSES[kind].views(1), 1024, 4, dtype=torch.float32).cpu().detach()
-    z.requires_grad_()
+    z = embeddings(views_of(chosen, 1), 1024, 4, dtype=torch.float32).detach().cpu()
     with Watch() as watch:
-        FUNCTIONS[kind](z, gather=(lambda anchors: (anchors, 0)) if gathered else None).backward()
+        contrastive(z.requires_grad_(), **chosen).backward()
     assert 2**18 < watch.largest <= 2**20 < 2048**2
     assert loss.block_rows("cpu", 2 * 16384) * 2 * 16384 <= 2**24
     assert loss.block_rows("cpu", 2**30) == 1
 
 
-@each_loss
-def test_never_waits_for_the_device(kind):
+@each_ingredient
+def test_never_waits_for_the_device(chosen):
     """No size and no branch depends on a tensor's values: it all runs on tensors without any."""
     with FakeTensorMode():
         for gather in (None, lambda anchors: (anchors, 0)):
-            z = torch.empty(views_of(kind), 8, 4, requires_grad=True)
-            FUNCTIONS[kind](z, gather=gather).backward()
+            z = torch.empty(views_of(chosen), 8, 4, requires_grad=True)
+            contrastive(z, **chosen, gather=gather).backward()
 
 
 @pytest.mark.skipif(ON_CPU, reason="compares a device with the CPU")
-@each_loss
-def test_as_on_the_cpu_and_without_waits(kind):
-    z = embeddings(views_of(kind), 300, 16)
+@each_ingredient
+def test_as_on_the_cpu_and_without_waits(chosen):
+    z = embeddings(views_of(chosen), 300, 16)
     there = z.detach().cpu().requires_grad_()
     with no_waits():
-        found = value_and_gradient(FUNCTIONS[kind], z)
-    assert_same([t.cpu() for t in found], value_and_gradient(FUNCTIONS[kind], there))
+        found = value_and_gradient(contrastive, z, **chosen)
+    assert_same([t.cpu() for t in found], value_and_gradient(contrastive, there, **chosen))
