@@ -30,7 +30,14 @@ def test_effective_numbers():
     for queue in (None, z[0, :9]):
         weights = loss.positive_weights(z, 0.3), loss.negative_weights(z, 0.6, queue)
         of_pos, of_neg = (loss.effective_number(w).mean().item() for w in weights)
-        found = loss.effective_numbers(z, 0.3, 0.6, queue)
-        assert found == pytest.approx([of_pos, of_neg], rel=1e-12)
-        assert loss.effective_numbers(z, None, 0.6, queue) == ["", found[1]]
-        assert loss.effective_numbers(z, 0.3, None, queue) == [found[0], ""]
+        found = loss.attention_numbers(z, 0.3, 0.6, queue)
+        numbers = {"effective_positives": of_pos, "effective_negatives": of_neg}
+        assert found == pytest.approx(numbers, rel=1e-12)
+        one_sided = loss.attention_numbers(z, None, 0.6, queue)
+        assert one_sided == {"effective_negatives": found["effective_negatives"]}
+        noisy = torch.zeros(4, 200)
+        noisy[1, :50] = 1
+        found = loss.attention_numbers(z, 0.3, None, queue, noisy)
+        assert found["noisy_positives"] == 50 / 800
+        share = weights[0][:, :50, 1].sum() / 400
+        assert found["attention_on_noisy"] == pytest.approx(share.item())
