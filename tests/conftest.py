@@ -1,5 +1,6 @@
 """What several test files share: programs, called here or in new processes, and small data."""
 
+import functools
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ import pytest
 import torch
 from helpers.device import DEVICE
 from helpers.groups import Group
-from helpers.programs import Program, Small
+from helpers.programs import Small
 from helpers.weights import SMALL
 from PIL import Image
 
@@ -160,7 +161,7 @@ def group(tmp_path):
 @pytest.fixture
 def flags(tiny):
     """Flags of a run of 3 epochs of 3 steps, on the CPU, where every bit repeats."""
-    words = "--epochs 3 --num_pos 1 --k 5 --device cpu"
+    words = "--epochs 3 --k 5 --device cpu"
     return [*tiny, *words.split()]
 
 
@@ -171,13 +172,11 @@ def saving_flags(flags):
 
 
 @pytest.fixture
-def whole(saving_flags, tmp_path):
-    """whole(*faults): the results of a run that nothing interrupts; `more`: further flags."""
+def whole(call, saving_flags, tmp_path, small_encoder):
+    """whole(): the results of a run that nothing interrupts; `more`: further flags."""
 
-    def function(*faults, more=()):
-        words = [*saving_flags, *more, "--results", tmp_path / "whole"]
-        program = Program(tmp_path, words, *faults)
-        assert program.wait() == 0, program.output()
+    def function(more=()):
+        assert call(main, *saving_flags, *more, "--results", tmp_path / "whole") == 0
         return tmp_path / "whole"
 
     return function
@@ -190,18 +189,26 @@ def small_encoder(monkeypatch):
 
 
 @pytest.fixture
-def stop_after(monkeypatch):
-    """stop_after(steps): this process gets a SIGTERM during that step, counted from now."""
-    left, take_step = [10**6], one_step.take_step
+def in_step(monkeypatch):
+    """in_step(4, action, *arguments): called once, in the fourth step from now."""
+    due, done, take_step = {}, [0], one_step.take_step
 
     def watched(*arguments):
-        left[0] -= 1
-        if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGTERM)
+        done[0] += 1
+        due.pop(done[0], lambda: None)()
         take_step(*arguments)
 
+    def function(step, action, *arguments):
+        due[done[0] + step] = functools.partial(action, *arguments)
+
     monkeypatch.setattr(one_step, "take_step", watched)
-    return lambda steps: left.__setitem__(0, steps)
+    return function
+
+
+@pytest.fixture
+def stop_after(in_step):
+    """stop_after(4): this process gets a SIGTERM, or another signal, in the fourth step from now."""
+    return lambda step, number=signal.SIGTERM: in_step(step, os.kill, os.getpid(), number)
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ def reach(side: int) -> int:
     return max(1, side // 20)
 
 
-def blur_share(sigma: Tensor) -> Tensor:
-    """The strength of a blur: what the two outer taps weigh in a Gaussian kernel of three taps.
+def neighbour_weight(sigma: Tensor) -> Tensor:
+    """What the two outer taps weigh in a Gaussian kernel of three taps: 0 (no blur) to 2/3.
 
-    It lies between 0 (no blur) and 2/3, and stands for the standard deviation at any kernel size.
+    At 32 px, where the kernel has three, it is all that `blur` needs to know of sigma.
 
     Args:
         sigma: The Gaussian's standard deviation in pixels, > 0.
@@ -26,21 +26,21 @@ def blur_share(sigma: Tensor) -> Tensor:
     return 2 / (2 + (0.5 / sigma**2).exp())
 
 
-def blur(x: Tensor, share: Tensor) -> Tensor:
+def blur(x: Tensor, weight: Tensor) -> Tensor:
     """Blur with a Gaussian kernel: rows first, then columns. The image is mirrored at its edge.
 
     In units of the middle tap, the tap at distance i is r^(i²) with r = exp(−1 / (2 sigma²)).
 
     Args:
         x: B×3×H×W; H decides on the size of the kernel (`reach`).
-        share: `blur_share` of the standard deviations, B.
+        weight: `neighbour_weight` of the standard deviations, B.
     """
     most = reach(x.size(2))
-    ratio = share / (2 * (1 - share))
+    ratio = weight / (2 * (1 - weight))  # r
     taps = [ratio ** (i * i - 1) for i in range(1, most + 1)]  # in units of the first outer tap
     total = torch.stack(taps).sum(0)
     halves = [_column(0.5 * tap / total) for tap in taps]
-    outer = _column(share * total / (1 - share + share * total))
+    outer = _column(weight * total / (1 - weight + weight * total))
     for dim in (2, 3):
         n = x.size(dim)
         before = x.narrow(dim, 1, most).flip(dim)

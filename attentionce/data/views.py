@@ -35,7 +35,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attentionce.data.blur import SIGMA, blur, blur_share
+from attentionce.data.blur import SIGMA, blur, neighbour_weight
 from attentionce.data.transfer import to_device
 
 # 1. Crop
@@ -73,7 +73,7 @@ class Draw(NamedTuple):
     saturation: Tensor  # factor [1]
     hue: Tensor  # turns of the colour circle [0]
     gray: Tensor  # a second saturation factor: 0 where the view is gray [1]
-    blur: Tensor  # strength of the blur, `blur_share` of its standard deviation [0]
+    blur: Tensor  # `neighbour_weight` of the blur's standard deviation [0]
     order: list[list[int]]  # V×4: the order of each view's jitter, as indices into Ops.jitter
 
 
@@ -114,7 +114,7 @@ def draw(views: int, batch: int, height: int, width: int, generator: torch.Gener
         saturation=factors[2].float(),
         hue=turns.float(),
         gray=(u[8] >= GRAY_P).float(),
-        blur=(blurred * blur_share(sigma)).float(),
+        blur=(blurred * neighbour_weight(sigma)).float(),
         order=order,
     )
 
@@ -280,9 +280,9 @@ def _column(values: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------------- whole views
 
 
-def finish(x: Tensor, gray: Tensor, share: Tensor) -> Tensor:
+def finish(x: Tensor, gray: Tensor, blur_weight: Tensor) -> Tensor:
     """The end of the pipeline: grayscale where `gray` is 0, blur, normalisation."""
-    return _standardize(blur(saturation(x, gray), share))
+    return _standardize(blur(saturation(x, gray), blur_weight))
 
 
 class Ops(NamedTuple):

@@ -20,31 +20,19 @@ def copies(monkeypatch):
     return made
 
 
-@pytest.mark.parametrize("device", ["mps", torch.device("mps"), "xpu", "cpu"])
-def test_only_cuda_copies_in_the_background(copies, monkeypatch, device):
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: pytest.fail("memory was pinned"))
-    x = torch.arange(6.0)
-    assert transfer.to_device(x, device) is x
-    assert copies == [(torch.device(device).type, {})]
-
-
-@pytest.mark.parametrize("device", ["cuda", "cuda:1", torch.device("cuda")])
-def test_cuda_copies_from_pinned_memory(copies, monkeypatch, device):
+def test_only_copies_from_the_cpu_to_cuda_are_pinned_and_in_the_background(copies, monkeypatch):
     pinned = torch.ones(6)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: pinned)
-    assert transfer.to_device(torch.zeros(6), device) is pinned
-    assert copies == [("cuda", {"non_blocking": True})]
-
-
-def test_what_is_not_on_the_cpu_is_not_pinned(copies, monkeypatch):
-    """Only the CPU's memory can be pinned, and the tensor may be on the device already."""
+    assert transfer.to_device(torch.zeros(6), "cuda:1") is pinned
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: pytest.fail("memory was pinned"))
-    x = torch.empty(3, device="meta")
-    assert transfer.to_device(x, "cuda") is x
-    assert copies == [("cuda", {})]
+    for device in ("mps", "xpu", "cpu"):
+        transfer.to_device(torch.zeros(6), device)
+    transfer.to_device(torch.empty(3, device="meta"), "cuda")
+    expected = [("cuda", {"non_blocking": True}), ("mps", {}), ("xpu", {}), ("cpu", {})]
+    assert copies == [*expected, ("cuda", {})]
 
 
-def test_parameters_of_views_go_to_mps_in_one_copy_that_is_waited_for(copies):
+def test_parameters_of_views_go_to_a_device_in_one_copy(copies):
     draw = views.draw(3, 8, 32, 32, views.generator(0))
     copies.clear()
     moved = views.to(draw, "mps")

@@ -6,7 +6,7 @@ from helpers.device import DEVICE
 from helpers.view_samples import OPS, TORCHVISION, check_close, draw, random_images
 from torchvision.transforms.v2 import functional as F
 
-from attentionce.data import views
+from attentionce.data import blur, views
 
 
 def each(x, function, values):
@@ -17,16 +17,7 @@ def each(x, function, values):
 
 @pytest.mark.parametrize(
     ("height", "width", "size"),
-    [
-        (32, 32, 32),
-        (96, 96, 32),
-        (64, 64, 32),
-        (20, 45, 32),
-        (90, 50, 24),
-        (32, 32, 64),
-        (7, 5, 16),
-        (64, 33, 11),
-    ],
+    [(32, 32, 32), (96, 96, 32), (20, 45, 32), (32, 32, 64), (7, 5, 16), (64, 33, 11)],
 )
 def test_crop_is_torchvisions(height, width, size):
     images = random_images(60, height, width)
@@ -52,37 +43,26 @@ def test_crop_is_torchvisions(height, width, size):
         check_close(ours[n], expected)
 
 
-def test_crop_at_32_pixels_is_torchvisions_to_the_last_bits():
-    images, d = random_images(256, 32, 32), draw(1, 256)
-    ours = views.crop(images, *(p[0] for p in d[:4]), torch.zeros(256, device=DEVICE), 32)
-    boxes = torch.stack(d[:4], -1)[0].int()
-    expected = each(images / 255, lambda image, box: F.resized_crop(image, *box, [32, 32]), boxes)
-    check_close(ours, expected, atol=3e-7)
-
-
 @pytest.mark.parametrize("index", range(3))
-@pytest.mark.parametrize("factor", [None, 0.0, 0.25, 0.6, 1.0, 1.4, 5.0])
-def test_brightness_contrast_saturation_are_torchvisions(index, factor):
-    x = random_images(40, 13, 9) / 255
-    factors = torch.linspace(0.6, 1.4, 40) if factor is None else torch.full((40,), factor)
-    factors = factors.to(DEVICE)
-    expected = each(x, TORCHVISION[index], factors)
-    check_close(OPS[index](x, factors), expected)
+@pytest.mark.parametrize("low, high", [(0.6, 1.4), (0, 5)])
+def test_brightness_contrast_saturation_are_torchvisions(index, low, high):
+    x = random_images(41, 13, 9) / 255
+    factors = torch.linspace(low, high, 41, device=DEVICE)
+    check_close(OPS[index](x, factors), each(x, TORCHVISION[index], factors))
 
 
 @pytest.mark.parametrize("bound", [0.1, 0.5])
 def test_hue_is_torchvisions(bound):
     x = random_images(101, 13, 9) / 255
-    for seed in range(3):
-        order = torch.randperm(101, generator=views.generator(seed))
-        turns = torch.linspace(-bound, bound, 101)[order].to(DEVICE)
-        check_close(views.hue(x, turns), each(x, F.adjust_hue, turns), atol=1e-5)
+    order = torch.randperm(101, generator=views.generator(0))
+    turns = torch.linspace(-bound, bound, 101)[order].to(DEVICE)
+    check_close(views.hue(x, turns), each(x, F.adjust_hue, turns), atol=1e-5)
 
 
 def test_hue_of_every_kind_of_pixel():
     levels = torch.linspace(0, 1, 13, device=DEVICE)
     colours = torch.cartesian_prod(levels, levels, levels).T.reshape(1, 3, 13, -1)
-    for turn in torch.linspace(-0.5, 0.5, 41, device=DEVICE):
+    for turn in torch.linspace(-0.5, 0.5, 21, device=DEVICE):
         expected = F.adjust_hue(colours[0], turn.item())
         check_close(views.hue(colours, turn[None])[0], expected, atol=1e-5)
 
@@ -93,55 +73,49 @@ def test_colour_operations_when_an_image_exceeds_one_by_rounding():
         check_close(op(x, torch.tensor([value], device=DEVICE)), torch.ones_like(x))
 
 
-def test_gray_is_torchvisions():
-    x = random_images(6, 8, 8) / 255
-    expected = F.rgb_to_grayscale(x, num_output_channels=3)
-    check_close(views.saturation(x, torch.zeros(6, device=DEVICE)), expected)
-
-
 @pytest.mark.parametrize(
-    ("shape", "taps"),
-    [((32, 32), 3), ((13, 40), 3), ((2, 3), 3), ((48, 70), 5), ((96, 96), 9), ((224, 224), 23)],
+    ("shape", "taps"), [((13, 40), 3), ((2, 3), 3), ((48, 70), 5), ((224, 224), 23)]
 )
 def test_blur_is_torchvisions(shape, taps):
-    x = random_images(20, *shape) / 255
-    sigma = torch.linspace(0.1, 2, 20, device=DEVICE)
+    x = random_images(10, *shape) / 255
+    sigma = torch.linspace(0.1, 2, 10, device=DEVICE)
     kernel = [taps, taps]
     expected = each(x, lambda image, s: F.gaussian_blur(image, kernel, [s, s]), sigma)
-    check_close(views.blur(x, views.blur_share(sigma)), expected, atol=2e-6)
+    check_close(blur.blur(x, blur.neighbour_weight(sigma)), expected, atol=2e-6)
 
 
 def test_blur_at_32_pixels_is_a_mean_of_the_two_neighbours():
     """To the bit: results at this size do not change with what larger kernels need."""
     x = random_images(64, 32, 32) / 255
-    share = draw(1, 64).blur[0]
+    weight = draw(1, 64).blur[0]
     expected = x
     for dim in (2, 3):
         first, last = expected.narrow(dim, 1, 1), expected.narrow(dim, 30, 1)
         padded = torch.cat((first, expected, last), dim)
         mean = (padded.narrow(dim, 0, 32) + padded.narrow(dim, 2, 32)) * 0.5
-        expected = torch.lerp(expected, mean, share[:, None, None, None])
-    check_close(views.blur(x, share), expected, atol=0)
+        expected = torch.lerp(expected, mean, weight[:, None, None, None])
+    check_close(blur.blur(x, weight), expected, atol=0)
 
 
-def test_normalize_is_torchvisions():
+def test_normalize_and_gray_are_torchvisions():
     images = random_images(6, 20, 9)
+    expected = F.normalize(images / 255, list(views.MEAN), list(views.STD))
     for given in (images, images.float()):
         before = given.clone()
-        expected = F.normalize(images / 255, list(views.MEAN), list(views.STD))
         check_close(views.normalize(given), expected)
         assert torch.equal(given, before)
+    gray = views.saturation(images / 255, torch.zeros(6, device=DEVICE))
+    check_close(gray, F.rgb_to_grayscale(images / 255, num_output_channels=3))
 
 
 def test_neutral_parameters_change_nothing():
     images = random_images(6, 32, 32)
     x, one, zero = images / 255, torch.ones(6, device=DEVICE), torch.zeros(6, device=DEVICE)
-    assert torch.equal(views.brightness(x, one), x)
-    assert torch.equal(views.contrast(x, one), x)
-    assert torch.equal(views.saturation(x, one), x)
-    assert torch.equal(views.blur(x, zero), x)
-    large = random_images(6, 96, 96) / 255
-    assert torch.equal(views.blur(large, zero), large)
+    for op in OPS[:3]:
+        assert torch.equal(op(x, one), x)
+    for side in (32, 96):
+        unblurred = random_images(6, side, side) / 255
+        assert torch.equal(blur.blur(unblurred, zero), unblurred)
     check_close(views.hue(x, zero), x)
     check_close(views.crop(images, zero, zero, 32 * one, 32 * one, zero, 32), x)
     check_close(views.finish(x, one, zero), views.normalize(images))
@@ -151,7 +125,7 @@ def test_operations_leave_their_arguments_alone():
     x = random_images(6, 32, 32) / 255
     before = x.clone()
     half, box = (torch.full((6,), value, device=DEVICE) for value in (0.5, 10.0))
-    for op in (*OPS, views.blur):
+    for op in (*OPS, blur.blur):
         op(x, half)
         assert torch.equal(x, before), op.__name__
     views.finish(x, half, half)

@@ -37,7 +37,7 @@ def test_generator_uses_more_than_32_bits():
     assert ours.tolist() == (twister.random_raw(2000) % 2**31).tolist()
 
 
-def test_draws_do_not_depend_on_the_threads():
+def test_draws_are_float32_and_do_not_depend_on_the_threads():
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -46,18 +46,9 @@ def test_draws_do_not_depend_on_the_threads():
         three = draw(6, 4096, device="cpu")
     finally:
         torch.set_num_threads(threads)
-    assert one.order == three.order
-    assert all(torch.equal(p, q) for p, q in zip(one[:-1], three[:-1], strict=True))
-
-
-def test_shapes_and_types_of_a_draw():
-    d = draw(5, 7, device="cpu")
-    for p in d[:-1]:
-        assert p.shape == (5, 7)
-        assert p.dtype == torch.float32
-        assert p.device.type == "cpu"
-    assert all(sorted(order) == [0, 1, 2, 3] for order in d.order)
-    assert len(d.order) == 5
+    assert one.order == three.order and len(one.order) == 6
+    for p, q in zip(one[:-1], three[:-1], strict=True):
+        assert torch.equal(p, q) and p.shape == (6, 4096) and p.dtype == torch.float32
 
 
 def test_constants_are_the_published_ones():
@@ -79,9 +70,7 @@ def same_distribution(ours, theirs):
     return scipy.stats.ks_2samp(ours, theirs).pvalue > 1e-3
 
 
-@pytest.mark.parametrize(
-    ("height", "width"), [(32, 32), (96, 96), (40, 96), (30, 80), (80, 30), (16, 64)]
-)
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (96, 96), (40, 96), (64, 16)])
 def test_crops_are_distributed_as_torchvisions(height, width):
     d = draw(8, 1000, height, width, device="cpu")
     ours = torch.stack(d[:4], -1).reshape(-1, 4).double().numpy()
@@ -99,30 +88,15 @@ def test_crops_are_distributed_as_torchvisions(height, width):
     assert same_distribution(ours[:, 2] * ours[:, 3], theirs[:, 2] * theirs[:, 3])
     assert same_distribution(np.log(ours[:, 3] / ours[:, 2]), np.log(theirs[:, 3] / theirs[:, 2]))
     room, room_there = [height, width] - ours[:, 2:], [height, width] - theirs[:, 2:]
-    for side in range(2):  # the position as a share of the room that the box leaves
+    for side in range(2):  # the position in units of the room that the box leaves
         mine = (ours[:, side] / room[:, side].clip(1))[room[:, side] > 4]
         other = (theirs[:, side] / room_there[:, side].clip(1))[room_there[:, side] > 4]
         assert same_distribution(mine, other)
 
 
-def test_crop_area_and_ratio_are_uniform_where_every_crop_fits():
-    # Of an image so large, any crop of small area fits at the first try.
-    d = draw(8, 5000, 2000, 2000, device="cpu")
-    area, ratio = d.height * d.width / 2000**2, d.width / d.height
-    small = (area > 0.1) & (area < 0.7)
-    area, log_ratio = area[small].numpy(), ratio[small].log().numpy() / math.log(4 / 3)
-    assert scipy.stats.kstest(area, "uniform", (0.1, 0.6)).pvalue > 1e-3
-    assert scipy.stats.kstest(log_ratio, "uniform", (-1, 2)).pvalue > 1e-3
-
-
 @pytest.mark.parametrize(
     ("height", "width", "box"),
-    [
-        (1000, 10, (493, 0, 13, 10)),
-        (10, 1000, (0, 493, 10, 13)),
-        (9, 400, (0, 194, 9, 12)),
-        (1, 1, (0, 0, 1, 1)),
-    ],
+    [(1000, 10, (493, 0, 13, 10)), (9, 400, (0, 194, 9, 12)), (1, 1, (0, 0, 1, 1))],
 )
 def test_an_image_that_no_crop_fits_gets_torchvisions_central_crop(height, width, box):
     if height * width > 1:
@@ -146,46 +120,43 @@ def test_a_first_try_that_does_not_fit_is_followed_by_the_next():
 def test_flip_jitter_gray_and_blur_have_their_probabilities_and_ranges():
     d, n = draw(8, 5000, device="cpu"), 40_000
 
-    def share(event, p):
+    def as_likely(event, p):
         return abs(event.double().mean().item() - p) < 4 * math.sqrt(p * (1 - p) / n)
 
     assert set(d.flip.unique().tolist()) == {0, 1}
-    assert share(d.flip, 0.5)
+    assert as_likely(d.flip, 0.5)
     assert set(d.gray.unique().tolist()) == {0, 1}
-    assert share(d.gray == 0, 0.2)
+    assert as_likely(d.gray == 0, 0.2)
     jitter = d.brightness != 1
-    assert share(jitter, 0.8)
+    assert as_likely(jitter, 0.8)
     for factor in (d.contrast, d.saturation, d.hue + 1):
         assert torch.equal(factor[~jitter], torch.ones_like(factor[~jitter]))
     for factor in (d.brightness, d.contrast, d.saturation):
         assert scipy.stats.kstest(factor[jitter].numpy(), "uniform", (0.6, 0.8)).pvalue > 1e-3
     assert scipy.stats.kstest(d.hue[jitter].numpy(), "uniform", (-0.1, 0.2)).pvalue > 1e-3
     blurred = d.blur > 0
-    assert share(blurred, 0.5)
+    assert as_likely(blurred, 0.5)
     sigma = (0.5 / (2 / d.blur[blurred].double() - 2).log()).sqrt()
     assert scipy.stats.kstest(sigma.numpy(), "uniform", (0.1, 1.9)).pvalue > 1e-3
 
 
 def test_parameters_are_independent_of_each_other_and_between_views_and_images():
     d = draw(8, 5000, device="cpu")
-    jitter = d.brightness != 1
-    blurred = d.blur > 0
-    columns = [p[jitter & blurred] for p in d[:-1]]
+    drawn = (d.brightness != 1) & (d.blur > 0)
+    columns = [p[drawn] for p in d[:-1]]
     r = torch.corrcoef(torch.stack(columns))
     r[:4, :4] = 0  # a crop's position and size do depend on each other
-    r.fill_diagonal_(0)
-    assert r.abs().max() < 5 / math.sqrt(len(columns[0]))
+    assert r.fill_diagonal_(0).abs().max() < 5 / math.sqrt(len(columns[0]))
     loose = (d.height < 25) & (d.width < 25)
-    places = torch.stack([(d.top / (32 - d.height))[loose], (d.left / (32 - d.width))[loose]])
-    assert torch.corrcoef(places)[0, 1].abs() < 4 / math.sqrt(loose.sum())
-    events = torch.stack([jitter, blurred, d.flip > 0, d.gray > 0]).flatten(1).double()
-    assert torch.corrcoef(events).fill_diagonal_(0).abs().max() < 4 / math.sqrt(40_000)
+    corners = torch.stack([(d.top / (32 - d.height))[loose], (d.left / (32 - d.width))[loose]])
+    assert torch.corrcoef(corners)[0, 1].abs() < 4 / math.sqrt(loose.sum())
+    events = torch.stack([d.brightness != 1, d.blur > 0, d.flip > 0, d.gray > 0])
+    r = torch.corrcoef(events.flatten(1).double())
+    assert r.fill_diagonal_(0).abs().max() < 4 / math.sqrt(40_000)
     for p in d[:-1]:
-        between_views = torch.corrcoef(p).fill_diagonal_(0)
+        assert torch.corrcoef(p).fill_diagonal_(0).abs().max() < 5 / math.sqrt(5000)
         neighbours = torch.stack([p[:, 1:].flatten(), p[:, :-1].flatten()])
-        between_images = torch.corrcoef(neighbours)[0, 1]
-        assert between_views.abs().max() < 5 / math.sqrt(5000)
-        assert between_images.abs() < 5 / math.sqrt(40_000)
+        assert torch.corrcoef(neighbours)[0, 1].abs() < 5 / math.sqrt(40_000)
 
 
 def test_every_order_of_the_jitter_is_as_likely():

@@ -8,10 +8,8 @@ import signal
 import time
 from pathlib import Path
 
-import main
 from attentionce.runs import files
 from attentionce.training import one_step
-from helpers.programs import Small
 
 SOAK = bool(os.environ.get("SOAK"))  # set by `make soak`
 
@@ -31,22 +29,6 @@ class At:
             take_step(run, batch)
 
         one_step.take_step = watched
-
-
-class BeforeLoading:
-    """The program gets a signal just before it loads images."""
-
-    def __init__(self, number):
-        self.number = number
-
-    def __call__(self):
-        load = main.load
-
-        def watched(*arguments):
-            signals(self.number)
-            return load(*arguments)
-
-        main.load = watched
 
 
 class KillInSave:
@@ -87,24 +69,9 @@ class KillInSave:
         files.open = watched_open
 
 
-class Limit:
-    """No file may be larger, as if the disk were full there."""
-
-    def __init__(self, size):
-        self.size = size
-
-    def __call__(self):
-        limit(self.size)
-
-
 def limit(size):
     """From now on no file of this process may be larger, as if the disk were full there."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-
-def small():
-    """The program has a small encoder."""
-    main.Model = Small
 
 
 def signals(*numbers):

@@ -6,7 +6,7 @@ import torch
 
 from attentionce.runs import files
 
-STEM = "folder_SimCLR_1model_8_3_1.0_1.0"  # of the files of a run with the fixture `flags`
+STEM = "folder_SimCLR_4model_8_3_1.0_1.0"  # of the files of a run with the fixture `flags`
 
 
 def last(folder, ending):

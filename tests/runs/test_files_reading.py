@@ -19,31 +19,25 @@ from model import load_model
 
 
 def test_what_was_saved_is_read(weights_path):
-    files.save(
-        weights_path, {**SMALL, "progress": {"rows": [{"epoch": 1, "loss": 0.5}], "best": None}}
-    )
+    progress = {"rows": [{"epoch": 1, "loss": 0.5}], "best": None}
+    files.save(weights_path, {**SMALL, "progress": progress})
     found = files.read(weights_path)
     assert list(found) == [*SMALL, "progress"]
-    assert same_bits({key: found[key] for key in SMALL}, SMALL)
-    assert found["progress"] == {"rows": [{"epoch": 1, "loss": 0.5}], "best": None}
+    assert same_bits(found, {**SMALL, "progress": progress})
 
 
-def test_a_missing_file(tmp_path):
-    assert "no file" in refusal(files.read, tmp_path / "missing.pth")
-    refusal(files.read, tmp_path)
-
-
-def test_truncated_files(weights_path):
+def test_missing_and_truncated_files(weights_path):
+    assert "no file" in refusal(files.read, weights_path.with_name("missing.pth"))
+    refusal(files.read, weights_path.parent)
     content = weights_path.read_bytes()
-    lengths = [*range(0, len(content), 61), len(content) - 1]
-    for length in lengths:
+    for length in (*range(0, len(content), 61), len(content) - 1):
         weights_path.write_bytes(content[:length])
         refusal(files.read, weights_path)
 
 
 def test_flipped_bits(weights_path):
     """Each is refused or, in the gaps between the records, changes nothing."""
-    content, every = bytearray(weights_path.read_bytes()), 5
+    content, every = bytearray(weights_path.read_bytes()), 11
     refused = 0
     for i in range(0, len(content), every):
         content[i] ^= 1 << i % 8
@@ -84,30 +78,19 @@ class Command:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-@pytest.mark.parametrize("where", ["instead", "among", "nested"])
-def test_nothing_in_a_file_runs(tmp_path, where, legacy):
+def test_nothing_in_a_file_runs(tmp_path, monkeypatch, legacy):
+    """Where the check lets a file through, torch.load still refuses to run anything."""
     marker, path = tmp_path / "marker", tmp_path / "evil.pth"
-    evil = Command(marker)
-    content = {
-        "instead": evil,
-        "among": {**SMALL, "evil": evil},
-        "nested": {"a": [OrderedDict(a=evil)]},
-    }[where]
+    content = {**SMALL, "evil": [OrderedDict(a=Command(marker))]}
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     for function in (files.read, load_model):
         refusal(function, path)
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "check", lambda path: None)
+        refusal(files.read, path)
     assert not marker.exists()
     torch.load(path, weights_only=False)
     assert marker.exists()  # the file is what the test takes it for
-
-
-def test_weights_only_stands_behind_the_check(tmp_path, monkeypatch):
-    """Where the check lets a file through, torch.load still refuses to run anything."""
-    path = tmp_path / "evil.pth"
-    torch.save({"evil": Command(tmp_path / "marker")}, path)
-    monkeypatch.setattr(files, "check", lambda path: None)
-    refusal(files.read, path)
-    assert not (tmp_path / "marker").exists()
 
 
 @pytest.mark.parametrize("protocol", range(5))
@@ -125,10 +108,7 @@ def test_no_pickle_of_any_protocol_runs(weights_path, protocol):
     assert marker.exists()
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["builtins eval", "torch load", "torch.hub load", "_codecs encode", "builtins bytearray"],
-)
+@pytest.mark.parametrize("name", ["builtins eval", "torch.hub load", "builtins bytearray"])
 def test_no_name_but_the_known_ones(weights_path, name):
     pickled = b"\x80\x02c" + name.replace(" ", "\n").encode() + b"\n."
     rewritten(weights_path, lambda name, content: pickled if name.endswith("data.pkl") else content)
@@ -166,14 +146,11 @@ def test_a_record_that_claims_to_be_huge(weights_path):
     assert "claims" in refusal(files.read, weights_path)
 
 
-def test_a_pickle_that_is_huge(weights_path, monkeypatch):
-    monkeypatch.setattr(files, "LARGEST_PICKLE", 100)
+@pytest.mark.parametrize("limit", ["LARGEST_PICKLE", "LARGEST_FILE", "LARGEST_DIRECTORY"])
+def test_what_is_larger_than_weights_can_be(weights_path, monkeypatch, limit):
+    assert files.read(weights_path).keys() == SMALL.keys()
+    monkeypatch.setattr(files, limit, 100)
     refusal(files.read, weights_path)
-
-
-def test_a_file_that_is_huge(weights_path, monkeypatch):
-    monkeypatch.setattr(files, "LARGEST_FILE", 1000)
-    assert "claims" in refusal(files.read, weights_path)
 
 
 def test_a_storage_that_claims_more_than_its_record(weights_path):
@@ -187,7 +164,6 @@ def test_a_storage_that_claims_more_than_its_record(weights_path):
     refusal(files.read, weights_path)
 
 
-@pytest.mark.parametrize("content", [[1, 2], torch.ones(3), None, 7])
-def test_what_is_not_a_dictionary(weights_path, content):
-    torch.save(content, weights_path)
+def test_what_is_not_a_dictionary(weights_path):
+    torch.save([1, 2], weights_path)
     assert "not a state_dict" in refusal(files.read, weights_path)

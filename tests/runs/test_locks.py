@@ -5,9 +5,9 @@ import signal
 import socket
 
 import pytest
-from helpers.faults import At, hold, small
+from helpers.faults import At, hold
 from helpers.outputs import STEM, check_end
-from helpers.programs import Program, finish, wait_for
+from helpers.programs import Program, wait_for
 
 import main
 from attentionce.errors import UserError
@@ -27,28 +27,30 @@ def test_a_lock_names_its_owner_and_is_not_left_behind(tmp_path):
         locks.lock(tmp_path / "missing" / "run.lock")
 
 
-def test_two_on_one_folder(saving_flags, results, whole, tmp_path):
+def test_two_on_one_folder(call, refused, saving_flags, results, whole, tmp_path):
     """The second names the first, also with other --epochs, which write the same weights."""
     held = tmp_path / "held"
-    first = Program(tmp_path, saving_flags, small, At(4, hold, held))
+    first = Program(tmp_path, saving_flags, At(4, hold, held))
     wait_for(held.exists)
     owner = f"process {first.process.pid} on {socket.gethostname()} is at work on this run"
     for other in ([], ["--epochs", 7], ["--seed", 1, "--resume", "never"]):
-        assert owner in Program(tmp_path, [*saving_flags, *other], small).refusal()
+        assert owner in refused(main, *saving_flags, *other)
     # Another run may go on beside it.
-    assert Program(tmp_path, [*saving_flags, "--loss", "simclr"], small).wait() == 0
+    assert call(main, *saving_flags, "--loss", "simclr") == 0
     first.kill()
     assert first.wait() == -signal.SIGKILL  # which leaves the file, but no lock
     for path in results.rglob("*simclr*"):
         path.unlink()
-    finish(saving_flags, results, whole(small), tmp_path, small)
+    expected = whole()
+    assert call(main, *saving_flags) == 0
+    check_end(results, expected)
 
 
 def test_many_at_the_same_moment(saving_flags, results, whole, tmp_path):
-    programs = [Program(tmp_path, saving_flags, small) for _ in range(6)]
+    programs = [Program(tmp_path, saving_flags) for _ in range(6)]
     statuses = [program.wait() for program in programs]
     assert set(statuses) <= {0, 2} and statuses.count(0) >= 1
-    check_end(results, whole(small))
+    check_end(results, whole())
 
 
 def test_temporary_files_of_killed_runs_are_removed(call, saving_flags, results, small_encoder):

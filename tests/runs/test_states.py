@@ -7,9 +7,10 @@ import time
 import types
 
 import pytest
-from helpers.faults import SOAK, KillInSave, small
+from helpers.faults import SOAK, KillInSave
 from helpers.outputs import STEM, check_end, last, rows
-from helpers.programs import Program, finish
+from helpers.programs import Program
+from helpers.samples import mutated
 
 import main
 from attentionce.runs import states
@@ -62,9 +63,10 @@ def test_a_state_is_saved_before_an_evaluation(call, flags, events, monkeypatch,
     assert events == [0, 3, "knn", 0]
 
 
-def test_the_clock_jumps(call, saving_flags, results, whole, events, small_encoder, monkeypatch):
+def test_the_clock_jumps(call, saving_flags, results, whole, events, monkeypatch):
     """By up to years, in both directions, at every look; as many states are written."""
-    expected, draw = whole(small), random.Random(2)
+    expected, draw = whole(), random.Random(2)
+    events.clear()
     for name in ("time", "time_ns"):
         monkeypatch.setattr(time, name, lambda: draw.randrange(10**9, 2 * 10**9))
     monkeypatch.setattr("tqdm.std.time", time.time)
@@ -75,19 +77,16 @@ def test_the_clock_jumps(call, saving_flags, results, whole, events, small_encod
     check_end(results, expected)
 
 
-# ---- the command that goes on ----
-
-
 @pytest.mark.parametrize(
-    "world, each, launcher",
+    "each, launcher",
     [
-        (4, None, "torchrun --nproc_per_node=4"),
-        (8, 8, "torchrun --nproc_per_node=8"),
-        (8, 4, "torchrun --nnodes=2 --nproc_per_node=4"),
+        (None, "torchrun --nproc_per_node=8"),
+        (8, "torchrun --nproc_per_node=8"),
+        (4, "torchrun --nnodes=2 --nproc_per_node=4"),
     ],
 )
-def test_the_command_that_goes_on_with_several_processes(monkeypatch, world, each, launcher):
-    monkeypatch.setattr(states.processes, "world", lambda: world)
+def test_the_command_that_resumes_eight_processes(monkeypatch, each, launcher):
+    monkeypatch.setattr(states.processes, "world", lambda: 8)
     if each is not None:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(each))
     command = states.resume_command(["main.py", "--epochs", "3", "--resume", "never"], "a.state")
@@ -97,12 +96,9 @@ def test_the_command_that_goes_on_with_several_processes(monkeypatch, world, eac
 # ---- missing or damaged ----
 
 
-@pytest.mark.parametrize("path", ["missing.state", "."])
-def test_a_state_that_is_not_there(flags, refused, path, tmp_path):
-    assert str(tmp_path / path) in refused(main, *flags, "--resume", tmp_path / path)
-
-
-def test_weights_are_not_a_state(call, flags, results, refused, small_encoder):
+def test_what_is_not_a_state(call, flags, results, refused, small_encoder, tmp_path):
+    for path in (tmp_path / "missing.state", tmp_path):
+        assert str(path) in refused(main, *flags, "--resume", path)
     call(main, *flags, "--epochs", 1)
     weights, state = last(results, ".pth"), last(results, ".state")
     message = refused(main, *flags, "--resume", weights)
@@ -116,46 +112,30 @@ def test_weights_are_not_a_state(call, flags, results, refused, small_encoder):
 def stopped(call, saving_flags, results, stop_after, small_encoder):
     """stopped(): the path of the state after step 5, beside that after step 4, in a new folder.
 
-    Any number of runs can go on from these two, one after another.
+    Any number of runs can be resumed from these two, one after another.
     """
     state = results / "folder" / f"{STEM}.state"
     stop_after(5)
     assert call(main, *saving_flags) == 143
-    stop_after(10**6)
-    kept = {path.name: path.read_bytes() for path in (state, states.previous(state))}
+    kept = {path: path.read_bytes() for path in (state, states.previous(state))}
 
     def again():
         shutil.rmtree(results)
         state.parent.mkdir(parents=True)
-        for name, content in kept.items():
-            (state.parent / name).write_bytes(content)
+        for path, content in kept.items():
+            path.write_bytes(content)
         return state
 
     return again
 
 
-def cut(path):
-    """Take its last byte away."""
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def damaged(content, draw):
-    """The bytes cut short, or with some of them changed."""
-    if draw.random() < 0.5:
-        return content[: draw.randrange(len(content))]
-    content = bytearray(content)
-    for _ in range(draw.randrange(1, 4)):
-        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
-    return bytes(content)
-
-
 @pytest.mark.soak
 def test_a_damaged_state(call, saving_flags, results, whole, stopped, capsys):
-    """The run goes on from the one before it and says so, or the damage makes no difference."""
-    draw, expected, refused = random.Random(1), whole(small), 0
-    for _ in range(300 if SOAK else 12):
+    """The run resumes from the one before it and says so, or the damage makes no difference."""
+    draw, expected, count, refused = random.Random(1), whole(), 300 if SOAK else 8, 0
+    for _ in range(count):
         state = stopped()
-        state.write_bytes(damaged(state.read_bytes(), draw))
+        state.write_bytes(mutated(state.read_bytes(), draw))
         assert call(main, *saving_flags) == 0
         said = capsys.readouterr().out
         fell_back = f"continuing from {state}.previous" in said
@@ -163,18 +143,25 @@ def test_a_damaged_state(call, saving_flags, results, whole, stopped, capsys):
         assert state.with_name(f"{state.name}.damaged").exists() == fell_back
         check_end(results, expected)
         refused += fell_back
-    assert refused > (200 if SOAK else 6)
+    assert refused > count / 2
 
 
+def cut(path):
+    """Take its last byte away."""
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("event", range(12) if SOAK else [0, 5, 9])
 def test_a_damaged_state_never_takes_the_place_of_a_good_one(
-    saving_flags, results, whole, tmp_path, stopped
+    call, saving_flags, results, whole, tmp_path, stopped, event
 ):
-    """The run falls back and is killed at every event of the next save."""
-    expected = whole(small)
-    for event in range(12):
-        cut(stopped())
-        assert Program(tmp_path, saving_flags, small, KillInSave(event)).wait() == -signal.SIGKILL
-        finish(saving_flags, results, expected, tmp_path, small)
+    """The run falls back and is killed at an event of the next save."""
+    expected = whole()
+    cut(stopped())
+    assert Program(tmp_path, saving_flags, KillInSave(event)).wait() == -signal.SIGKILL
+    assert call(main, *saving_flags) == 0
+    check_end(results, expected)
 
 
 def test_both_states_damaged(saving_flags, refused, stopped, call, contents, results):
@@ -190,7 +177,7 @@ def test_both_states_damaged(saving_flags, refused, stopped, call, contents, res
 
 def test_only_the_previous_state_is_left(call, saving_flags, results, whole, stopped):
     """As after a crash between the two renamings."""
-    expected, state = whole(small), stopped()
+    expected, state = whole(), stopped()
     state.unlink()
     assert call(main, *saving_flags, "--resume", state) == 0
     check_end(results, expected)

@@ -5,7 +5,7 @@ import sys
 import main
 
 
-def test_tensorboard(call, refused, tiny, results, monkeypatch):
+def test_tensorboard(call, refused, tiny, results, small_encoder, monkeypatch):
     """Scalars and both pictures arrive; without the package the run stops before training."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
