@@ -2,6 +2,8 @@ PYTHON ?= python3
 PY = .venv/bin/python
 DEMO = --dataset_name photos --seed 0
 PRETRAIN = --image_size 16 --arch resnet10 --batch_size 64 --d_pos 1 --d_neg 10 --epochs 12 --knn_every 4 --k 20 --resume never
+# A process per CPU, up to 8, of one thread each.
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: help install demo test soak peers gpu gpu-tests gpu-benchmark gpu-train clean
 
@@ -28,10 +30,10 @@ test: .venv/installed-tests  ## ruff, mypy and pytest
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m pytest
+	$(PYTEST)
 
 soak: .venv/installed-tests  ## the long tests in full
-	SOAK=1 $(PY) -m pytest -m soak
+	SOAK=1 $(PYTEST) -m soak
 
 .venv-peers/installed: requirements.txt requirements-peers.txt
 	$(PYTHON) -m venv .venv-peers

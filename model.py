@@ -144,17 +144,16 @@ def arch_of(state: dict[str, Tensor]) -> str:
 def cost(model: nn.Module, image_size: int = 32) -> tuple[int, int | None]:
     """Parameters, and multiply-adds per image of `image_size` pixels, as thop counts them.
 
-    thop leaves buffers behind in the model that it counts, so it is given a copy. Without thop
-    nobody counts multiply-adds.
+    thop leaves buffers behind in the model that it counts, so it is given a copy, on meta tensors.
+    Without thop, multiply-adds are None.
     """
     try:
         from thop import profile  # slow to import, used once per run
     except ImportError:
         return sum(p.numel() for p in model.parameters()), None
-    device = next(model.parameters()).device
-    image = torch.zeros(1, 3, image_size, image_size, device=device)
+    image = torch.zeros(1, 3, image_size, image_size, device="meta")
     with torch.no_grad():
-        macs, parameters = profile(copy.deepcopy(model).eval(), (image,), verbose=False)
+        macs, parameters = profile(copy.deepcopy(model).to("meta").eval(), (image,), verbose=False)
     return int(parameters), int(macs)
 
 

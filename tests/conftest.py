@@ -217,19 +217,19 @@ def break_steps(monkeypatch):
 
     break_steps() ends that.
     """
-    mean_loss, broken, count = one_step.mean_loss, {}, [0]
+    batch_loss, broken, count = one_step.batch_loss, {}, [0]
 
     def watched(*arguments):
         factor = broken.get(count[0], 1)
         count[0] += 1
-        return mean_loss(*arguments) * factor
+        return batch_loss(*arguments) * factor
 
     def function(*steps, value=torch.inf):
         broken.clear()
         broken.update(dict.fromkeys(steps, value))
         count[0] = 0
 
-    monkeypatch.setattr(one_step, "mean_loss", watched)
+    monkeypatch.setattr(one_step, "batch_loss", watched)
     return function
 
 

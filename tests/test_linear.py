@@ -14,15 +14,6 @@ import linear
 from model import Model, stem_of
 
 
-@pytest.fixture
-def words(tiny):
-    """Flags of linear.py for two epochs on the data set of `tiny`."""
-    return [*tiny[:4], *["--image_size", "8", "--batch_size", "8", "--epochs", "2"]]
-
-
-# ---- flags ----
-
-
 def test_flags_and_defaults_of_the_reference():
     random = ["--model_path", "random"]
     flags = vars(linear.parse_args(random))
@@ -47,22 +38,28 @@ def test_flags_and_defaults_of_the_reference():
 
 
 @pytest.mark.parametrize("mode", ["frozen", "reference"])
-def test_the_encoder_is_frozen(call, words, encoder, monkeypatch, mode):
+def test_the_encoder_is_frozen(call, evaluation, encoder, monkeypatch, mode):
     """Frozen, no bit of it changes; as in the reference, BatchNorm's statistics and no others."""
-    opened = []
+    opened, training, forward = [], [], nn.BatchNorm2d.forward
     load_encoder = linear.load_encoder
 
-    def watched(*arguments):
+    def load(*arguments):
         model, arch = load_encoder(*arguments)
         opened.append((model, copy.deepcopy(model.state_dict())))
         return model, arch
 
-    monkeypatch.setattr(linear, "load_encoder", watched)
-    call(linear, *words, "--encoder_mode", mode, "--model_path", encoder)
+    def watched(self, x):
+        training.append(self.training)
+        return forward(self, x)
+
+    monkeypatch.setattr(linear, "load_encoder", load)
+    monkeypatch.setattr(nn.BatchNorm2d, "forward", watched)
+    call(linear, *evaluation, "--encoder_mode", mode, "--model_path", encoder)
     ((model, before),) = opened
     after = model.state_dict()
     assert after.keys() == before.keys()
     changed = {key for key in before if not torch.equal(before[key], after[key].cpu())}
+    assert any(training) == (mode == "reference")
     if mode == "frozen":
         assert not changed
     else:
@@ -73,31 +70,15 @@ def test_the_encoder_is_frozen(call, words, encoder, monkeypatch, mode):
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_frozen_features_train_the_classifier(call, words, encoder, monkeypatch):
-    """The encoder is in eval mode while it encodes the training views, too."""
-    modes, forward = [], nn.BatchNorm2d.forward
-
-    def watched(self, x):
-        modes.append(self.training)
-        return forward(self, x)
-
-    monkeypatch.setattr(nn.BatchNorm2d, "forward", watched)
-    call(linear, *words, "--epochs", 1, "--model_path", encoder)
-    assert len(modes) > 3 and not any(modes)
-
-
-def test_untrained_encoders_are_those_of_the_seed():
-    args = linear.parse_args(["--model_path", "random", "--arch", "resnet10", "--seed", "4"])
-    torch.manual_seed(4)
-    expected = Model(arch="resnet10").f.state_dict()
-    assert same_bits(linear.open_encoder("random", args)[0].state_dict(), expected)
-
-
-def test_untrained_encoders_have_the_stem_that_is_asked_for(tmp_path):
-    words = ["--model_path", "random", "--arch", "resnet10", "--stem", "imagenet"]
+@pytest.mark.parametrize("stem", ["small", "imagenet"])
+def test_untrained_encoders_are_those_of_seed_and_stem(tmp_path, stem):
+    words = ["--model_path", "random", "--arch", "resnet10", "--stem", stem, "--seed", "4"]
     args = linear.parse_args([*words, "--results", str(tmp_path)])
     ((_, f, _, out),) = linear.open_encoders(args)
-    assert stem_of(f[0].weight) == "imagenet" and out.name == "random_resnet10_imagenet_0"
+    torch.manual_seed(4)
+    assert same_bits(f.state_dict(), Model(128, "resnet10", stem).f.state_dict())
+    assert stem_of(f[0].weight) == stem
+    assert out.name == ("random_resnet10_4" if stem == "small" else "random_resnet10_imagenet_4")
     encoder, _ = embed.open_encoder(embed.parse_args(words))
     assert same_bits(encoder.f.state_dict(), f.state_dict())
 
@@ -105,11 +86,12 @@ def test_untrained_encoders_have_the_stem_that_is_asked_for(tmp_path):
 # ---- results ----
 
 
-def test_what_an_evaluation_writes(call, words, encoder, capsys, monkeypatch, contents):
+def test_what_an_evaluation_writes(call, evaluation, encoder, capsys, monkeypatch, contents):
     """The last epoch and the best one (the first of equals), each under its name."""
     accuracies = iter([(10.0, 50.0), (30.0, 60.0), (30.0, 70.0), (20.0, 55.0)])
     monkeypatch.setattr(linear, "accuracy", lambda *_: next(accuracies))
-    call(linear, *words, *["--epochs", "4", "--k", "5", "--seed", "2"], "--model_path", encoder)
+    words = ["--epochs", "4", "--k", "5", "--seed", "2"]
+    call(linear, *evaluation, *words, "--model_path", encoder)
     written = {"encoder_folder_linear.csv", "encoder_folder_linear.json"}
     assert set(contents(encoder.parent)) == {"encoder.pth", *written}
     table = read_csv(encoder.parent / "encoder_folder_linear.csv")
@@ -149,20 +131,15 @@ def test_where_results_go_and_how_they_are_called(tiny, results, encoder, monkey
 # ---- accuracy ----
 
 
-def test_a_classifier_learns(call, words, encoder):
+def test_a_classifier_learns_what_the_seed_decides(call, evaluation, encoder):
     """The classes differ in colour, which even an untrained encoder shows."""
-    call(linear, *words, *["--epochs", "12", "--lr", "0.01", "--k", "5"], "--model_path", encoder)
-    table = read_csv(encoder.parent / "encoder_folder_linear.csv")
-    assert float(table[-1]["loss"]) < float(table[0]["loss"])
-    assert max(float(row["top1"]) for row in table) > 60  # 33 % is chance
-
-
-def test_the_seed_decides_the_evaluation(call, words, encoder):
-    tables = []
+    tables, words = [], ["--epochs", "12", "--lr", "0.01", "--k", "5", "--model_path", encoder]
     for seed in (0, 0, 1):
-        call(linear, *words, "--seed", seed, "--model_path", encoder)
-        tables.append((encoder.parent / "encoder_folder_linear.csv").read_text())
+        call(linear, *evaluation, *words, "--seed", seed)
+        tables.append(read_csv(encoder.parent / "encoder_folder_linear.csv"))
     assert tables[0] == tables[1] != tables[2]
+    assert float(tables[0][-1]["loss"]) < float(tables[0][0]["loss"])
+    assert max(float(row["top1"]) for row in tables[0]) > 60  # 33 % is chance
 
 
 def test_accuracy():
@@ -175,9 +152,9 @@ def test_accuracy():
     assert linear.accuracy(few, torch.randn(5, 3), torch.zeros(5, dtype=torch.long))[1] == 100
 
 
-def test_several_encoders(call, words, results, encoder, capsys, contents):
+def test_several_encoders(call, evaluation, results, encoder, capsys, contents):
     """They are listed in a table, an untrained one among them."""
-    flags = [*words, "--results", results, "--arch", "resnet10", "--k", 5]
+    flags = [*evaluation, "--results", results, "--arch", "resnet10", "--k", 5]
     call(linear, *flags, "--model_path", "random", encoder)
     stem = "folder/random_resnet10_0_linear"
     assert set(contents(results)) == {f"{stem}.csv", f"{stem}.json"}

@@ -1,4 +1,4 @@
-"""The encoder against the facts of the reference: keys, shapes, parameters and multiply-adds."""
+"""The encoder against the facts of the reference, and its two stems against torchvision's ResNet."""
 
 import copy
 import json
@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
+from conftest import ROOT
 from helpers.device import DEVICE
-from helpers.outputs import same_bits
+from helpers.outputs import last, same_bits
 from torch import nn
 
-from model import ARCHS, Model, arch_of, as_resnet, cost
+import hubconf
+import main
+from model import ARCHS, STEMS, Model, arch_of, as_resnet, cost, load_encoder, stem_of
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "checkpoint_keys.json").read_text())
 
@@ -20,13 +24,6 @@ def test_resnet50_has_the_keys_and_shapes_of_the_reference_in_their_order():
         state = Model(128, "resnet50").state_dict()
     shapes = {f"module.{key}": list(value.shape) for key, value in state.items()}
     assert list(shapes.items()) == list(GOLDEN.items())
-
-
-def test_projection_has_the_size_that_is_asked_for():
-    with torch.device("meta"):
-        state = Model(77, "resnet10").state_dict()
-    assert state["g.3.weight"].shape == (77, 512) and state["g.3.bias"].shape == (77,)
-    assert "g.0.bias" not in state  # BatchNorm follows
 
 
 def test_counts_are_those_of_the_reference():
@@ -49,46 +46,83 @@ def test_counting_leaves_the_model_as_it_was():
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("shape", [(8, 8), (9, 13)])
-def test_outputs(arch, shape):
+def test_outputs(arch):
     model = Model(24, arch).eval().to(DEVICE)
-    images = torch.randn(3, 3, *shape, generator=torch.manual_seed(0)).to(DEVICE)
+    images = torch.randn(3, 3, 9, 13, generator=torch.manual_seed(0)).to(DEVICE)
     with torch.no_grad():
         feature, projection = model(images)
+        assert model.f[:3](images).shape == (3, 64, 9, 13)  # the small stem shrinks nothing
     assert feature.shape == (3, 2048 if arch == "resnet50" else 512)
     assert projection.shape == (3, 24)
-    torch.testing.assert_close(feature.norm(dim=1), torch.ones(3, device=DEVICE))
-    torch.testing.assert_close(projection.norm(dim=1), torch.ones(3, device=DEVICE))
+    for vectors in (feature, projection):
+        torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3, device=DEVICE))
+    assert arch_of(model.state_dict()) == arch
 
 
-def test_no_stage_before_the_first_shrinks_the_image():
-    """No stride in the first convolution and no max-pool: 8×8 pixels reach the first stage."""
-    stem = Model(8, "resnet10").f[:3]
-    assert stem(torch.zeros(1, 3, 8, 8)).shape == (1, 64, 8, 8)
-
-
-@pytest.mark.parametrize("arch", ["resnet10", "resnet50"])
-def test_the_same_encoder_under_torchvisions_names(arch):
-    model = Model(8, arch).eval()
-    resnet = as_resnet(model.f, arch).eval()
-    x = torch.randn(2, 3, 8, 8)
-    with torch.no_grad():
-        torch.testing.assert_close(resnet(x), model.f(x).flatten(1))
-    names = {"conv1.weight", "layer1.0.conv1.weight", "layer4.0.bn2.running_var"}
-    assert names <= resnet.state_dict().keys()
-
-
-@pytest.mark.parametrize("arch", ARCHS)
-def test_the_keys_say_which_arch_it_is(arch):
-    with torch.device("meta"):
-        assert arch_of(Model(8, arch).state_dict()) == arch
-
-
-def test_unknown_archs_are_named():
+def test_unknown_names_are_named():
     with pytest.raises(ValueError, match="resnet11.*resnet10"):
         Model(8, "resnet11")
+    with pytest.raises(ValueError, match="stem 'large' is not one of small, imagenet"):
+        Model(8, "resnet10", "large")
     with torch.device("meta"):
         state = Model(8, "resnet18").state_dict()
     for wrong in ({}, {key: value for key, value in state.items() if not key.startswith("f.5.1")}):
         with pytest.raises(ValueError, match="not of a known arch"):
             arch_of(wrong)
+
+
+# ---- the imagenet stem ----
+
+
+@torch.no_grad()
+def test_the_imagenet_stem_is_torchvisions(tmp_path):
+    """Its weights open, compute the same bits, and go back to torchvision's names."""
+    torch.manual_seed(0)
+    resnet = torchvision.models.resnet18()
+    torch.manual_seed(0)
+    assert same_bits(
+        hubconf.encoder(arch="resnet18", stem="imagenet").conv1.weight, resnet.conv1.weight
+    )
+    images = torch.randn(2, 3, 96, 96)
+    resnet(images)  # so that it has statistics
+    torch.save(resnet.eval().state_dict(), tmp_path / "w.pth")
+    f, arch = load_encoder(tmp_path / "w.pth")
+    f.eval()
+    assert arch == "resnet18" and stem_of(f[0].weight) == "imagenet"
+    again = as_resnet(f, arch).eval()
+    assert again.state_dict().keys() | {"fc.weight", "fc.bias"} == resnet.state_dict().keys()
+    assert [str(again.maxpool), str(again.relu)] == [str(resnet.maxpool), str(resnet.relu)]
+    resnet.fc = nn.Identity()
+    expected = resnet(images)
+    assert torch.equal(f(images).flatten(1), expected) and torch.equal(again(images), expected)
+
+
+def test_stems_differ_in_the_first_convolution_alone():
+    """So f.3 is layer1 in both. All but that convolution sees a quarter of the side."""
+    with torch.device("meta"):
+        small, imagenet = (Model(8, "resnet10", stem).state_dict() for stem in STEMS)
+    assert list(small) == list(imagenet)
+    differing = [key for key in small if small[key].shape != imagenet[key].shape]
+    assert differing == ["f.0.weight"]
+    small, imagenet = (cost(Model(8, "resnet10", stem), 96) for stem in STEMS)
+    assert imagenet[0] - small[0] == 64 * 3 * (7 * 7 - 3 * 3)
+    own = [64 * 3 * kernel**2 * side**2 for kernel, side in ((3, 96), (7, 48))]
+    assert (imagenet[1] - own[1]) / (small[1] - own[0]) == pytest.approx(1 / 16, rel=0.01)
+
+
+def test_main_trains_the_imagenet_stem(call, tiny, results, capsys):
+    """It says the cost at the views' size; TensorBoard's pictures take the stem too."""
+    flags = ["--image_size", 16, "--stem", "imagenet", "--num_pos", 1, "--tensorboard"]
+    assert call(main, *tiny, *flags) == 0
+    parameters, macs = cost(Model(128, "resnet10", "imagenet"), 16)
+    expected = f"resnet10: {parameters / 1e6:.2f} M parameters, {macs / 1e9:.2f} G multiply-adds"
+    assert f"{expected} per view of 16 px" in capsys.readouterr().out
+    assert stem_of(load_encoder(last(results, ".pth"))[0][0].weight) == "imagenet"
+    assert list(results.rglob("events.*"))
+
+
+def test_the_costs_in_the_documentation():
+    small, imagenet = (cost(Model(128, "resnet50", stem), 224)[1] / 1e9 for stem in STEMS)
+    text = " ".join((ROOT / "docs" / "flags.md").read_text().split())
+    words = f"a resnet50 costs {imagenet:.1f} G multiply-adds per view, with `--stem small` "
+    assert f"At 224 px {words}{small:.1f} G." in text

@@ -1,13 +1,13 @@
-"""The installed package, from another folder, computes what the clone computes and needs little."""
+"""The built package, from another folder, computes what the clone computes and needs little."""
 
 import json
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from importlib.metadata import distributions
 
-import pytest
 import torch
 from conftest import ROOT
 from torch.nn.functional import normalize
@@ -59,42 +59,40 @@ def python(*arguments, cwd, **variables):
     return process.stdout
 
 
-@pytest.fixture(scope="module")
-def wheels(tmp_path_factory):
-    """The wheel that pip makes of the clone, and the one it makes of the source distribution."""
-    folder = tmp_path_factory.mktemp("wheels")
-    offline = ("--no-deps", "--no-build-isolation", "--no-index")
-    python("-m", "hatchling", "build", "-t", "sdist", "-d", folder, cwd=ROOT)
-    (source,) = folder.glob("attentionce-*.tar.gz")
-    made = []
-    for name, origin in (("clone", ROOT), ("source", source)):
-        python("-m", "pip", "wheel", "-q", *offline, "-w", folder / name, origin, cwd=folder)
-        made += (folder / name).glob("*.whl")
-    return made
+def wheel_of(folder, made):
+    """The wheel that hatchling builds of a project's folder, into the folder `made`."""
+    python("-m", "hatchling", "build", "-t", "wheel", "-d", made, cwd=folder)
+    (wheel,) = made.glob("*.whl")
+    return wheel
 
 
-@pytest.fixture(scope="module")
-def installed(wheels, tmp_path_factory):
-    """A folder that holds the package alone."""
-    folder = tmp_path_factory.mktemp("installed")
-    offline = ("--no-deps", "--no-index", "--no-compile")
-    python("-m", "pip", "install", "-q", *offline, "--target", folder, wheels[0], cwd=folder)
-    return folder
+def contents_of(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if ".dist-info/" not in name]
+        return {name: archive.read(name) for name in names}
 
 
-def test_wheel_holds_the_package_with_loss_and_model(wheels):
+def test_wheel_and_source_hold_the_package_with_loss_and_model(tmp_path):
     expected = {str(path.relative_to(ROOT)): path for path in ROOT.glob("attentionce/**/*.py")}
-    expected["attentionce/loss.py"] = ROOT / "loss.py"
-    expected["attentionce/model.py"] = ROOT / "model.py"
-    contents = {name: path.read_bytes() for name, path in expected.items()}
-    assert len(wheels) == 2
-    for wheel in wheels:
-        with zipfile.ZipFile(wheel) as archive:
-            names = [name for name in archive.namelist() if ".dist-info/" not in name]
-            assert {name: archive.read(name) for name in names} == contents
+    expected |= {f"attentionce/{name}": ROOT / name for name in ("loss.py", "model.py")}
+    expected = {name: path.read_bytes() for name, path in expected.items()}
+    assert contents_of(wheel_of(ROOT, tmp_path / "clone")) == expected
+    python("-m", "hatchling", "build", "-t", "sdist", "-d", tmp_path, cwd=ROOT)
+    (source,) = tmp_path.glob("attentionce-*.tar.gz")
+    with tarfile.open(source) as archive:
+        archive.extractall(tmp_path)
+    unpacked = tmp_path / source.name.removesuffix(".tar.gz")
+    assert contents_of(wheel_of(unpacked, tmp_path / "source")) == expected
 
 
-def test_package_names_version_licence_and_requirements(installed):
+def test_installed_loss_and_encoder_compute_what_the_clone_computes(tmp_path):
+    """Even without what only Unix has, and without PIL, data sets and programs.
+
+    The encoder is torchvision's, which imports PIL and its own data sets by itself.
+    """
+    installed = tmp_path / "installed"
+    with zipfile.ZipFile(wheel_of(ROOT, tmp_path / "wheel")) as archive:
+        archive.extractall(installed)  # as pip does with a package of Python alone
     (package,) = distributions(path=[str(installed)])
     assert (package.name, package.version) == ("attentionce", attentionce.__version__)
     assert package.metadata["License-Expression"] == "MIT"
@@ -102,12 +100,6 @@ def test_package_names_version_licence_and_requirements(installed):
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     assert sorted(package.requires) == sorted(line.split("#")[0].strip() for line in lines)
 
-
-def test_installed_loss_and_encoder_compute_what_the_clone_computes(installed, tmp_path):
-    """Even without what only Unix has, and without PIL, data sets and programs.
-
-    The encoder is torchvision's, which imports PIL and its own data sets by itself.
-    """
     torch.manual_seed(0)
     z = normalize(torch.randn(6, 8, 16, dtype=torch.float64), dim=-1)
     images, model = torch.randn(3, 3, 12, 12), Model(16, "resnet10").eval()

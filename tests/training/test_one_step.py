@@ -6,44 +6,66 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers.device import DEVICE, ON_CPU
+from helpers.runs import new_run
 from torch import nn
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import loss as losses
-import main
 from attentionce.data import views
-from attentionce.data.images import Images
 from attentionce.training import one_step
 from attentionce.training.batchnorm import recomputed
 from model import Model
 
-FLAGS = "--dataset_name folder --arch resnet10 --image_size 8 --batch_size 4 --compile off"
 
-
-def test_every_view_is_encoded_by_itself(monkeypatch):
+def test_every_view_is_encoded_by_itself():
     """Embeddings and BatchNorm's statistics are those of one view after another."""
-    args = main.parse_args(
-        [*FLAGS.split(), *["--num_pos", "2", "--feature_dim", "8", "--seed", "3"]]
-    )
-    pixels = torch.randint(256, (8, 3, 8, 8), dtype=torch.uint8, generator=torch.manual_seed(0))
-    images = Images(pixels, torch.zeros(8), ["one"])
-    run = main.assemble(args, images.pixels, DEVICE, torch.float32)
-    pixels, expected = run.pixels, copy.deepcopy(run.model)
+    run = new_run("--num_pos", 2, "--feature_dim", 8, "--seed", 3)
+    batch, expected, embeddings = run.pixels[:4], copy.deepcopy(run.model), []
     run.progress.update(epoch=2, step=1)  # the last of two
-    embeddings = []
-    monkeypatch.setattr(one_step, "effective_numbers", lambda run, z: embeddings.append(z))
-    one_step.take_step(run, pixels[:4])
+    run.effective_numbers = lambda z, queue: embeddings.append(z)
+    one_step.take_step(run, batch)
 
     draw = views.draw(4, 4, 8, 8, views.generator(3, 2, 1))  # of seed, epoch and step
     draw = views.to(draw, DEVICE)
     with torch.no_grad():
-        z = torch.stack([expected(views.make_view(pixels[:4], draw, v, 8))[1] for v in range(4)])
+        z = torch.stack([expected(views.make_view(batch, draw, v, 8))[1] for v in range(4)])
     assert_close(embeddings[0], z, rtol=1e-4, atol=1e-5)
     found = dict(run.model.named_buffers())
     assert found["f.1.num_batches_tracked"] == 4
     for name, buffer in expected.named_buffers():
         assert_close(found[name], buffer, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "flag, views_made, stage_passes",
+    [("--compile off", 6, 12), ("--grad_cache", 12, 12), ("--compile on", 6, 6)],
+)
+def test_who_recomputes(flag, views_made, stage_passes, monkeypatch):
+    """The first stage, of 6 views: not where a compiler decides, nor in `--grad_cache`."""
+
+    def uncompiled(module, **_):
+        return module.forward if isinstance(module, nn.Module) else module
+
+    def watch(owner, name):
+        function = getattr(owner, name)
+
+        def watched(*args):
+            seen.append(args[0])
+            return function(*args)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    monkeypatch.setattr(torch, "compile", uncompiled)
+    run, seen = new_run(*flag.split(), count=4), []
+    stage = run.model.f[3]
+    watch(type(stage), "forward")
+    watch(one_step, "project")
+    one_step.take_step(run, run.pixels)
+    assert (seen.count(run), seen.count(stage)) == (views_made, stage_passes)
+
+
+# ---- the two ways through the encoder, without views ----
 
 
 def minimal_run(model, dtype=torch.float32, scale=1.0, recompute=False):
@@ -62,14 +84,20 @@ def minimal_run(model, dtype=torch.float32, scale=1.0, recompute=False):
 def made_views(monkeypatch):
     """The images of a step are V views, made beforehand: V×B×3×S×S."""
 
-    def embed(run, encoder, images, draw, v):
+    def project(run, encoder, images, draw, v):
         return encoder(images[v], recomputed if run.recompute else None)[1]
 
-    monkeypatch.setattr(one_step, "embed", embed)
+    monkeypatch.setattr(one_step, "project", project)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("arch", ["resnet10", "resnet50"])
+@pytest.mark.parametrize(
+    "arch, dtype",
+    [
+        ("resnet10", torch.bfloat16),
+        ("resnet10", torch.float64),
+        ("resnet50", torch.float32),
+    ],
+)
 def test_recomputing_changes_no_bit(arch, dtype, made_views):
     """Less is kept for the backward pass; gradients and BatchNorm's buffers have the same bits.
 
@@ -102,31 +130,7 @@ def test_recomputing_changes_no_bit(arch, dtype, made_views):
     assert kept[1] < 0.75 * kept[0]
 
 
-@pytest.mark.parametrize("flag, passes", [("", 12), ("--grad_cache", 12), ("--compile on", 6)])
-def test_who_recomputes(flag, passes, monkeypatch):
-    """Of 6 views: not where a compiler decides, nor where only one view's activations are kept."""
-
-    def uncompiled(module, **_):
-        return module.forward if isinstance(module, nn.Module) else module
-
-    monkeypatch.setattr(torch, "compile", uncompiled)
-    args = main.parse_args([*FLAGS.split(), *flag.split()])
-    pixels = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
-    run = main.assemble(args, pixels, DEVICE, torch.float32)
-    stage, asked = run.model.f[3], []
-    forward = type(stage).forward
-
-    def watched(self, x):
-        asked.append(self)
-        return forward(self, x)
-
-    monkeypatch.setattr(type(stage), "forward", watched)
-    one_step.take_step(run, run.pixels)
-    assert asked.count(stage) == passes
-
-
-@pytest.mark.parametrize("scale", [1.0, 1024.0])
-def test_cached_step_is_plain_step(scale, made_views):
+def test_cached_step_is_plain_step(made_views):
     """Gradients, a step of Adam and BatchNorm's buffers, of a whole model in float64."""
     images = torch.randn(4, 6, 3, 8, 8, dtype=torch.float64, generator=torch.manual_seed(0))
     images, start = images.to(DEVICE), Model(16, "resnet10").double().to(DEVICE)
@@ -136,7 +140,7 @@ def test_cached_step_is_plain_step(scale, made_views):
         model = copy.deepcopy(start)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
         for _ in range(2):
-            run = minimal_run(model, scale=scale)
+            run = minimal_run(model, scale=1024.0)
             loss, z = step(run, images, None, 4, losses.attentionce)
             gradients = [p.grad.clone() for p in model.parameters()]
             optimizer.step()
@@ -153,12 +157,12 @@ def test_cached_step_is_plain_step(scale, made_views):
 def test_cached_step_leaves_batchnorm_tracking_when_it_fails(monkeypatch):
     model = Model(8, "resnet10").to(DEVICE)
 
-    def embed(run, encoder, images, draw, v):
+    def project(run, encoder, images, draw, v):
         if torch.is_grad_enabled():
             raise RuntimeError("out of memory")
         return model(torch.randn(2, 3, 8, 8, device=DEVICE))[1]
 
-    monkeypatch.setattr(one_step, "embed", embed)
+    monkeypatch.setattr(one_step, "project", project)
     with pytest.raises(RuntimeError, match="out of memory"):
         one_step.cached_step(minimal_run(model), None, None, 2, losses.simclr)
     model(torch.randn(2, 3, 8, 8, device=DEVICE))
@@ -173,9 +177,8 @@ class Casts(TorchDispatchMode):
         self.weights, self.count = {p.data_ptr() for p in model.parameters()}, 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += (
-            function is torch.ops.aten._to_copy.default and args[0].data_ptr() in self.weights
-        )
+        cast = function is torch.ops.aten._to_copy.default
+        self.count += cast and args[0].data_ptr() in self.weights
         return function(*args, **kwargs or {})
 
 

@@ -1,74 +1,55 @@
-"""A run's state as a dictionary: what it takes to continue with another precision."""
+"""A run's state as a dictionary: with what changes it continues, and what it is checked for."""
 
 import pytest
 import torch
 from helpers.device import DEVICE
+from helpers.programs import Small
+from helpers.runs import new_run
 
-import main
 from attentionce.errors import UserError
 from attentionce.runs import files
 from attentionce.training import one_step
 from attentionce.training.pretraining import restore, state_of
 
 
-def new_run(scaled):
+def scaled_run(scaled=False):
     """A run of two steps per epoch; `scaled`: with fp16's gradient scaler."""
-    flags = "--dataset_name photos --arch resnet10 --image_size 8 --batch_size 4 --loss simclr"
-    args = main.parse_args([*flags.split(), "--compile", "off"])
-    pixels = torch.randint(256, (8, 3, 8, 8), dtype=torch.uint8, generator=torch.manual_seed(0))
-    run = main.assemble(args, pixels, DEVICE, torch.float32)
+    run = new_run("--loss", "simclr", encoder=Small)
     run.scaler = torch.amp.GradScaler(DEVICE.type, init_scale=2.0**10, enabled=scaled)
     return run
 
 
+def state_after_a_step(scaled=False):
+    run = scaled_run(scaled)
+    one_step.take_step(run, run.pixels[:4])
+    run.progress["step"] = 1
+    return state_of(run)
+
+
 @pytest.mark.parametrize("before, after", [(False, True), (True, False), (True, True)])
-def test_another_precision_goes_on(monkeypatch, before, after):
+def test_another_precision_continues(before, after):
     """A state of bf16 or fp32 has no gradient scale; fp16 then starts with its own."""
-    monkeypatch.setattr(main, "cost", lambda model, image_size: (0, 0))
-    first, second = new_run(before), new_run(after)
-    one_step.take_step(first, first.pixels[:4])
-    first.progress["step"] = 1
+    state, run = state_after_a_step(before), scaled_run(after)
     if before:
-        first.scaler.update(2.0**7)
-    restore(second, state_of(first))
-    assert second.position == (1, 1)
-    assert second.scaler.get_scale() == (2.0**7 if before and after else 2.0**10 if after else 1)
-    one_step.take_step(second, second.pixels[4:])
-    assert second.progress["losses"].isfinite().all()
-    assert not torch.equal(second.model.f[0].weight, first.model.f[0].weight)
+        state["scaler"]["scale"] = 2.0**7
+    restore(run, state)
+    assert run.position == (1, 1)
+    assert run.scaler.get_scale() == (2.0**7 if before and after else 2.0**10 if after else 1)
+    weight = run.model.g.weight.detach().clone()
+    one_step.take_step(run, run.pixels[4:])
+    assert run.progress["losses"].isfinite().all() and not torch.equal(run.model.g.weight, weight)
 
 
-def test_a_part_of_progress_that_is_newer_than_the_state_starts_fresh(monkeypatch):
-    monkeypatch.setattr(main, "cost", lambda model, image_size: (0, 0))
-    first, second = new_run(False), new_run(False)
-    one_step.take_step(first, first.pixels[:4])
-    first.progress["step"] = 1
-    state = state_of(first)
-    state["progress"] = {name: value for name, value in first.progress.items() if name != "skipped"}
-    restore(second, state)
-    assert second.position == (1, 1) and second.progress["skipped"] == 0
-    with pytest.raises(UserError, match="the state does not fit this run"):
-        restore(second, {**state, "progress": {**state["progress"], "seconds": "long"}})
-
-
-def test_metrics_of_older_code_may_lack_a_column(monkeypatch, tmp_path):
-    monkeypatch.setattr(main, "cost", lambda model, image_size: (0, 0))
-    first, second = new_run(False), new_run(False)
-    first.progress["rows"] = [{"epoch": 1, "seconds": 2.0}, {"epoch": 2, "seconds": 4, "new": 7}]
-    restore(second, state_of(first))
-    files.save_csv(tmp_path / "a.csv", second.progress["rows"])
+def test_what_older_code_did_not_save_starts_fresh(tmp_path):
+    """Parts of the progress, columns of the metrics, the images' fingerprint."""
+    state, run = state_after_a_step(), scaled_run()
+    del state["progress"]["skipped"], state["fingerprint"]
+    rows = [{"epoch": 1, "seconds": 2.0}, {"epoch": 2, "seconds": 4, "new": 7}]
+    state["progress"]["rows"] = rows
+    restore(run, state)
+    assert run.position == (1, 1) and run.progress["skipped"] == 0
+    files.save_csv(tmp_path / "a.csv", run.progress["rows"])
     assert (tmp_path / "a.csv").read_text() == "epoch,seconds,new\n1,2.0,\n2,4,7\n"
-    first.progress["rows"] = [{"epoch": 1}]
-    with pytest.raises(UserError, match="the state does not fit this run"):
-        restore(second, state_of(first))
-
-
-def trained_state(monkeypatch):
-    """The state of a run after one step, and a fresh run to restore it to."""
-    monkeypatch.setattr(main, "cost", lambda model, image_size: (0, 0))
-    first, second = new_run(False), new_run(False)
-    one_step.take_step(first, first.pixels[:4])
-    return state_of(first), second
 
 
 def rename(dictionary, old, new):
@@ -78,37 +59,33 @@ def rename(dictionary, old, new):
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda adam: rename(adam["state"][0], "exp_avg", "exp\tavg"),
-        lambda adam: adam["state"][3].pop("step"),
-        lambda adam: adam["state"].pop(3),
-        lambda adam: rename(adam["state"], 3, 1000),
-        lambda adam: rename(adam, "state", "s\tate"),
-        lambda adam: adam["state"][0].update(exp_avg=torch.zeros(3)),
-        lambda adam: adam["state"][0].update(exp_avg=1.0),
+        lambda state: rename(state["optimizer"]["state"][0], "exp_avg", "exp\tavg"),
+        lambda state: state["optimizer"]["state"][3].pop("step"),
+        lambda state: state["optimizer"]["state"].pop(3),
+        lambda state: rename(state["optimizer"]["state"], 3, 1000),
+        lambda state: rename(state["optimizer"], "state", "s\tate"),
+        lambda state: state["optimizer"]["state"][0].update(exp_avg=torch.zeros(3)),
+        lambda state: state["optimizer"]["state"][0].update(exp_avg=1.0),
+        lambda state: state["scaler"].update(scale="large"),
+        lambda state: state["scaler"].update(growth_factor=None),
+        lambda state: state["progress"].update(seconds="long"),
+        lambda state: state["progress"].update(step=3),
+        lambda state: state["progress"].update(losses=torch.zeros(3)),
+        lambda state: state["progress"].update(rows=[{"epoch": 1}]),
+        lambda state: state["model"].pop("g.weight"),
     ],
 )
-def test_a_damaged_optimiser_is_refused(monkeypatch, damage):
+def test_a_damaged_state_is_refused(damage):
     """Before the first step, which would fail on it."""
-    state, run = trained_state(monkeypatch)
-    damage(state["optimizer"])
+    state = state_after_a_step(scaled=True)
+    damage(state)
     with pytest.raises(UserError, match="does not fit this run"):
-        restore(run, state)
+        restore(scaled_run(scaled=True), state)
 
 
-@pytest.mark.parametrize("name, value", [("scale", "large"), ("growth_factor", None)])
-def test_a_damaged_gradient_scaler_is_refused(monkeypatch, name, value):
-    monkeypatch.setattr(main, "cost", lambda model, image_size: (0, 0))
-    first, second = new_run(True), new_run(True)
-    one_step.take_step(first, first.pixels[:4])
-    state = state_of(first)
-    state["scaler"][name] = value
-    with pytest.raises(UserError, match="does not fit this run"):
-        restore(second, state)
-
-
-def test_the_optimisers_settings_are_those_of_the_flags(monkeypatch):
+def test_the_optimisers_settings_are_those_of_the_flags():
     """Nothing that a state says of them counts, damaged or not."""
-    state, run = trained_state(monkeypatch)
+    state, run = state_after_a_step(), scaled_run()
     settings = [dict(group, params=None) for group in run.optimizer.param_groups]
     rename(state["optimizer"]["param_groups"][0], "betas", "b\tas")
     state["optimizer"]["param_groups"][0]["lr"] = 7.0

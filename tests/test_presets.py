@@ -1,0 +1,122 @@
+"""What `--loss` stands for, which flags a loss takes, and the names of a run's files."""
+
+import itertools
+
+import pytest
+
+import main
+from attentionce import presets
+from attentionce.errors import UserError
+from loss import NEGATIVES, POSITIVES
+
+COMBINATIONS = list(itertools.product(POSITIVES, NEGATIVES))
+
+
+def parsed(words):
+    return main.parse_args(words.split())
+
+
+# ---- flags ----
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_a_preset_is_its_positives_and_negatives(name):
+    positives, negatives = presets.PRESETS[name]
+    words = f"--loss simclr --positives {positives} --negatives {negatives}"
+    assert vars(parsed(words)) == vars(parsed(f"--loss {name}"))
+
+
+@pytest.mark.parametrize(
+    "words, used",
+    [
+        ("", {"num_pos": 4, "d_pos": 1, "d_neg": 1}),
+        ("--loss simclr", {}),
+        ("--loss dcl --tau_plus 0.2", {"tau_plus": 0.2}),
+        ("--loss hcl", {"tau_plus": 0.1, "beta": 1}),
+        ("--loss hcl --beta 0 --dataset_name stl10", {"tau_plus": 0.1, "beta": 0}),
+        ("--loss bcl", {"tau_plus": 0.1, "alpha": 0.9, "beta": 0.9}),
+        ("--loss bcl --dataset_name stl10", {"tau_plus": 0.1, "alpha": 0.7, "beta": 1}),
+        ("--loss bcl --dataset_name cifar100", {"tau_plus": 0.1, "alpha": 0.7, "beta": 1}),
+        ("--loss bcl --dataset_name tinyImageNet", {"tau_plus": 0.1, "alpha": 0.8, "beta": 1}),
+        ("--loss bcl --alpha 0", {"tau_plus": 0.1, "alpha": 0, "beta": 0.9}),
+        (
+            "--negatives hard --positives mean --num_pos 2",
+            {"num_pos": 2, "tau_plus": 0.1, "beta": 1},
+        ),
+        ("--loss simclr --negatives attention", {"d_neg": 1}),
+        (
+            "--estimator MoCo --queue 512",
+            {"num_pos": 4, "d_pos": 1, "d_neg": 1, "momentum": 0.99, "queue": 512},
+        ),
+    ],
+)
+def test_only_flags_that_are_used_have_a_value(words, used):
+    """By default it is the one that the loss's authors chose, for some data sets their own."""
+    names = (*presets.PARAMETERS, "num_pos", "momentum", "queue")
+    flags = {name: value for name, value in vars(parsed(words)).items() if name in names}
+    assert flags == {**dict.fromkeys(names), **used}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--d_pos 1 --loss simclr",
+        "--num_pos 4 --loss simclr",
+        "--num_pos 2 --positives pair",
+        "--tau_plus 0.1",
+        "--alpha 0.9 --negatives hard",
+        "--d_neg 0 --negatives bayes",
+        "--queue 4096",
+        "--momentum 0",
+    ],
+)
+def test_a_flag_without_effect_is_refused(words):
+    with pytest.raises(UserError) as caught:
+        parsed(words)
+    flag, value = words.split()[:2]
+    message = str(caught.value)
+    assert f"{flag} {value}" in message.replace(".0 ", " ")
+    assert "has no effect" in message and message.endswith("leave it out")
+
+
+# ---- names of files ----
+
+
+@pytest.mark.parametrize(
+    "flags, epoch, name",
+    [
+        ("--dataset_name stl10 --d_pos 2 --d_neg 0.5", 400, "stl10_SimCLR_4model_256_400_2.0_0.5"),
+        ("", 200, "cifar10_SimCLR_4model_256_200_1.0_1.0"),
+        ("--num_pos 2 --batch_size 64", 1, "cifar10_SimCLR_2model_64_1_1.0_1.0"),
+        ("--estimator MoCo --d_neg 10", 400, "cifar10_MoCo_4model_256_400_1.0_10.0"),
+        ("--loss simclr", 400, "cifar10_SimCLR_simclr_256_400"),
+        ("--loss dcl --tau_plus 0.05", 400, "cifar10_SimCLR_dcl_256_400_0.05"),
+        ("--loss hcl --beta 1", 400, "cifar10_SimCLR_hcl_256_400_0.1_1.0"),
+        ("--loss bcl --alpha 0.7 --beta 1", 9, "cifar10_SimCLR_bcl_256_9_0.1_0.7_1.0"),
+        ("--positives each --negatives hard", 9, "cifar10_SimCLR_4each-hard_256_9_0.1_1.0"),
+        ("--negatives uniform --d_pos 2", 9, "cifar10_SimCLR_4attention-uniform_256_9_2.0"),
+        ("--positives pair", 9, "cifar10_SimCLR_pair-attention_256_9_1.0"),
+    ],
+)
+def test_names_are_those_of_the_reference(flags, epoch, name):
+    assert presets.file_stem(parsed(flags), epoch) == name
+
+
+def test_no_two_losses_share_a_name():
+    """Not even if their parameters are equal, nor with another number of positives."""
+    names = []
+    for positives, negatives in COMBINATIONS:
+        for number in ([], ["--num_pos", "1"]) if positives != "pair" else ([],):
+            args = main.parse_args(["--positives", positives, "--negatives", negatives, *number])
+            for parameter in presets.PARAMETERS:
+                if getattr(args, parameter) is not None:
+                    setattr(args, parameter, 0.5)
+            names.append(presets.file_stem(args, 1))
+    assert len(set(names)) == len(names) == 35
+
+
+def test_titles():
+    titles = [presets.title(vars(parsed(f"--loss {name}"))) for name in presets.PRESETS]
+    assert titles == ["AttentioNCE", "SimCLR", "DCL", "HCL", "BCL"]
+    assert presets.title(vars(parsed("--positives each --negatives hard"))) == "each + hard"
+    assert presets.title({"loss": "hcl"}) == "HCL"  # files of older code name no positives
