@@ -218,7 +218,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return pretrain(args, command, folder, device, dtype)
     files.writable_folder(folder)
     # Runs that differ in --epochs alone write the same weights: one lock for all of them.
-    with signals.handled(), locks.held(folder / f"{file_stem(args, 'all')}.lock"):
+    path = folder / f"{file_stem(args, 'all')}.lock"
+    taken = f"this run ({path}): wait for it, or name another --results"
+    with signals.handled(), locks.held(path, taken):
         signals.leave_on_signals()
         states.remove_temporary(folder, file_stem(args))
         return pretrain(args, command, folder, device, dtype)

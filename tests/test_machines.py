@@ -1,6 +1,5 @@
 """Launchers, terminals, file systems and operating systems other than the usual ones."""
 
-import errno
 import io
 import os
 import re
@@ -19,8 +18,7 @@ from torch.nn.functional import normalize
 import linear
 import loss
 import main
-from attentionce.errors import UserError
-from attentionce.runs import locks, signals
+from attentionce.runs import signals
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -132,30 +130,6 @@ def test_an_interpreter_that_leaves_out_the_scripts_folder(program, tmp_path):
 
 
 # ---- file systems and operating systems ----
-
-
-@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
-def test_a_file_system_without_locks(tiny, small_encoder, results, monkeypatch, capsys, number):
-    """Lustre and some NFS: the run goes on unguarded, says so, and leaves no lock behind."""
-
-    def flock(*_):
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(locks.fcntl, "flock", flock)
-    assert main.main([*map(str, tiny)]) == 0
-    assert "has no locks: start this run only once at a time" in capsys.readouterr().out
-    assert not list(results.rglob("*.lock"))
-
-
-def test_where_there_is_no_fcntl(tiny, small_encoder, results, monkeypatch, tmp_path):
-    """On Windows filelock guards the run."""
-    monkeypatch.setattr(locks, "fcntl", None)
-    assert main.main([*map(str, tiny)]) == 0
-    assert not list(results.rglob("*.lock"))
-    path = tmp_path / "a.lock"
-    with locks.held(path), pytest.raises(UserError, match="another process is at work"):
-        with locks.held(path):
-            pass
 
 
 def test_without_what_only_unix_has(tmp_path, pictures):
