@@ -126,8 +126,8 @@ def check_seed(args: argparse.Namespace) -> None:
 def run(main: Callable[[], int | None]) -> None:
     """Call `main` and exit with its status.
 
-    A UserError becomes one line on stderr and exit status 2. Of several processes only the first to
-    fail says why, and all leave at once.
+    A UserError becomes one line on stderr and exit status 2. Of several processes each that fails
+    says why; torchrun ends the rest, and its summary has the tracebacks.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal may lack a character: print a ?
@@ -135,25 +135,29 @@ def run(main: Callable[[], int | None]) -> None:
     limit_threads()
     try:
         processes.start()
+        if processes.world() > 1:
+            from torch.distributed.elastic.multiprocessing.errors import record
+
+            main = record(main)
         status = main()
     except UserError as error:
-        status, why = 2, f"error: {error}\n"
+        status, why = 2, f"error: {error}"
     except torch.OutOfMemoryError as error:
         reason = str(error).split(". ")[0]
-        status, why = 2, f"error: {reason}: {devices.memory_advice()}\n"
+        status, why = 2, f"error: {reason}: {devices.memory_advice()}"
     except KeyboardInterrupt:
-        status, why = 130, "interrupted\n"
-    except Exception:
+        status, why = 130, "interrupted"
+    except Exception as error:
         if processes.world() == 1:
             raise
-        status, why = 1, traceback.format_exc()
+        status, why = 1, f"error: process {processes.rank()}: {error!r}"
+        if "TORCHELASTIC_ERROR_FILE" not in os.environ:  # else torchrun's summary has it
+            why = traceback.format_exc()
     else:
         processes.stop()
         sys.exit(status)
     sys.stdout.flush()
-    if processes.first_to_fail():
-        sys.stderr.write(why)
-        sys.stderr.flush()
+    print(why, file=sys.stderr, flush=True)
     if processes.world() > 1:
         os._exit(status)  # the usual exit waits for exchanges with processes that are gone
     sys.exit(status)
