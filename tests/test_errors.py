@@ -3,13 +3,10 @@
 import pytest
 import torch
 from helpers.samples import cut_network
-from torch import nn
-from torchvision import models
 
 import linear
 import main
 from attentionce.errors import UserError
-from model import Model
 
 
 @pytest.fixture
@@ -26,33 +23,11 @@ def refused_by_both(refused, tiny, evaluation, encoder):
 # ---- images ----
 
 
-@pytest.mark.parametrize(
-    "name, archive",
-    [
-        ("cifar10", "cifar-10-python.tar.gz"),
-        ("stl10", "stl10_binary.tar.gz"),
-        ("tinyImageNet", "tiny-imagenet-200.zip"),
-    ],
-)
-def test_no_network(refused_by_both, tmp_path, monkeypatch, name, archive):
+def test_no_network(refused_by_both, tmp_path, monkeypatch):
     """The message says which file to put where."""
     cut_network(monkeypatch)
-    root = tmp_path / "data"
-    for message in refused_by_both("--dataset_name", name, "--root", root):
-        assert archive in message and str(root) in message
-
-
-@pytest.mark.parametrize(
-    "name, archive",
-    [("cifar100", "cifar-100-python.tar.gz"), ("tinyImageNet", "tiny-imagenet-200.zip")],
-)
-def test_a_failed_checksum(refused, tiny, tmp_path, monkeypatch, name, archive):
-    cut_network(monkeypatch)
-    path = tmp_path / archive
-    path.write_bytes(b"half of it")
-    message = refused(main, *tiny, "--dataset_name", name, "--root", tmp_path)
-    assert archive in message and "md5" in message
-    assert path.read_bytes() == b"half of it"
+    for message in refused_by_both("--dataset_name", "cifar10", "--root", tmp_path):
+        assert "cifar-10-python.tar.gz" in message and str(tmp_path) in message
 
 
 @pytest.mark.parametrize("root, why", [("empty", "there are none"), ("missing", "no such folder")])
@@ -109,58 +84,23 @@ def test_a_results_folder_that_takes_no_files(refused, tiny, tmp_path, evaluatio
 # ---- weights ----
 
 
-def foreign(path, what):
-    """Write something to path that is not a weights file of a resnet10."""
-    state = Model(24, "resnet10").state_dict()
-    if what == "truncated":
-        torch.save(state, path)
-        path.write_bytes(path.read_bytes()[:-5000])
-    elif what == "text":
-        path.write_text("<html>404</html>")
-    elif what == "folder":
-        path.mkdir()
-    elif what != "missing":
-        torch.save(
-            {
-                "a list": list(state.values()),
-                "a checkpoint of another": {"epoch": 3, "state_dict": {"weight": torch.ones(2)}},
-                "a whole model": nn.Linear(2, 2),
-                "a number": {**state, "f.1.bias": 3},
-                "another arch": Model(24, "resnet18").state_dict(),
-                "another program": models.squeezenet1_1().state_dict(),
-                "a key more": {**state, "f.8.weight": torch.zeros(1)},
-                "a key less": {key: value for key, value in state.items() if key != "f.1.weight"},
-                "another shape": {**state, "f.0.weight": torch.zeros(64, 3, 5, 5)},
-            }[what],
-            path,
-        )
-
-
 @pytest.mark.parametrize(
-    ("what", "named"),
-    {
-        "missing": "no file",
-        "truncated": "truncated",
-        "text": "is a web page, not weights: download it again",
-        "folder": "foreign.pth",
-        "a list": "a list, not a state_dict",
-        "a checkpoint of another": "not of a known arch",
-        "a whole model": "more than tensors",
-        "a number": "f.1.bias holds a int, not a tensor",
-        "another arch": "f.3.1.conv1.weight",
-        "another program": "not of a known arch",
-        "a key more": "'f.8.weight' is not part",
-        "a key less": "f.1.weight is missing",
-        "another shape": "f.0.weight has shape (64, 3, 5, 5) instead of (64, 3, 3, 3)",
-    }.items(),
+    "content, named",
+    [
+        (None, "no file"),
+        ("<html>404</html>", "is a web page, not weights: download it again"),
+        ({"weight": torch.ones(2)}, "not of a known arch"),
+    ],
 )
-def test_bad_weights(refused, evaluation, encoder, nothing_loaded, contents, what, named):
+def test_bad_weights(refused, evaluation, encoder, nothing_loaded, contents, content, named):
     """All are opened before the first is evaluated, so that good ones have no results either."""
     path = encoder.parent / "foreign.pth"
-    foreign(path, what)
+    if isinstance(content, str):
+        path.write_text(content)
+    elif content:
+        torch.save(content, path)
     before = contents(encoder.parent)
-    arch = ["--arch", "resnet10"] if what == "another arch" else []
-    message = refused(linear, *evaluation, *arch, "--model_path", encoder, path)
+    message = refused(linear, *evaluation, "--model_path", encoder, path)
     assert str(path) in message and named in message
     assert contents(encoder.parent) == before
 
