@@ -221,7 +221,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     path = folder / f"{file_stem(args, 'all')}.lock"
     taken = f"this run ({path}): wait for it, or name another --results"
     with signals.handled(), locks.held(path, taken):
-        signals.leave_on_signals()
+        said = "stopped before the first step; the same command starts again"
+        signals.leave_on_signals(lambda: print(said, flush=True))
         states.remove_temporary(folder, file_stem(args))
         return pretrain(args, command, folder, device, dtype)
 
@@ -249,7 +250,7 @@ def pretrain(
     board = None
     if args.tensorboard and processes.rank() == 0:
         board = tensorboard.open_board(path, run.progress["epoch"])
-    received = signals.catch_signals()
+    received = signals.catch_signals(path.with_name(path.name + ".state"))
     while run.progress["epoch"] <= args.epochs:
         try:
             stop = train_epoch(run, received, lambda: save_state(run, path, ".state"))
@@ -412,7 +413,9 @@ def finish_epoch(run: Run, path: Path, evaluate: Callable | None, command: list[
     if run.loss.attention:
         row["effective_positives"], row["effective_negatives"] = progress["effective"]
     if evaluate is not None and evaluation_due(run, evaluate):
-        row["knn_top1"], row["knn_top5"] = evaluate(run.model)
+        with signals.handled():  # the state is saved
+            signals.leave_on_signals(lambda: announce_stop(run, path, command))
+            row["knn_top1"], row["knn_top5"] = evaluate(run.model)
         progress["best_knn"] = max(progress["best_knn"], row["knn_top1"])
     print_epoch(run, row)
     progress["rows"].append(row)

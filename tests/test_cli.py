@@ -5,10 +5,13 @@ import re
 import pytest
 import torch
 
+import embed
 import linear
 import main
+import reproduce
 from attentionce import cli
 from attentionce.errors import UserError
+from attentionce.training import processes
 
 CUDA = "cuda" if not torch.cuda.is_available() else "cuda:99"
 
@@ -43,18 +46,20 @@ def test_run_passes_on_a_status_and_hides_no_bug():
         cli.run(lambda: 1 / 0)
 
 
-def test_out_of_gpu_memory_is_one_line(capsys):
-    message = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of …"
+def out_of_gpu_memory():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has …")
 
-    def fail():
-        raise torch.OutOfMemoryError(message)
 
+@pytest.mark.parametrize(
+    "fail, device", [(out_of_gpu_memory, "CUDA"), (lambda: torch.empty(2**60), "CPU")]
+)
+def test_out_of_memory_is_one_line(capsys, fail, device):
     with pytest.raises(SystemExit) as caught:
         cli.run(fail)
     assert caught.value.code == 2
     said = capsys.readouterr().err
     advice = "use main.py's --grad_cache or a smaller --batch_size"
-    assert said.startswith(f"error: CUDA out of memory: {advice}") and said.count("\n") == 1
+    assert said.startswith(f"error: {device} out of memory: {advice}") and said.count("\n") == 1
 
 
 # ---- flags ----
@@ -82,3 +87,9 @@ def test_bad_flags(
 
 def test_no_flags(refused):
     assert "--model_path" in refused(linear)
+
+
+@pytest.mark.parametrize("program, words", [(reproduce, []), (embed, ["--model_path", "random"])])
+def test_programs_of_one_process(refused, monkeypatch, program, words):
+    monkeypatch.setattr(processes, "world", lambda: 2)
+    assert "start it without torchrun" in refused(program, *words)

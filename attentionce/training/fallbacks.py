@@ -7,7 +7,7 @@ import torch._functorch.config
 
 from attentionce.data import views
 from attentionce.errors import UserError
-from attentionce.training import one_step, processes
+from attentionce.training import devices, one_step, processes
 from attentionce.training.pretraining import Run
 
 # The share of activations that a compiled forward pass keeps once memory has run out. It costs
@@ -25,7 +25,7 @@ def take_step(run: Run, batch: torch.Tensor) -> None:
     alone: the error ends the run.
 
     Raises:
-        torch.OutOfMemoryError: It does not fit even so.
+        torch.OutOfMemoryError, RuntimeError: It does not fit even so.
     """
     may_change = run.steps_taken < TRIALS and processes.world() == 1
     while True:
@@ -34,18 +34,14 @@ def take_step(run: Run, batch: torch.Tensor) -> None:
             one_step.take_step(run, batch)
             run.steps_taken += 1
             return
-        except torch.OutOfMemoryError as error:
-            change = less_memory(run) if may_change else None
-            reason = str(error).split(". ")[0]
+        except Exception as error:
+            change, reason = None, devices.out_of_memory(error)
+            if may_change and reason is not None:
+                change = less_memory(run)
+            elif may_change and run.compiled and not isinstance(error, UserError):
+                change, reason = uncompile, f"torch.compile failed ({type(error).__name__})"
             if change is None:
                 raise
-        except UserError:
-            raise
-        except Exception as error:
-            if not (run.compiled and may_change):
-                raise
-            change = uncompile
-            reason = f"torch.compile failed ({type(error).__name__})"
         # Outside of the handler, which would hold on to the failed step's tensors.
         undo(run, before)
         print(f"{reason}: continuing {change(run)}", flush=True)

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import ROOT
@@ -14,9 +15,10 @@ from helpers.faults import SOAK, At, BeforeLoading, signals, small
 from helpers.outputs import check_end, last, rows
 from helpers.programs import Program, wait_for
 
+import main
 from attentionce.runs import states
 
-STATUSES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 0}
+STATUSES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 0, signal.SIGHUP: 129}
 STOPPED = re.compile(r"stopped at epoch (\d+), step (\d+), state saved; to resume:\n(.*)\n")
 
 
@@ -27,12 +29,12 @@ def check_finish(results, flags, tmp_path):
     check_end(results, whole)
 
 
-@pytest.mark.parametrize("number", STATUSES)
-@pytest.mark.parametrize("step", [0, 4, 5])
+@pytest.mark.parametrize("number, step", [*zip(STATUSES, (0, 4, 5, 7), strict=True)])
 def test_signals(flags, results, tmp_path, number, step):
     """The step is finished, and the printed command ends the run."""
     program = Program(tmp_path, flags, small, At(step, signals, number))
     assert program.wait() == STATUSES[number], program.output()
+    assert f"{number.name}: saving after this step" in program.output()
     epoch, step_of_epoch, command = STOPPED.search(program.output()).groups()
     assert 3 * (int(epoch) - 1) + int(step_of_epoch) == step + 1
     assert not list(results.rglob("*.lock")) and not list(results.rglob("*.tmp"))
@@ -48,19 +50,67 @@ def test_signals(flags, results, tmp_path, number, step):
 def test_a_second_interrupt_leaves_at_once(flags, results, tmp_path):
     twice = At(4, signals, signal.SIGINT, signal.SIGINT)
     program = Program(tmp_path, [*flags, "--state_minutes", 0], small, twice)
-    assert program.wait() == -signal.SIGINT  # which a shell calls 130
-    assert states.read_state(last(results, ".state"))["progress"]["step"] == 1  # of epoch 2
+    assert program.wait() == 130
+    state = last(results, ".state")
+    assert program.output().endswith(f"interrupted; the newest state is {state}\n")
+    assert states.read_state(state)["progress"]["step"] == 1  # of epoch 2
+    assert not list(results.rglob("*.lock*"))
     assert Program(tmp_path, flags, small).wait() == 0
     check_finish(results, flags, tmp_path)
 
 
-@pytest.mark.parametrize("number", STATUSES)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGXCPU])
 def test_signals_before_the_first_step(flags, results, tmp_path, number):
     program = Program(tmp_path, flags, small, BeforeLoading(number))
-    assert program.wait() == STATUSES[number], program.output()
+    assert program.wait() == 128 + number, program.output()
     assert "Traceback" not in program.output()
     assert "stopped before the first step" in program.output()
     assert not [path for path in results.rglob("*") if path.is_file()]
+
+
+def evaluation_is_interrupted():
+    def watched(*arguments):
+        signals(signal.SIGTERM)
+        time.sleep(60)
+
+    main.knn = watched
+
+
+def test_a_signal_ends_the_evaluation(saving_flags, results, tmp_path):
+    program = Program(tmp_path, saving_flags, small, evaluation_is_interrupted)
+    assert program.wait(30) == 143, program.output()
+    assert STOPPED.search(program.output()).groups()[:2] == ("2", "3")
+    assert not list(results.rglob("*.lock*")) and not list(results.rglob("*.tmp"))
+    assert Program(tmp_path, saving_flags, small).wait() == 0
+    check_finish(results, saving_flags, tmp_path)
+
+
+def as_nohup_does():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def test_an_ignored_signal_stays_ignored(flags, tmp_path):
+    program = Program(tmp_path, flags, as_nohup_does, small, At(4, signals, signal.SIGHUP))
+    assert program.wait() == 0, program.output()
+
+
+def lose_readers(*descriptors):
+    """From now on nobody reads these of this process's streams."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    for descriptor in descriptors:
+        os.dup2(writing, descriptor)
+
+
+@pytest.mark.parametrize("descriptors", [(1,), (1, 2)])
+def test_a_lost_reader_costs_nothing(descriptors, flags, results, tmp_path):
+    """As `| head` and `| tee` do. What stdout can no longer show is on stderr."""
+    faults = small, At(0, lose_readers, *descriptors), At(7, signals, signal.SIGTERM)
+    program = Program(tmp_path, flags, *faults)
+    assert program.wait() == 143, program.output()
+    assert bool(STOPPED.search(program.output())) == (descriptors == (1,))
+    assert Program(tmp_path, flags, small).wait() == 0
+    check_finish(results, flags, tmp_path)
 
 
 def epochs_done(results):

@@ -58,18 +58,26 @@ def fail_first(monkeypatch, name, error):
     return calls
 
 
-@pytest.mark.parametrize("estimator", ["SimCLR", "MoCo"])
-def test_out_of_memory_in_the_first_step_changes_no_weight(monkeypatch, capsys, estimator):
+CPU_OUT_OF_MEMORY = RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't …")
+
+
+@pytest.mark.parametrize(
+    "estimator, device, error",
+    [("SimCLR", "CUDA", OUT_OF_MEMORY), ("MoCo", "CPU", CPU_OUT_OF_MEMORY)],
+)
+def test_out_of_memory_in_the_first_step_changes_no_weight(
+    monkeypatch, capsys, estimator, device, error
+):
     words = ["--estimator", estimator, "--queue", "8"]
     encode_in_float64(monkeypatch)
     expected = train(new_run(monkeypatch, *words))
     run = new_run(monkeypatch, *words)
-    fail_first(monkeypatch, "plain_step", OUT_OF_MEMORY)
+    fail_first(monkeypatch, "plain_step", error)
     found = train(run)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     assert run.grad_cache and not run.recompute
     said = capsys.readouterr().out
-    assert said.count("CUDA out of memory: continuing with --grad_cache") == 1
+    assert said.count(f"{device} out of memory: continuing with --grad_cache") == 1
 
 
 def test_less_memory_in_its_order(monkeypatch, capsys):
@@ -103,7 +111,8 @@ def test_a_compiler_that_fails_is_left_out(monkeypatch, capsys):
     assert_same_run(found, expected)
     assert run.encoder is run.model and run.recompute
     assert (
-        capsys.readouterr().out.count("torch.compile failed (RuntimeError): continuing without") == 1
+        capsys.readouterr().out.count("torch.compile failed (RuntimeError): continuing without")
+        == 1
     )
 
 
