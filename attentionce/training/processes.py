@@ -121,9 +121,9 @@ def gather_rows(rows: Tensor) -> Tensor:
     """The rows of all processes, which have equally many, one after another, without gradients."""
     if world() == 1:
         return rows
-    gathered = rows.new_empty(world() * len(rows), *rows.shape[1:])
-    dist.all_gather_into_tensor(gathered, rows.contiguous())
-    return gathered
+    parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world())]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
 
 
 def own_rows(rows: int) -> Tensor:
