@@ -265,8 +265,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return pretrain(args, command, folder, device, dtype)
     files.writable_folder(folder)
     # Runs that differ in --epochs alone write the same weights: one lock for all of them.
-    with signals.handled(), locks.held(folder / f"{file_stem(args, 'all')}.lock"):
-        signals.leave_on_signals()
+    path = folder / f"{file_stem(args, 'all')}.lock"
+    taken = f"this run ({path}): wait for it, or name another --results"
+    with signals.handled(), locks.held(path, taken):
+        said = "stopped before the first step; the same command starts again"
+        signals.leave_on_signals(lambda: print(said, flush=True))
         states.remove_temporary(folder, file_stem(args))
         return pretrain(args, command, folder, device, dtype)
 
@@ -297,7 +300,7 @@ def pretrain(
     board = None
     if args.tensorboard and processes.rank() == 0:
         board = tensorboard.open_board(path, run.progress["epoch"])
-    received = signals.catch_signals()
+    received = signals.catch_signals(path.with_name(path.name + ".state"))
     while (epoch := run.progress["epoch"]) <= args.epochs:
         try:
             stop = train_epoch(run, received, lambda: save_state(run, path, ".state"))
@@ -309,12 +312,20 @@ def pretrain(
             return signals.exit_status(stop)
         accuracy = None
         if evaluate is not None and (epoch % args.knn_every == 0 or epoch == args.epochs):
-            accuracy = evaluate(run.model)
+            with signals.handled():
+                signals.leave_on_signals(lambda: leave(run, path, command))
+                accuracy = evaluate(run.model)
         report.finish_epoch(run, path, accuracy, command)
         if board is not None:
             tensorboard.write_epoch(board, run.progress["rows"][-1], epoch_pictures(run, epoch))
     save_state(run, path, ".state")
     return 0
+
+
+def leave(run: Run, path: Path, command: list[str]) -> None:
+    """Save the state and say how to resume, when a signal comes during evaluation."""
+    save_state(run, path, ".state")
+    report.announce_stop(run, path, command)
 
 
 def load_images(args: argparse.Namespace) -> Images:

@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # `python -P` leaves i
 
 from attentionce import cli
 from attentionce.errors import UserError
+from attentionce.training import processes
 from experiments import results, studies
 from experiments.studies import Row, Study
 
@@ -52,6 +53,8 @@ def main() -> None:
         UserError: A flag names something that does not exist, or a command failed.
     """
     args = parse_args()
+    if processes.world() > 1:
+        raise UserError("reproduce.py runs one program after another: start it without torchrun")
     if args.epochs is not None and args.epochs < 1:
         raise UserError(f"--epochs must be at least 1, not {args.epochs}")
     rows = studies.all_rows()

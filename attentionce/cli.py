@@ -8,9 +8,8 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import NoReturn
-
-import torch
+from contextlib import suppress
+from typing import Any, NoReturn, TextIO
 
 from attentionce.data.image_folder import FolderOptions
 from attentionce.data.limits import limit_threads
@@ -118,37 +117,70 @@ def check_seed(args: argparse.Namespace) -> None:
         raise UserError(f"--seed must be below 2**63, not {args.seed}")
 
 
+class Log:
+    """A stream on which no print fails: if its reader is gone, it goes on as stderr, or nowhere."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def _try(self, function: Callable, *arguments: Any) -> None:
+        try:
+            function(*arguments)
+        except OSError:
+            with suppress(OSError):
+                os.dup2(2, self.stream.fileno())
+                function(*arguments)
+
+    def write(self, text: str) -> int:
+        """As the stream's."""
+        self._try(self.stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        """As the stream's."""
+        self._try(self.stream.flush)
+
+
 def run(main: Callable[[], int | None]) -> None:
     """Call `main` and exit with its status.
 
-    A UserError becomes one line on stderr and exit status 2. Of several processes only the first to
-    fail says why, and all leave at once.
+    A UserError becomes one line on stderr and exit status 2. Of several processes each that fails
+    says why; torchrun ends the rest, and its summary has the tracebacks.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal may lack a character: print a ?
-            stream.reconfigure(errors="replace")
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal may lack a character: print a ?
+            setattr(sys, name, Log(stream))
     limit_threads()
     try:
         processes.start()
+        if processes.world() > 1:
+            from torch.distributed.elastic.multiprocessing.errors import record
+
+            main = record(main)
         status = main()
     except UserError as error:
-        status, why = 2, f"error: {error}\n"
-    except torch.OutOfMemoryError as error:
-        reason = str(error).split(". ")[0]
-        status, why = 2, f"error: {reason}: {devices.memory_advice()}\n"
-    except KeyboardInterrupt:
-        status, why = 130, "interrupted\n"
-    except Exception:
-        if processes.world() == 1:
+        status, why = 2, f"error: {error}"
+    except KeyboardInterrupt as error:
+        status, why = 130, str(error) or "interrupted"
+    except Exception as error:
+        reason = devices.out_of_memory(error)
+        if reason is None and processes.world() == 1:
             raise
-        status, why = 1, traceback.format_exc()
+        status, why = 1, f"error: process {processes.rank()}: {error!r}"
+        if reason is not None:
+            status, why = 2, f"error: {reason}: {devices.memory_advice()}"
+        elif "TORCHELASTIC_ERROR_FILE" not in os.environ:  # else torchrun's summary has it
+            why = traceback.format_exc()
     else:
         processes.stop()
         sys.exit(status)
     sys.stdout.flush()
-    if processes.first_to_fail():
-        sys.stderr.write(why)
-        sys.stderr.flush()
+    print(why, file=sys.stderr, flush=True)
     if processes.world() > 1:
         os._exit(status)  # the usual exit waits for exchanges with processes that are gone
     sys.exit(status)

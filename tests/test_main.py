@@ -30,8 +30,10 @@ OLD_FLAGS |= {"momentum": 0.99, "queue": 4096}
 
 def test_pretrain_and_evaluate_the_photographs(script, results):
     """The two commands as a user gives them, each in a new process."""
-    flags = "--dataset_name photos --image_size 8 --batch_size 512 --precision fp32".split()
-    words = "--arch resnet10 --num_pos 1 --d_neg 10 --epochs 1 --knn_every 0 --seed 1"
+    flags = ["--dataset_name", "photos", "--batch_size", "512", "--precision", "fp32"]
+    words = (
+        "--image_size 8 --arch resnet10 --num_pos 1 --d_neg 10 --epochs 1 --knn_every 0 --seed 1"
+    )
     trained = script("main.py", *flags, *words.split(), "--results", results)
     assert trained.returncode == 0, trained.stderr
     assert "resnet10: 5.23 M parameters, 0.02 G multiply-adds" in trained.stdout

@@ -37,7 +37,7 @@ def features(
     training = f.training
     f.eval()
     out = []
-    for index in processes.share(len(pixels)).split(batch_size):
+    for index in processes.own_rows(len(pixels)).split(batch_size):
         batch = to_device(pixels[index.to(pixels.device)], device)
         with autocast(device, dtype):
             out.append(f(views.normalize(batch)).flatten(1).float())

@@ -216,7 +216,7 @@ def fit_epoch(
     height, width = train.pixels.shape[2:]
     labels = train.labels[to_device(order, train.labels.device)].split(args.batch_size)
     parts = order.split(args.batch_size)
-    shares = [processes.share(len(part)) for part in parts]
+    shares = [processes.own_rows(len(part)) for part in parts]
     own = [part[share[0] : share[-1] + 1] for part, share in zip(parts, shares, strict=True)]
     bar = tqdm(
         batches(train.pixels, own, device),

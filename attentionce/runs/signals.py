@@ -5,12 +5,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 from attentionce.training import processes
 
-NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")  # the last is Slurm's warning; Windows does not have it
+# SIGUSR1 is Slurm's warning. Windows has the first two alone.
+NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGXCPU")
 SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 
 
@@ -30,15 +32,16 @@ def handled() -> Iterator[None]:
 
 
 def _answer(number: int, handler: Callable | int) -> None:
-    if threading.current_thread() is threading.main_thread():
+    ignored = signal.getsignal(number) == signal.SIG_IGN  # as nohup does with SIGHUP
+    if threading.current_thread() is threading.main_thread() and not ignored:
         signal.signal(number, handler)
 
 
-def leave_on_signals() -> None:
-    """Until `catch_signals`, a signal ends the program: there is nothing to save yet."""
+def leave_on_signals(announce: Callable[[], None]) -> None:
+    """From now on a signal ends the program after announce(): there is nothing to save."""
 
     def leave(number: int, frame: Any) -> NoReturn:
-        print("stopped before the first step; the same command starts again", flush=True)
+        announce()
         raise SystemExit(exit_status(number))
 
     if processes.world() == 1:  # of several, one that waits for the others would not notice
@@ -46,18 +49,26 @@ def leave_on_signals() -> None:
             _answer(number, leave)
 
 
-def catch_signals() -> list[int]:
-    """From now on a signal is only noted in the list returned; a second SIGINT leaves at once."""
+def catch_signals(state: Path) -> list[int]:
+    """From now on a signal is noted in the list returned; a second SIGINT leaves without saving.
+
+    Args:
+        state: Where the run's newest state is, for the user who leaves.
+    """
     received: list[int] = []
-    first: dict[int, float] = {}
+    times: list[float] = []
 
     def note(number: int, frame: Any) -> None:
-        since = time.monotonic() - first.setdefault(number, time.monotonic())
-        if number == signal.SIGINT and processes.world() == 1:
-            signal.signal(number, signal.SIG_DFL)  # the next one does not wait for the step to end
-        elif number == signal.SIGINT and since > 1:
-            # Before that it may be torchrun that passes on what the terminal sent to all.
-            os._exit(exit_status(number))
+        times.append(time.monotonic())
+        # Within a second it may be torchrun that passes on what the terminal sent to all.
+        patience = 0 if processes.world() == 1 else 1
+        if number == signal.SIGINT and received and times[-1] - times[0] >= patience:
+            kept = f"the newest state is {state}" if state.exists() else "no state was saved yet"
+            raise KeyboardInterrupt(f"interrupted; {kept}")
+        if not received and processes.rank() == 0:
+            text = f"{signal.Signals(number).name}: saving after this step; Ctrl-C leaves at once\n"
+            with suppress(OSError):  # not print, which this signal may have interrupted
+                os.write(2, text.encode())
         received.append(number)
 
     for number in SIGNALS:

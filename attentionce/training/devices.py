@@ -117,6 +117,13 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
+def out_of_memory(error: Exception) -> str | None:
+    """`CUDA out of memory`, or of the CPU, if PyTorch raised the error for that; else None."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return str(error).split(". ")[0]
+    return "CPU out of memory" if "DefaultCPUAllocator" in str(error) else None
+
+
 def memory_advice() -> str:
     """What to change if the current device has too little memory."""
     advice = "use main.py's --grad_cache or a smaller --batch_size"

@@ -8,7 +8,8 @@ import torch._functorch.config
 
 from attentionce.data import views
 from attentionce.errors import UserError
-from attentionce.training import one_step, processes
+from attentionce.training import devices, one_step, processes
+from attentionce.training.batchnorm import set_views_per_pass
 from attentionce.training.pretraining import Run
 
 # The share of activations that a compiled forward pass keeps once memory has run out. It costs
@@ -27,7 +28,7 @@ def take_step_or_change(run: Run, batch: torch.Tensor) -> None:
     alone: the error ends the run.
 
     Raises:
-        torch.OutOfMemoryError: It does not fit even so.
+        torch.OutOfMemoryError, RuntimeError: It does not fit even so.
     """
     may_change = run.steps_taken < TRIALS and processes.world() == 1
     while True:
@@ -36,18 +37,16 @@ def take_step_or_change(run: Run, batch: torch.Tensor) -> None:
             one_step.take_step(run, batch)
             run.steps_taken += 1
             return
-        except torch.OutOfMemoryError as error:
-            change = less_memory(run) if may_change else None
-            reason = str(error).split(". ")[0]
+        except Exception as error:
+            cause = getattr(error, "inner_exception", error)  # what failed inside the compiler
+            change, reason = None, devices.out_of_memory(cause)
+            not_compiling = isinstance(cause, (UserError, torch.AcceleratorError))
+            if may_change and reason is not None:
+                change = less_memory(run)
+            elif may_change and run.compiled and not not_compiling:
+                change, reason = uncompile, f"torch.compile failed ({type(cause).__name__})"
             if change is None:
                 raise
-        except UserError:
-            raise
-        except Exception as error:
-            if not (run.compiled and may_change):
-                raise
-            change = uncompile
-            reason = f"torch.compile failed ({type(error).__name__})"
         # Outside of the handler, which would hold on to the failed step's tensors.
         undo(run, before)
         print(f"{reason}: continuing {change(run)}", flush=True)
@@ -64,10 +63,11 @@ def compiled_or_plain(compiled: Callable[..., T], plain: Callable[..., T]) -> Ca
             result = compiled(*args)
             chosen.append(compiled)
             return result
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:
-            reason = type(error).__name__
+            cause = getattr(error, "inner_exception", error)
+            if devices.out_of_memory(cause) or isinstance(cause, torch.AcceleratorError):
+                raise
+            reason = type(cause).__name__
         print(f"torch.compile failed ({reason}): continuing without", flush=True)
         chosen.append(plain)
         return plain(*args)
@@ -77,9 +77,19 @@ def compiled_or_plain(compiled: Callable[..., T], plain: Callable[..., T]) -> Ca
 
 def less_memory(run: Run) -> Callable[[Run], str] | None:
     """The next change that saves memory, or None."""
+    if run.views_per_pass > 1:
+        return one_view_per_pass
     if run.compiled and torch._functorch.config.activation_memory_budget > LOW_BUDGET:
         return keep_fewer_activations
     return None if run.grad_cache else cache_gradients
+
+
+def one_view_per_pass(run: Run) -> str:
+    """Encode one view at a time; says so in words."""
+    run.views_per_pass = 1
+    for model in (run.model, run.moco.model) if run.moco else (run.model,):
+        set_views_per_pass(model, 1)
+    return "with one view per pass"
 
 
 def keep_fewer_activations(run: Run) -> str:

@@ -2,7 +2,6 @@
 
 import math
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -43,16 +42,14 @@ def train_epoch(run: Run, received: list[int], save_state: Callable[[], object])
     checked = marked = time.monotonic()
     with progress_bar(run) as bar:
         for batch in batches(run.pixels, order[progress["step"] :], run.device):
-            with processes.exchanging():
-                fallbacks.take_step_or_change(run, batch)
+            fallbacks.take_step_or_change(run, batch)
             progress["step"] += 1
             now = time.monotonic()
             last = progress["step"] == run.steps
             want_check = run.device.type == "cpu" or last or now - checked > REFRESH
             want_save = now - run.saved > 60 * args.state_minutes
-            orphaned = int(signal.SIGTERM) if processes.orphaned() else 0
             stop, save, check = processes.largest(
-                [max(received, default=orphaned), int(want_save), int(want_check)]
+                [max(received, default=0), int(want_save), int(want_check)]
             )
             if check or save or stop:
                 check_losses(run, bar)

@@ -16,7 +16,7 @@ from helpers.forkserver import CONTEXT
 class Group:
     """`count` processes that call function(*args) in the environment that torchrun makes."""
 
-    def __init__(self, folder, count, function, *args, environment=None):
+    def __init__(self, folder, count, function, *args):
         self.folder = folder / f"group{len(list(folder.glob('group*')))}"
         self.folder.mkdir()
         # torchrun's part
@@ -27,11 +27,11 @@ class Group:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": self.store.port,
             "TORCHELASTIC_USE_AGENT_STORE": "True",
-            **(environment or {}),
         }
         self.processes = []
         for rank in range(count):
             variables = {**common, "RANK": rank, "LOCAL_RANK": rank}
+            variables["TORCHELASTIC_ERROR_FILE"] = self.folder / f"{rank}.error"
             own = {name: str(value) for name, value in variables.items()}
             arguments = self.folder, own, function, args
             process = CONTEXT.Process(target=_member, args=arguments, daemon=True)

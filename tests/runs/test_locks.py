@@ -1,8 +1,11 @@
 """One program at a time works on a run, and removes what killed ones left half-written."""
 
+import errno
+import fcntl
 import os
 import signal
 import socket
+import threading
 
 import pytest
 from helpers.faults import At, hold
@@ -14,17 +17,49 @@ from attentionce.errors import UserError
 from attentionce.runs import locks
 
 
-def test_a_lock_names_its_owner_and_is_not_left_behind(tmp_path):
+def test_a_lock_names_its_owner_and_leaves_no_file(tmp_path):
     path = tmp_path / "run.lock"
-    held = locks.lock(path)
-    with pytest.raises(UserError, match=f"process {os.getpid()} on .* is at work on this run"):
-        locks.lock(path)
-    locks.unlock(path, held)
-    assert not path.exists()
-    path.write_text("process 1 on a machine that crashed")
-    locks.unlock(path, locks.lock(path))
-    with pytest.raises(UserError, match="cannot lock"):
-        locks.lock(tmp_path / "missing" / "run.lock")
+    for _ in range(2):
+        with locks.held(path, "this run"):
+            for _ in range(2):  # the first refusal must not erase the name
+                with pytest.raises(
+                    UserError, match=f"^process {os.getpid()} on .* at work on this run"
+                ):
+                    with locks.held(path, "this run"):
+                        pass
+        assert not list(tmp_path.iterdir())
+        for file in (path, tmp_path / "run.lock.owner"):
+            file.write_text("process 1 on a machine that crashed")
+
+
+def test_a_lock_can_be_waited_for(tmp_path):
+    path, entered = tmp_path / "a.lock", threading.Event()
+
+    def second():
+        with locks.held(path, None):
+            entered.set()
+
+    thread = threading.Thread(target=second)
+    with locks.held(path, None):
+        thread.start()
+        assert not entered.wait(0.2)
+    assert entered.wait(10)
+    thread.join()
+    assert not list(tmp_path.iterdir())
+
+
+# 524 is the kernel's ENOTSUPP, which some network file systems let through.
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EPERM, 524])
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capsys, number):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with locks.held(tmp_path / "a.lock", None), locks.held(tmp_path / "a.lock", "this run"):
+        pass
+    (one, other) = capsys.readouterr().out.splitlines()
+    assert one == other == f"{tmp_path} has no locks: start this only once at a time"
+    assert not list(tmp_path.iterdir())
 
 
 def test_two_on_one_folder(call, refused, saving_flags, results, whole, tmp_path):
@@ -57,17 +92,14 @@ def test_temporary_files_of_killed_runs_are_removed(call, saving_flags, results,
     """Those of this run, also with other --epochs; not those of other runs, which may be alive."""
     folder = results / "folder"
     folder.mkdir(parents=True)
-    own = [
-        STEM.replace("_3_", f"_{epoch}_") + ending
-        for epoch in (3, 12)
-        for ending in (".pth", ".state", ".csv", ".json")
-    ]
-    others = [
-        f"{STEM}_linear.csv",
-        STEM.replace("1.0_1.0", "1.0_2.0") + ".state",
-        "folder_SimCLR_bcl_8_3_0.1_0.9_0.9.csv",
-    ]
-    for name in own + others:
+    names = {
+        f"{STEM.replace('_3_', '_12_')}.state": False,
+        f"{STEM}.csv": False,
+        f"{STEM}_linear.csv": True,
+        STEM.replace("1.0_1.0", "1.0_2.0") + ".state": True,
+        "folder_SimCLR_bcl_8_3_0.1_0.9_0.9.csv": True,
+    }
+    for name in names:
         (folder / f"{name}.tmp").write_text("half")
     assert call(main, *saving_flags) == 0
-    assert {path.name for path in folder.glob("*.tmp")} == {f"{name}.tmp" for name in others}
+    assert {path.stem for path in folder.glob("*.tmp")} == {name for name in names if names[name]}

@@ -59,17 +59,26 @@ def compile_to_a_copy(monkeypatch):
         yield lambda: monkeypatch.setattr(torch, "compile", lambda model, **_: copy.copy(model))
 
 
-@pytest.mark.parametrize("words", [[], ["--estimator", "MoCo", "--queue", 8]])
+CPU_OUT_OF_MEMORY = RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't …")
+
+
+@pytest.mark.parametrize(
+    "words, device, error",
+    [
+        ([], "CUDA", OUT_OF_MEMORY),
+        (["--estimator", "MoCo", "--queue", 8], "CPU", CPU_OUT_OF_MEMORY),
+    ],
+)
 def test_out_of_memory_in_the_first_step_changes_no_weight(
-    run_in_float64, monkeypatch, capsys, words
+    run_in_float64, monkeypatch, capsys, words, device, error
 ):
     expected = train(run_in_float64(*words))
     run = run_in_float64(*words)
-    fail_first(monkeypatch, "plain_step", OUT_OF_MEMORY)
+    fail_first(monkeypatch, "plain_step", error)
     torch.testing.assert_close(train(run), expected, rtol=1e-9, atol=1e-9)
     assert run.grad_cache and not run.recompute
     said = capsys.readouterr().out
-    assert said.count("CUDA out of memory: continuing with --grad_cache") == 1
+    assert said.count(f"{device} out of memory: continuing with --grad_cache") == 1
 
 
 def test_less_memory_in_its_order(compile_to_a_copy, monkeypatch, capsys):
