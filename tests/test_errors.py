@@ -7,7 +7,6 @@ import linear
 import main
 from attentionce.errors import UserError
 
-
 # ---- images ----
 
 
