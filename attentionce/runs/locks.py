@@ -1,103 +1,72 @@
-"""A lock: one process at a time works on a run."""
+"""A lock: one process at a time works on a run, on an output, or on a file of decoded images."""
 
-import errno
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
 
 import filelock
 
 from attentionce.errors import UserError
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
-# What some network file systems (Lustre, NFS) answer when they have no locks.
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
-
 
 @contextmanager
-def held(path: Path) -> Iterator[None]:
-    """Hold the lock `path` inside, and leave no file behind.
+def held(path: Path, taken: str | None = "this run: wait for it, or name another --results") -> Iterator[None]:
+    """Hold the lock file `path`, which is removed at the end.
 
-    The kernel releases it however the process ends. A file system without locks leaves the run
-    unguarded, and one line says so.
+    The system frees it however the process ends. On a file system without locks there is none, and
+    one line says so.
+
+    Args:
+        taken: What the process that has the lock is at work on, for the error. None: wait for it.
 
     Raises:
-        UserError: Another process holds it; the message names it.
+        UserError: Another process has it; the message names that process.
     """
-    if fcntl is None:
-        with _held_by_library(path):
-            yield
+    if not _has_locks(path.parent):
+        print(f"{path.parent} has no locks: start this only once at a time", flush=True)
+        yield
         return
-    file = lock(path)
+    owner = path.with_name(path.name + ".owner")  # some versions of filelock empty `path`
+    lock = filelock.FileLock(path, timeout=-1 if taken is None else 0)
     try:
+        lock.acquire()
+        while not path.exists():  # its last holder removed it after we had opened it
+            lock.release()
+            lock.acquire()
+    except filelock.Timeout:
+        name = ""
+        with suppress(OSError):
+            name = owner.read_text(errors="replace")
+        raise UserError(f"{name or 'another process'} is at work on {taken}") from None
+    except OSError as error:
+        raise UserError(f"cannot lock {path}: {error.strerror}") from None
+    try:
+        with suppress(OSError):  # a full disk
+            owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
         yield
     finally:
-        unlock(path, file)
+        for file in (owner, path):
+            with suppress(OSError):  # the folder is gone or read-only
+                file.unlink()
+        lock.release()
 
 
-def lock(path: Path) -> TextIO | None:
-    """Take the lock; None on a file system without locks.
+def _has_locks(folder: Path) -> bool:
+    """Whether files in a folder can be locked.
 
-    Raises:
-        UserError: Another process holds it; the message names it.
+    The system says so itself: where it cannot, versions of filelock differ. They raise, wait, or
+    fall back to a file that outlives a killed process.
     """
-    while True:
-        try:
-            file = open(path, "a+")  # open as long as the lock is held
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            owner = file.read(200).strip() or "another process"
-            raise UserError(_taken(owner, path)) from None
-        except OSError as error:
-            if error.errno in NO_LOCKS:
-                print(f"{path.parent} has no locks: start this run only once at a time", flush=True)
-                unlock(path, file)
-                return None
-            raise UserError(
-                f"cannot lock {path}: {error.strerror}; name another --results"
-            ) from None
-        try:
-            current = os.stat(path).st_ino == os.fstat(file.fileno()).st_ino
-        except FileNotFoundError:
-            current = False
-        if current:  # else its last holder removed it between our open and our lock
-            break
-        file.close()
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
-    file.flush()
-    return file
-
-
-def unlock(path: Path, file: TextIO | None) -> None:
-    """Release a lock and leave no file behind."""
-    if file is None:
-        return
-    with suppress(OSError):  # a folder that is gone or read-only
-        path.unlink()
-    file.close()
-
-
-@contextmanager
-def _held_by_library(path: Path) -> Iterator[None]:
-    guard = filelock.FileLock(path, timeout=0)
     try:
-        with guard:
-            yield
-    except filelock.Timeout:
-        raise UserError(_taken("another process", path)) from None
-    finally:
-        with suppress(OSError):
-            path.unlink()
+        import fcntl
 
-
-def _taken(owner: str, path: Path) -> str:
-    return f"{owner} is at work on this run ({path}): wait for it, or name another --results"
+        with tempfile.TemporaryFile(dir=folder) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # Windows always can
+        return True
+    except OSError:
+        return False
+    return True
