@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "attentionce.__init__": (),
     "attentionce.errors": (),
     "attentionce.attention": (),
-    "attentionce.data": BOTTOM,
+    "attentionce.data": (*BOTTOM, "attentionce.runs.locks"),
     "attentionce.training": (*BOTTOM, "attentionce.data"),
     "attentionce.evaluation": (*BOTTOM, *SHARED),
     "attentionce.runs": (*BOTTOM, *SHARED),

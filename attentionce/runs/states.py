@@ -19,7 +19,6 @@ from attentionce.training import processes
 # Flags that change no result: where a run runs, where it writes, and how often it reports. A run
 # may be resumed with others.
 FREE_FLAGS = {
-    "big_images",
     "cache",
     "compile",
     "deterministic",

@@ -37,7 +37,7 @@ CHANGES = {
 }
 FREE = {"k": 3, "knn_every": 1, "save_every": 1, "state_minutes": 0, "compile": "off", "epochs": 4}
 ELSEWHERE = "root results resume device dataset_name deterministic grad_cache tensorboard bn"
-ELSEWHERE += " test_split skip_broken big_images cache"
+ELSEWHERE += " test_split skip_broken cache"
 
 
 @pytest.fixture
