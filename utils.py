@@ -84,8 +84,9 @@ def load(
     Args:
         name: One of DATASETS.
         root: The folder that holds the data set or that it is downloaded to; not used for photos.
-        split: "pretrain", "train" or "test". "pretrain" is "train", and for stl10 and a folder the
-            unlabelled images as well.
+        split: "pretrain", "train", "test" or "all". "pretrain" is "train", and for stl10 and a
+            folder the unlabelled images as well. "all" is what is in a folder in the order of the
+            paths, and of another data set "test" and "pretrain", with paths like test/000000.
         store_size: Side in pixels at which the images of a folder are kept.
         options: How to read a folder.
 
@@ -96,13 +97,15 @@ def load(
         UserError: The data set is missing or damaged, or a value is wrong. It is a `NoLabels` if a
             folder has no images with labels for "train" or "test".
     """
-    if split not in ("pretrain", "train", "test"):
-        raise ValueError(f"split must be pretrain, train or test, not {split!r}")
+    if split not in ("pretrain", "train", "test", "all"):
+        raise ValueError(f"split must be pretrain, train, test or all, not {split!r}")
     if store_size < 1:
         raise UserError(f"--store_size must be at least 1, not {store_size}")
     root = os.path.expanduser(root)
     if options.cache is not None:
         options = options._replace(cache=os.path.expanduser(options.cache))
+    if split == "all" and name != "folder":
+        return joined(load(name, root, "test"), load(name, root, "pretrain"))
     with warnings.catch_warnings():
         # PIL warns about metadata, which is not used, and torch about arrays that are read-only,
         # which nothing writes to.
@@ -124,6 +127,20 @@ def load(
     if split == "pretrain" and name != "stl10":
         split = "train"
     return images._replace(source=f"{name} {split}", fingerprint=f"{name} {split}")
+
+
+def joined(test: Images, train: Images) -> Images:
+    """Test and training images of a data set as one, with paths that tell which is which."""
+    parts = (("test", test), ("train", train))
+    source = f"{test.source} and {train.source}"
+    return Images(
+        torch.cat([test.pixels, train.pixels]),
+        torch.cat([test.labels, train.labels]),
+        test.classes,
+        source,
+        fingerprint=source,
+        paths=[f"{name}/{i:06d}" for name, part in parts for i in range(len(part.labels))],
+    )
 
 
 def from_torchvision(name: str, root: str, split: str) -> Images:

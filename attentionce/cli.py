@@ -12,7 +12,6 @@ from contextlib import suppress
 from typing import Any, NoReturn, TextIO
 
 from attentionce.data.image_folder import FolderOptions
-from attentionce.data.limits import limit_threads
 from attentionce.errors import UserError
 from attentionce.training import devices, processes
 
@@ -58,19 +57,19 @@ def add_data_flags(parser: argparse.ArgumentParser, datasets: Sequence[str]) -> 
     add("--dataset_name", default="cifar10", metavar="NAME", help=", ".join(datasets))
     add("--store_size", type=int, default=64, help="side of a folder's images once read, in pixels")
     add("--test_split", metavar="NAME", help="folder of your test images (default: test or val)")
+    add_folder_flags(add)
+
+
+def add_folder_flags(add: Callable[..., Any]) -> None:
+    """How the user's own images are read."""
     add("--skip_broken", action="store_true", help="leave out images that cannot be read")
-    add("--big_images", action="store_true", help="read images above PIL's limit of 89 megapixels")
-    add(
-        "--cache",
-        type=path,
-        metavar="DIR",
-        help="where to keep your images decoded (default: beside them)",
-    )
+    text = "where to keep your images decoded (default: beside them)"
+    add("--cache", type=path, metavar="DIR", help=text)
 
 
 def folder_options(args: argparse.Namespace) -> FolderOptions:
     """How to read a folder, by the flags of `add_data_flags`."""
-    return FolderOptions(args.test_split, args.skip_broken, args.big_images, args.cache)
+    return FolderOptions(args.test_split, args.skip_broken, args.cache)
 
 
 def add_device_flags(parser: argparse.ArgumentParser) -> None:
@@ -155,7 +154,6 @@ def run(main: Callable[[], int | None]) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal may lack a character: print a ?
             setattr(sys, name, Log(stream))
-    limit_threads()
     try:
         processes.start()
         if processes.world() > 1:

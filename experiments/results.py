@@ -16,7 +16,6 @@ from loss import LOSSES
 
 # Flags of linear.py that do not change its result.
 LINEAR_FREE_FLAGS = {
-    "big_images",
     "cache",
     "compile",
     "device",

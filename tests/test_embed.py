@@ -1,18 +1,19 @@
-"""embed.py: what its files hold, and that it goes on where it was interrupted."""
+"""embed.py: what its files hold, and that it continues where it was interrupted."""
 
 import csv
+import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
 from PIL import Image
 
 import embed
 import utils
 from attentionce.evaluation import knn
-from attentionce.runs import files
+from attentionce.runs import files, locks
 from attentionce.training import processes
 from model import Model
 
@@ -56,6 +57,18 @@ def encoded(monkeypatch):
     return counts
 
 
+def stopping(calls, stop):
+    """The encoder as it is now; stop() is called after so many calls."""
+    left, real = iter(range(calls)), embed.features
+
+    def watched(*arguments):
+        if next(left, None) is None:
+            stop()
+        return real(*arguments)
+
+    return watched
+
+
 def loaded(path):
     """The arrays of an .npz file."""
     with np.load(path) as content:
@@ -68,7 +81,7 @@ def save_image(path, value=0, size=(9, 7)):
     Image.new("RGB", size, (value, value, value)).save(path)
 
 
-# ------------------------------------------------------------------------------ what it writes
+# ---- what it writes ----
 
 
 def test_features_are_those_of_the_evaluation(call, flags, out, model, pictures, encoded, capsys):
@@ -82,14 +95,14 @@ def test_features_are_those_of_the_evaluation(call, flags, out, model, pictures,
         part = slice(rows, rows + len(images.labels))
         np.testing.assert_allclose(content["feature"][part], expected, rtol=1e-4, atol=1e-6)
         assert content["label"][part].tolist() == images.labels.tolist()
+        assert content["path"][part].tolist() == list(images.paths)
         assert content["classes"].tolist() == images.classes
         rows += len(images.labels)
     assert rows == 36 and content["feature"].dtype == np.float32
-    assert content["path"].tolist() == sorted(content["path"])
-    assert content["path"][0] == "test/blue/0.png" and content["path"][-1] == "train/red/7.png"
     assert encoded == [10, 10, 10, 6]
     said = capsys.readouterr()
-    assert said.out.startswith("36 images of 8×8 px, 3 classes\nresnet10 on cpu in float32\n")
+    line = f"36 images of 3 classes, 8×8 px ({pictures})"
+    assert said.out.startswith(f"{line}\nresnet10 on cpu in float32\n")
     assert said.out.endswith(f"{out}: 36 images, feature of 512 numbers\n")
     assert said.err == ""  # no bars where there is no terminal
     assert [path.name for path in out.parent.iterdir()] == ["features.npz"]
@@ -104,57 +117,39 @@ def test_projections(call, flags, out, model):
     np.testing.assert_allclose(content["projection"], expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("ending", embed.WRITERS)
-def test_a_folder_without_classes(call, flags, out, tmp_path, ending, capsys):
+def test_any_folder(call, flags, out, tmp_path, capsys):
     """At any depth, of any size; what lies in no folder has no label."""
-    root, out = tmp_path / "mine", out.with_suffix(ending)
+    root, out = tmp_path / "mine", out.with_suffix(".csv")
     names = ["b.png", "a\nb, c.png", "ä/deep/er/ü.png", "train/x.png", "unlabeled/y/z.png"]
     for value, name in enumerate(names):
         save_image(root / name, 40 * value, (9 + value, 7))
     save_image(root / ".hidden" / "x.png")
-    call(embed, *flags, "--root", root, "--out", out)
-    assert "\nleft out: 1 hidden or of the system\n" in capsys.readouterr().out
+    (root / "broken.png").write_text("not an image")
+    call(embed, *flags, "--root", root, "--out", out, "--skip_broken")
+    said = capsys.readouterr().out
+    assert "5 images, 1 of 1 class and 4 without labels" in said and "broken images (1: " in said
     order = ["a\nb, c.png", "b.png", "train/x.png", "unlabeled/y/z.png", "ä/deep/er/ü.png"]
-    if ending == ".csv":
-        with open(out, newline="", encoding="utf-8") as file:
-            rows = [row[:2] for row in csv.reader(file)][1:]
-        assert rows == [[path, "ä" if "ä" in path else ""] for path in order]
-    elif ending == ".npz":
-        content = loaded(out)
-        assert content["path"].tolist() == order
-        assert content["label"].tolist() == [-1, -1, -1, -1, 0]
-        assert len(np.unique(content["feature"], axis=0)) == 5
-    else:
-        from safetensors.numpy import load_file
-
-        paths = load_file(out)["path"]
-        assert [bytes(row).rstrip(b"\0").decode() for row in paths] == order
-    shutil.rmtree(root / "ä")
-    call(embed, *flags, "--root", root, "--out", out)
-    if ending == ".npz":
-        assert set(loaded(out)) == {"path", "feature"}
+    with open(out, newline="", encoding="utf-8") as file:
+        rows = [row[:2] for row in csv.reader(file)][1:]
+    assert rows == [[path, "ä" if "ä" in path else ""] for path in order]
 
 
 def test_data_sets_by_name(call, flags, out, model, monkeypatch):
     """Their test images come first, then those of pretraining; -1 is no label."""
-    photos = {split: utils.load("photos", "", split) for split in ("test", "pretrain")}
-
-    def few(name, root, split, side):
-        pixels, labels, classes = photos[split][:3]
-        assert name == "photos" and side == 8
-        labels = labels.clone()
-        labels[0] = -1
-        return utils.Images(pixels[:12], labels[:12], classes)
-
-    monkeypatch.setattr(embed, "load", few)
+    pixels = torch.randint(256, (10, 3, 8, 8), dtype=torch.uint8)
+    parts = {"test": slice(0, 4), "pretrain": slice(4, 10)}
+    labels = torch.tensor([0, 1, 0, 1, 1, 1, 0, 0, -1, -1])
+    monkeypatch.setattr(
+        utils,
+        "photos",
+        lambda part: utils.Images(pixels[parts[part]], labels[parts[part]], ["a", "b"]),
+    )
     call(embed, *flags, "--dataset_name", "photos", "--out", out)
     content = loaded(out)
-    paths = [f"{split}/{i:06d}" for split in ("test", "train") for i in range(12)]
-    assert content["path"].tolist() == paths
-    pixels = torch.cat([photos["test"].pixels[:12], photos["pretrain"].pixels[:12]])
+    paths = [f"test/{i:06d}" for i in range(4)] + [f"train/{i:06d}" for i in range(6)]
+    assert content["path"].tolist() == paths and content["label"].tolist() == labels.tolist()
     expected = knn.features(model.f, pixels, CPU, torch.float32)
     np.testing.assert_allclose(content["feature"], expected, rtol=1e-4, atol=1e-6)
-    assert content["label"].tolist() == [-1, *[0] * 11] * 2
 
 
 def test_an_untrained_encoder(call, flags, out):
@@ -166,154 +161,65 @@ def test_an_untrained_encoder(call, flags, out):
     assert (found[0] == found[1]).all() and (found[0] != found[2]).any()
 
 
-# ------------------------------------------------------------------------------ interruptions
+# ---- interruptions ----
 
 
-class Interrupt:
-    """Ctrl-C when the encoder is called for the so-manieth time."""
-
-    def __init__(self, monkeypatch, calls):
-        self.left = calls
-        monkeypatch.setattr(embed, "features", self)
-
-    def __call__(self, *arguments):
-        self.left -= 1
-        if self.left < 0:
-            raise KeyboardInterrupt
-        return knn.features(*arguments)
-
-
-@pytest.mark.parametrize("after", range(5))
-def test_interrupted_anywhere(call, flags, out, monkeypatch, after, capsys):
-    """The same command goes on; finished blocks are not encoded again, the file is the same."""
+@pytest.mark.parametrize(("after", "number"), [(0, signal.SIGTERM), (2, signal.SIGINT)])
+def test_interrupted(call, flags, out, encoded, monkeypatch, after, number, capsys):
+    """The same command continues; finished blocks are not encoded again, the file is the same."""
     whole = out.with_name("whole.npz")
     call(embed, *flags, "--out", whole)
-    Interrupt(monkeypatch, after)
-    if after < 4:
+    with monkeypatch.context() as patch:
+        patch.setattr(embed, "features", stopping(after, lambda: os.kill(os.getpid(), number)))
         with pytest.raises(KeyboardInterrupt):
             call(embed, *flags, "--out", out)
-        assert not out.exists()
-        names = {path.name for path in out.parent.iterdir()}
-        assert names == {"whole.npz", "features.npz.partial"}
-    else:  # in the last moment, while the file is written
-        with monkeypatch.context() as patch:
-            patch.setitem(
-                embed.WRITERS, ".npz", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
-            )
-            with pytest.raises(KeyboardInterrupt):
-                call(embed, *flags, "--out", out)
+    assert len(list(out.parent.glob("features.npz.*"))) == 1  # no lock
+    encoded.clear()
     capsys.readouterr()
-    rest = Interrupt(monkeypatch, 4 - after)
     call(embed, *flags, "--out", out)
-    assert rest.left == 0
-    finished = min(36, 10 * after)
-    said = f"\n{finished} of them are finished already\n"
-    assert (said in capsys.readouterr().out) == (after > 0)
+    assert len(encoded) == 4 - after
+    assert ("\n20 of them are finished already\n" in capsys.readouterr().out) == (after > 0)
     assert out.read_bytes() == whole.read_bytes()
     assert {path.name for path in out.parent.iterdir()} == {"whole.npz", "features.npz"}
 
 
-@pytest.fixture
-def interrupted(call, flags, out, monkeypatch):
-    """The partial file of a run that finished 20 of 36 images."""
+def test_interrupted_while_the_file_is_written(call, flags, out, encoded, monkeypatch):
     with monkeypatch.context() as patch:
-        Interrupt(patch, 2)
+        patch.setitem(embed.WRITERS, ".npz", lambda *_: signal.raise_signal(signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
             call(embed, *flags, "--out", out)
-    return out.with_name("features.npz.partial")
+    encoded.clear()
+    call(embed, *flags, "--out", out)
+    assert not encoded and len(loaded(out)["path"]) == 36
 
 
-def test_images_that_changed_meanwhile(call, flags, out, pictures, tmp_path, encoded, monkeypatch):
-    """Only new and changed ones are encoded; what is gone is not in the file."""
+def test_rows_of_other_settings_are_not_taken(
+    call, flags, out, pictures, encoded, monkeypatch, tmp_path
+):
+    """Nor do they stay when the output is written."""
     root = tmp_path / "mine"
     shutil.copytree(pictures, root)
-    flags = [*flags, "--root", root]
     with monkeypatch.context() as patch:
-        Interrupt(patch, 3)
+        patch.setattr(embed, "features", stopping(2, lambda: signal.raise_signal(signal.SIGINT)))
         with pytest.raises(KeyboardInterrupt):
-            call(embed, *flags, "--out", out)
-    save_image(root / "test" / "blue" / "0.png", 200, (8, 8))  # changed
-    save_image(root / "a.png", 100, (8, 8))  # new, before all others
-    (root / "test" / "green" / "1.png").unlink()
-    call(embed, *flags, "--out", out)
-    assert encoded == [8]  # these two and the six that were left
-    again = out.with_name("again.npz")
-    call(embed, *flags, "--out", again)
-    for name, value in loaded(again).items():
-        if name == "feature":  # in other blocks the last bits may differ
-            np.testing.assert_allclose(loaded(out)[name], value, rtol=1e-4, atol=1e-6)
-        else:
-            assert (loaded(out)[name] == value).all()
-
-
-@pytest.mark.parametrize(
-    "words, named",
-    [
-        (["--precision", "bf16"], "(precision)"),
-        (["--projection"], "(weights, columns, numbers per row)"),
-        (["--model_path", "random", "--arch", "resnet10"], "(weights)"),
-        (["--image_size", 7], "(image size)"),
-    ],
-)
-def test_other_settings_are_refused(refused, flags, out, interrupted, words, named):
-    before = interrupted.read_bytes()
-    message = refused(embed, *flags, "--out", out, *words)
-    assert f"{interrupted} was made with other settings {named}" in message
-    assert interrupted.read_bytes() == before
-
-
-def test_broken_images_are_named_together(call, refused, flags, out, tmp_path, encoded, capsys):
-    """When all others are finished; without them the same command is done at once."""
-    root, bad = tmp_path / "mine", [f"bad{i:02d}.png" for i in range(12)]
-    for i in range(30):
-        save_image(root / f"{i}.png", i, (9, 8))
-    for name in bad:
-        save_image(root / name, 0, (9, 8))
-        content = (root / name).read_bytes()
-        (root / name).write_bytes(content[: len(content) // 2])
-    message = refused(embed, *flags, "--root", root, "--out", out)
-    assert "cannot read 12 images: " in message and "--skip_broken" in message
-    assert "bad00.png" in message and "bad09.png' and 2 more" in message
-    assert sum(encoded) == 30 and not out.exists()
-    skipped = out.with_name("skipped.npz")
-    call(embed, *flags, "--root", root, "--out", skipped, "--skip_broken")
-    assert "skipped.npz: 30 images, without 12 that cannot be read" in capsys.readouterr().out
-    assert loaded(skipped)["path"].tolist() == sorted(f"{i}.png" for i in range(30))
-    encoded.clear()
-    for name in bad:
-        (root / name).unlink()
-    call(embed, *flags, "--root", root, "--out", out)
-    assert not encoded and out.read_bytes() == skipped.read_bytes()
-
-
-def test_nothing_but_broken_images(refused, flags, out, tmp_path):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "a.png").write_text("not an image")
-    words = ["--root", tmp_path / "mine", "--out", out, "--skip_broken"]
-    assert "cannot read the image" in refused(embed, *flags, *words)
-
-
-def test_images_above_the_limit(call, refused, flags, out, tmp_path, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
-    save_image(tmp_path / "mine" / "a.png")
-    flags = [*flags, "--root", tmp_path / "mine", "--out", out]
-    assert "--big_images" in refused(embed, *flags)
-    call(embed, *flags, "--big_images")
-    assert Image.MAX_IMAGE_PIXELS == 50 and len(loaded(out)["path"]) == 1
+            call(embed, *flags, "--root", root, "--out", out)
+    (partial,) = out.parent.iterdir()
+    content = partial.read_bytes()
+    save_image(root / "train" / "red" / "more.png")
+    words = ["--model_path", "random", "--arch", "resnet10"]
+    for other in (["--precision", "bf16"], ["--image_size", 7], ["--projection"], words, []):
+        partial.write_bytes(content)
+        encoded.clear()
+        same = ["--root", pictures] if other else ["--root", root]
+        call(embed, *flags, *same, *other, "--out", out)
+        assert encoded[:3] == [10, 10, 10]
+        assert [path.name for path in out.parent.iterdir()] == ["features.npz"]
 
 
 def test_two_at_once(refused, flags, out):
-    with FileLock(out.with_name("features.npz.lock")):
-        assert "another process writes" in refused(embed, *flags, "--out", out)
-
-
-def test_without_locks(call, flags, out, monkeypatch, capsys):
-    def no_locks(self, **_):
-        raise OSError(38, "Function not implemented")
-
-    monkeypatch.setattr(FileLock, "acquire", no_locks)
-    assert call(embed, *flags, "--out", out) == 0
-    assert "cannot lock" in capsys.readouterr().out
+    with locks.held(out.with_name("features.npz.lock"), "something"):
+        message = refused(embed, *flags, "--out", out)
+    assert f"is at work on {out}: wait for it, or name another --out" in message
 
 
 def test_as_a_user_starts_it(script, flags, out):
@@ -322,14 +228,14 @@ def test_as_a_user_starts_it(script, flags, out):
     assert process.stderr == "" and len(loaded(out)["path"]) == 36
 
 
-# ------------------------------------------------------------------------------ what is refused
+# ---- what is refused ----
 
 
 def test_wrong_flags_are_named(refused, flags, out, monkeypatch, tmp_path):
     def says(text, *words):
         assert text in refused(embed, *flags, "--out", out, *words)
 
-    says("must end in .npz, .csv, .safetensors", "--out", "features.txt")
+    says("must end in .npz or .csv", "--out", "features.txt")
     says("must name a file in a folder that exists", "--out", tmp_path / "none" / "f.npz")
     says("--dataset_name cifar11", "--dataset_name", "cifar11")
     says("--batch_size must be at least 1", "--batch_size", 0)
@@ -337,6 +243,8 @@ def test_wrong_flags_are_named(refused, flags, out, monkeypatch, tmp_path):
     says("is not a folder", "--root", tmp_path / "none")
     (tmp_path / "empty").mkdir()
     says("no images in", "--root", tmp_path / "empty")
+    (tmp_path / "empty" / "a.png").write_text("not an image")
+    says("a.png", "--root", tmp_path / "empty")
     says("does not fit resnet18", "--arch", "resnet18")
     monkeypatch.setattr(processes, "world", lambda: 2)
     says("start it without torchrun")

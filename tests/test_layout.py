@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "attentionce.presets": (),
     "attentionce.attention": (),
     "attentionce.weights": ("attentionce.errors", "attentionce.runs.files"),
-    "attentionce.data": BOTTOM,
+    "attentionce.data": (*BOTTOM, "attentionce.runs.locks"),
     "attentionce.training": (*BOTTOM, "attentionce.data"),
     "attentionce.evaluation": (*BOTTOM, *SHARED),
     "attentionce.evaluation.linear_classifier": (

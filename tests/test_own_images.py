@@ -2,12 +2,10 @@
 
 import sys
 
-import numpy as np
 import pytest
 from helpers.groups import Tiny
 from helpers.outputs import rows
 from helpers.samples import picture, put
-from PIL import Image
 
 import linear
 import main
@@ -46,7 +44,7 @@ def test_pretraining_without_labels(unlabelled, results, call, capsys, small_enc
 
 
 def test_pretraining_on_any_folder(tmp_path, results, call, capsys, small_encoder):
-    root = save(tmp_path / "own", "a/b/1.png", "a/2.png", "3", "c/4.png")
+    root = save(tmp_path / "own", "a/b/1.png", "a/2.png", "3.png", "c/4.png")
     assert call(main, *words(root, results)) == 0
     out = capsys.readouterr().out
     assert "pretraining on 4 images, 3 of 2 classes and 1 without labels, 8×8 px" in out
@@ -56,10 +54,10 @@ def test_pretraining_on_any_folder(tmp_path, results, call, capsys, small_encode
 def test_what_labels_there_are_vote(tmp_path, results, call, capsys, small_encoder, monkeypatch):
     names = ["train/a/1.png", "train/b/2.png", "test/a/1.png", "test/b/x.png"]
     root = save(tmp_path / "own", *names, *(f"unlabeled/{i}.png" for i in range(9)))
-    asked, real = [], main.knn
-    monkeypatch.setattr(main, "knn", lambda *given: (asked.append(given), real(*given))[1])
+    given_features, real = [], main.knn
+    monkeypatch.setattr(main, "knn", lambda *given: (given_features.append(given), real(*given))[1])
     assert call(main, *words(root, results, "--knn_every", 1)) == 0
-    bank, labels = asked[0][:2]
+    bank, labels = given_features[0][:2]
     assert len(bank) == 2
     assert labels.tolist() == [0, 1]
     out = capsys.readouterr().out
@@ -81,13 +79,13 @@ def test_the_bank_of_stl10_is_its_labelled_part(call, results, small_encoder, mo
         return images.Images(train.pixels[:16], labels[:16], train.classes)
 
     monkeypatch.setattr(main, "load", few)
-    asked, real = [], main.knn
-    monkeypatch.setattr(main, "knn", lambda *given: (asked.append(given), real(*given))[1])
+    given_features, real = [], main.knn
+    monkeypatch.setattr(main, "knn", lambda *given: (given_features.append(given), real(*given))[1])
     flags = words("unused", results, "--knn_every", 1)
     flags[1] = "stl10"
     assert call(main, *flags) == 0
     assert loaded == ["pretrain", "test"]
-    assert len(asked[0][0]) == 8
+    assert len(given_features[0][0]) == 8
 
 
 @pytest.mark.parametrize(
@@ -106,27 +104,27 @@ def test_linear_says_what_it_lacks(tmp_path, results, encoder, refused, names, s
     assert said in refused(linear, *flags, "--model_path", encoder)
 
 
-def test_flags_of_the_images(tmp_path, results, encoder, call, refused, capsys, monkeypatch):
+def test_flags_of_the_images(tmp_path, results, encoder, call, refused, capsys):
     """Both programs take them, and say what they left out and which images they test on."""
     names = [f"train/{name}/{i}.png" for name in "ab" for i in range(4)]
-    root = save(tmp_path / "own", *names, "valid/a/1.png", "valid/b/2.png", "test/1.png")
+    root = save(tmp_path / "own", *names, "held/a/1.png", "held/b/2.png", "test/1.png")
     put(root, {"train/a/broken.png": b"text"})
-    Image.fromarray(np.zeros((40, 40), np.uint8)).save(root / "train" / "b" / "large.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    flags = ["--test_split", "valid", "--skip_broken", "--big_images"]
-    flags += ["--cache", tmp_path / "cache"]
+    flags = ["--test_split", "held", "--skip_broken", "--cache", tmp_path / "cache"]
     pretrain = words(root, results, "--knn_every", 1)
     evaluate = [*pretrain[:6], "--model_path", encoder, "--epochs", 1, "--store_size", 8]
     for module, given in ((main, pretrain), (linear, evaluate)):
-        message = refused(module, *given)
-        assert "cannot read 2 images" in message
-        assert "--skip_broken" in message and "--big_images" in message
+        message = refused(module, *given, "--cache", tmp_path / "cache")
+        assert "cannot read the image" in message and "--skip_broken" in message
         assert call(module, *given, *flags) == 0
         out = capsys.readouterr().out
-        assert "training on 9 images of 2 classes, 8×8 px" in out
-        assert f"left out: 1 broken image ('{root}/train/a/broken.png')" in out
-        assert f"on 2 images of 2 classes, 8×8 px ({root}/valid)" in out
-    assert len(list((tmp_path / "cache").iterdir())) == 2
+        assert "training on 8 images of 2 classes, 8×8 px" in out
+        assert "left out: broken images (1: 'train/a/broken.png')" in out
+        assert f"on 2 images of 2 classes, 8×8 px ({root}/held)" in out
+    assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == [
+        ".npy",
+        ".npy",
+        ".part",
+    ]
     assert not list(root.glob(".*"))
 
 

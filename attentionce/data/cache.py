@@ -1,170 +1,149 @@
-"""Decoded images in files: the next run reads them, and an array too large for memory is mapped.
+"""Decoded images in a .npy file that is mapped into memory, where the next run finds them.
 
-A file holds two arrays, one after the other, in NumPy's format: the images, uint8 N×3×H×W, and
-which of the N images that there were to decode they are, int64 n. Where broken images were skipped,
-n is smaller than N, and only the first n count.
+The array is uint8 (S+N)×3×H×W for N images. Its first S rows hold one byte per image: 0 not decoded
+yet, 1 decoded, 2 broken. The images that were decoded follow, in order and without gaps.
 """
 
-import errno
-import glob
+import io
+import math
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, SoftFileLock
+from PIL import Image
 
+from attentionce.data.decoding import BrokenImage, decode, refuse
 from attentionce.errors import as_user_error
 
-# While a file is being filled it is called PATH.PID.tmp, and PATH.PID.tmp.lock is locked.
-PARTS = ".*.npy.*.tmp"
-NO_LOCKS = (OSError, NotImplementedError)  # the file system has none, or another process holds it
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-BLOCK = 2**24  # bytes to write at a time
+DECODED, BROKEN = 1, 2
+BLOCK = 2**26  # bytes of pixels to decode at a time
 
 
-def load(path: str, count: int, limit: float) -> tuple[np.ndarray, np.ndarray]:
-    """Open a file that `make` or `store` made.
+def folders(root: str, cache: str | None) -> list[Path]:
+    """The folders to look for decoded images in; the last is the one to write them to.
 
     Args:
-        path: The file.
-        count: How many images there were to decode, N.
-        limit: How many bytes may be read into memory; a larger array is mapped, read-only.
-
-    Returns:
-        (the images, which of the N they are)
+        root: The folder of the images.
+        cache: The folder that the user wants. None: `root`, or where nothing can be written there,
+            a temporary folder of the user's.
 
     Raises:
-        UserError: The file is damaged.
+        UserError: A folder cannot be made, or belongs to somebody else.
     """
-    with as_user_error(
-        f"cannot use the decoded images in {path!r}: remove this file, it is made again"
-    ):
-        pixels = np.lib.format.open_memmap(path, mode="r")
-        if pixels.ndim != 4 or len(pixels) != count or pixels.dtype != np.uint8:
-            raise ValueError("it holds other images")
-        with open(path, "rb") as file:
-            file.seek(pixels.offset + pixels.nbytes)
-            kept = np.lib.format.read_array(file)
-        steps = np.diff(kept, prepend=-1, append=count)
-        if kept.ndim != 1 or kept.dtype != np.int64 or not (steps > 0).all():
-            raise ValueError("it holds other images")
-        return (pixels if pixels.nbytes > limit else np.array(pixels))[: len(kept)], kept
+    if cache is None and os.access(root, os.W_OK):
+        return [Path(root)]
+    user = os.getuid() if hasattr(os, "getuid") else ""
+    folder = Path(cache or Path(tempfile.gettempdir(), f"attentionce-{user}"))
+    with as_user_error(f"cannot use the folder {str(folder)!r}: name another with --cache"):
+        folder.mkdir(mode=0o777 if cache else 0o700, parents=True, exist_ok=True)
+        if not cache and user not in ("", folder.stat().st_uid):
+            raise PermissionError("it belongs to somebody else")
+    return [folder] if cache else [Path(root), folder]
 
 
-def make(path: str, shape: tuple[int, ...], fill: Callable[[np.ndarray], np.ndarray]) -> None:
-    """Decode images to a memory-mapped file, without ever holding them in memory.
+Found = tuple[np.ndarray, np.ndarray]  # images uint8 n×3×H×W, which of all N they are
+
+
+def find(paths: list[Path], count: int, skip_broken: bool) -> Found | None:
+    """Map the first of these files that is there and has all `count` images, or the sound ones.
+
+    Raises:
+        UserError: A file is damaged.
+    """
+    for path in filter(Path.exists, paths):
+        with as_user_error(f"cannot use the decoded images in {str(path)!r}: remove this file"):
+            array = np.lib.format.open_memmap(path, mode="r")
+            rows = _state_rows(count, array.shape[1:])
+            states = array[:rows].reshape(-1)[:count]
+            if len(array) != rows + count or array.dtype != np.uint8 or not states.all():
+                raise ValueError("it holds other images, or not all")
+        kept = np.flatnonzero(states == DECODED)
+        if skip_broken or len(kept) == count:
+            return array[rows : rows + len(kept)], kept
+    return None
+
+
+def write(
+    path: Path,
+    shape: tuple[int, ...],
+    read: Callable[[int], Image.Image],
+    what: str,
+    skip_broken: bool,
+) -> Found:
+    """Decode images to a file and map it, continuing where a process that was killed stopped.
+
+    Nothing is written through a mapping: on a full disk that would kill the program (SIGBUS).
 
     Args:
         path: The file. It gets this name only when it is complete.
         shape: Of the images, N×3×H×W.
-        fill: Decodes them to the array that it is given, and returns which of them it holds.
+        read, what: As for `decode`.
 
     Raises:
-        UserError: The file cannot be written.
+        UserError: The file cannot be written, or images are broken.
     """
-    with (
-        as_user_error(
-            f"the images are too large for memory and need a file of "
-            f"{np.prod(shape, dtype=float) / 1e9:.3f} GB, {path!r}: make room and give write "
-            "permission there, name another folder with --cache, or take a smaller --store_size"
-        ),
-        written(path) as part,
+    count, row = shape[0], math.prod(shape[1:])
+    rows, size = _state_rows(count, shape[1:]), max(1, BLOCK // row)
+    header, part = io.BytesIO(), path.with_suffix(".part")
+    description = {"descr": "|u1", "fortran_order": False, "shape": (rows + count, *shape[1:])}
+    np.lib.format.write_array_header_1_0(header, description)
+    start = header.tell()
+    broken: dict[int, BrokenImage] = {}
+    with as_user_error(
+        f"cannot write {count * row / 1e9:.3f} GB of decoded images to {str(path)!r}: make room "
+        "and give write permission there, or name another folder with --cache"
     ):
-        fill_file(part, shape, fill)
+        part.touch()
+        with open(part, "r+b") as file:
+            if file.read(start) != header.getvalue():
+                file.truncate(0)
+                file.seek(0)
+                file.write(header.getvalue())
+            states = np.frombuffer(file.read(count).ljust(count, b"\0"), np.uint8).copy()
+            if not skip_broken or DECODED not in states:
+                states[states == BROKEN] = 0  # they may have been repaired
+            for first in range(int(np.append(states, 0).argmin()), count, size):
+                pixels = np.empty((min(size, count - first), *shape[1:]), np.uint8)
+                broken_here = decode(read, pixels, what, first, count)
+                broken |= broken_here
+                state = np.full(len(pixels), DECODED, np.uint8)
+                state[[i - first for i in broken_here]] = BROKEN
+                file.seek(start + (rows + np.count_nonzero(states[:first] == DECODED)) * row)
+                file.write(pixels[state == DECODED].tobytes())
+                file.flush()
+                os.fsync(file.fileno())  # only then they count as decoded
+                states[first : first + len(pixels)] = state
+                file.seek(start)
+                file.write(states.tobytes())
+                file.flush()
+            file.truncate(start + (rows + count) * row)
+    if not skip_broken or DECODED not in states:
+        refuse(broken, ", or train without them (--skip_broken)")
+    with suppress(FileNotFoundError):  # without locks, another process may have been faster
+        os.replace(part, path)
+    _remove_stale(path)
+    found = find([path], count, skip_broken)
+    assert found is not None
+    return found
 
 
-def fill_file(path: str, shape: tuple[int, ...], fill: Callable[[np.ndarray], np.ndarray]) -> None:
-    """Write both arrays; `fill` fills the first. The file is closed when this returns."""
-    start = np.lib.format.open_memmap(path, "w+", np.uint8, shape).offset
-    reserve(path, start)
-    array = np.lib.format.open_memmap(path, "r+")
-    kept = fill(array)
-    array.flush()
-    with open(path, "ab") as file:
-        np.lib.format.write_array(file, kept)
+def _remove_stale(path: Path) -> None:
+    """Remove what was decoded with the same settings from other images, finished or not.
 
-
-def store(path: str, pixels: np.ndarray, kept: np.ndarray) -> None:
-    """Write images that are in memory, for the next run. Where that fails, do without.
-
-    Args:
-        path: The file. It gets this name only when it is complete.
-        pixels: The images, N×3×H×W.
-        kept: Which of the N decoded images they are.
+    What was begun with other settings goes too, if nobody has worked on it for an hour.
     """
-    with suppress(OSError), written(path) as part, open(part, "wb") as file:
-        np.lib.format.write_array(file, pixels)
-        np.lib.format.write_array(file, kept)
-
-
-@contextmanager
-def written(path: str) -> Iterator[str]:
-    """A path to write to, which becomes `path` if nothing fails and else is removed."""
-    part = f"{path}.{os.getpid()}.tmp"
-    with locked(f"{part}.lock"):
-        try:
-            yield part
-            os.replace(part, path)
-        finally:
-            with suppress(OSError):  # it has its final name, or was never made
-                os.remove(part)
-
-
-def reserve(path: str, start: int) -> None:
-    """Claim the disk space of a sparse file from byte `start` to its end.
-
-    Without this, writing to the mapped file on a disk that is full kills the program (SIGBUS).
-
-    Raises:
-        OSError: There is not enough room.
-    """
-    size = os.path.getsize(path) - start
-    with open(path, "r+b") as file:
-        if hasattr(os, "posix_fallocate"):
-            try:
-                os.posix_fallocate(file.fileno(), start, size)
-                return
-            except OSError as error:  # some file systems cannot do it
-                if error.errno in NO_ROOM:
-                    raise
-        file.seek(start)
-        for done in range(0, size, BLOCK):
-            file.write(bytes(min(BLOCK, size - done)))
-
-
-@contextmanager
-def locked(path: str) -> Iterator[None]:
-    """Hold a lock that the system releases when this process ends, however it ends.
-
-    On a file system without locks, go on without one.
-    """
-    lock = FileLock(path)
-    with suppress(*NO_LOCKS):
-        lock.acquire(timeout=0)
-    try:
-        yield
-    finally:
-        lock.release()
+    settings, _, _ = path.name.rpartition("-")
+    for other in path.parent.glob(".*-" + "-".join(2 * [16 * "[0-9a-f]"]) + ".[np]*"):
         with suppress(OSError):
-            os.remove(path)
+            idle = other.suffix == ".part" and time.time() - other.stat().st_mtime > 3600
+            if other.stem != path.stem and (other.name.startswith(f"{settings}-") or idle):
+                other.unlink()
 
 
-def remove_parts(folder: str) -> None:
-    """Remove files that were left half filled by killed processes: nobody holds their locks."""
-    for path in glob.glob(os.path.join(glob.escape(folder), f"{PARTS}.lock")):
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=0)
-        except NO_LOCKS:
-            continue
-        # On a file system without locks some versions of filelock make do with a file, which says
-        # nothing about other processes.
-        if isinstance(lock, SoftFileLock):
-            lock.release()
-            continue
-        with suppress(OSError):
-            os.remove(path.removesuffix(".lock"))
-        lock.release()
-        with suppress(OSError):
-            os.remove(path)
+def _state_rows(count: int, size: tuple[int, ...]) -> int:
+    """S: how many rows of this size it takes to hold a byte for each image."""
+    return -(-count // math.prod(size))

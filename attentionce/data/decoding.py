@@ -1,38 +1,22 @@
-"""From image files to 8-bit RGB pixels, in several threads."""
+"""From image files to 8-bit RGB pixels, in one thread per CPU."""
 
 import functools
 import importlib
 import os
-import stat
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from multiprocessing.pool import ThreadPool
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from attentionce.data.limits import free_memory
 from attentionce.errors import UserError
 
 # EPS would start Ghostscript, FITS unpacks without a limit, and PIL alone cannot decode the others.
 UNUSED_FORMATS = ("EPS", "FITS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF")
-
-# What HEIC has in its bytes 8 to 12
-HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
-
-# Above this many pixels, images are decoded one at a time: several such images at once would take
-# gigabytes.
-BIG_IMAGE = 16_000_000
-one_big_image = threading.Lock()
-
-# Above this many pixels, 89 million, PIL refuses images, because small files can be made that
-# unpack to more than any memory holds.
-PIL_LIMIT = Image.MAX_IMAGE_PIXELS or 89_478_485
-BYTES_PER_PIXEL = 16  # as decoded, turned, on white, and in RGB, with 4 bytes each
+BAR: dict[str, Any] = {"unit": "image", "leave": False, "disable": None}  # only in a terminal
 
 
 @functools.cache
@@ -47,8 +31,8 @@ def formats() -> list[str]:
 @functools.cache
 def extensions() -> set[str]:
     """The extensions of these formats, in lower case and with their dot."""
-    known = formats()
-    return {end for end, name in Image.registered_extensions().items() if name in known}
+    readable = formats()  # first of all, because it registers more extensions
+    return {end for end, name in Image.registered_extensions().items() if name in readable}
 
 
 class BrokenImage(UserError):
@@ -72,14 +56,11 @@ def open_image(
         allowed: PIL's names of the formats that are allowed.
 
     Raises:
-        BrokenImage: The image is broken.
+        BrokenImage: The image is broken, or above PIL's limit of pixels.
         UserError: There is not enough memory, which does not mean that the image is broken.
     """
     try:
-        with (
-            Image.open(source() if callable(source) else source, formats=allowed) as image,
-            one_big_image if image.width * image.height > BIG_IMAGE else nullcontext(),
-        ):
+        with Image.open(source() if callable(source) else source, formats=allowed) as image:
             yield image
     except UserError:
         raise
@@ -87,6 +68,9 @@ def open_image(
         raise UserError(
             f"not enough memory to decode {name!r}: allow this process more, or remove the image"
         ) from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        limit = f"more than {Image.MAX_IMAGE_PIXELS or 0:,} pixels: shrink it first"
+        raise BrokenImage(name, limit) from None
     except Exception as error:
         # repr escapes line breaks and control characters in names of files.
         raise BrokenImage(name, repr(f"{type(error).__name__}: {error}")[1:-1][:300]) from error
@@ -94,56 +78,34 @@ def open_image(
 
 @contextmanager
 def open_file(path: str) -> Iterator[Image.Image]:
-    """Open an image in any format that is read, and nothing that is not a file.
-
-    Raises:
-        BrokenImage: The image is broken or not a file. Opening a pipe would wait for ever.
-    """
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise BrokenImage(path, "it is not a regular file")
-        with open_image(path, path, formats()) as image:
-            yield image
-    except OSError as error:
-        raise BrokenImage(path, str(error.strerror)) from None
-    except BrokenImage:
-        with suppress(OSError):
-            if needs_heic_reader(path):
-                why = "it holds HEIC; to read that: pip install pillow-heif"
-                raise BrokenImage(path, why) from None
-        raise
+    """Open an image in any format that is read; a BrokenImage if it is broken or not a file."""
+    if not os.path.isfile(path) and os.path.exists(path):
+        raise BrokenImage(path, "it is not a regular file")  # opening a pipe would wait for ever
+    with open_image(path, path, formats()) as image:
+        yield image
 
 
-def needs_heic_reader(path: str) -> bool:
-    """Whether a file holds HEIC, whatever its name, and no reader for it is installed."""
-    if "HEIF" in formats() or not os.path.isfile(path):
-        return False
-    with open(path, "rb") as file:
-        start = file.read(12)
-    return start[4:8] == b"ftyp" and start[8:12] in HEIC_BRANDS
-
-
-@contextmanager
-def pixel_limit(lifted: bool) -> Iterator[None]:
-    """Lift PIL's limit on the number of pixels of an image, if `lifted`."""
-    before = Image.MAX_IMAGE_PIXELS
-    if lifted:
-        Image.MAX_IMAGE_PIXELS = None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
+def cpus() -> int:
+    """How many CPUs this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def decode(
-    read: Callable[[int], Image.Image], out: np.ndarray, what: str
+    read: Callable[[int], Image.Image],
+    out: np.ndarray,
+    what: str,
+    first: int = 0,
+    total: int | None = None,
 ) -> dict[int, BrokenImage]:
     """Decode images in several threads, since PIL releases Python's lock while it decodes.
 
     Args:
         read: Given i, returns image i in RGB.
-        out: The array to fill, uint8 N×3×H×W.
+        out: The array to fill with the images from `first` on, uint8 N×3×H×W.
         what: What the progress bar calls the images.
+        total: How many images there are in all; None: those of `out`.
 
     Returns:
         The broken images by i, in order. Their pixels in `out` are undefined.
@@ -152,13 +114,13 @@ def decode(
 
     def decode_one(i: int) -> None:
         try:
-            out[i] = np.asarray(read(i)).transpose(2, 0, 1)
+            out[i - first] = np.asarray(read(i)).transpose(2, 0, 1)
         except BrokenImage as error:
             broken[i] = error
 
-    bar = tqdm(total=len(out), desc=f"decoding {what}", unit="image", leave=False, disable=None)
-    with bar, ThreadPool(torch.get_num_threads()) as pool:
-        for _ in pool.imap_unordered(decode_one, range(len(out)), chunksize=16):
+    bar = tqdm(total=total or len(out), initial=first, desc=f"decoding {what}", **BAR)
+    with bar, ThreadPool(cpus()) as pool:
+        for _ in pool.imap_unordered(decode_one, range(first, first + len(out)), chunksize=16):
             bar.update()
     return dict(sorted(broken.items()))
 
@@ -173,8 +135,6 @@ def refuse(broken: dict[int, BrokenImage], advice: str = "") -> None:
     if not broken:
         return
     images = list(broken.values())
-    if any(image.cause.startswith("DecompressionBomb") for image in images):
-        advice += f"; --big_images reads those of more than {PIL_LIMIT:,} pixels"
     if len(images) == 1:
         what, them = f"the image {images[0].name!r}", "it"
     else:
@@ -184,15 +144,14 @@ def refuse(broken: dict[int, BrokenImage], advice: str = "") -> None:
     raise UserError(f"cannot read {what}: replace or remove {them}{advice} ({images[0].cause})")
 
 
-def upright(image: Image.Image, side: int | None) -> Image.Image:
+def upright(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Convert an image to 8-bit RGB on white and turn it as EXIF says.
 
     Args:
         image: The image, in any mode, not decoded yet.
-        side: Resize the image and crop its centre to side×side pixels; None keeps its size.
+        size: Height and width to bring it to: its short side is resized to the height, and the
+            centre is cropped. An image of this size is kept as it is.
     """
-    if image.width * image.height > PIL_LIMIT:
-        bound_memory(image, side)
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range; save it with 8 or 16 bits")
@@ -200,14 +159,14 @@ def upright(image: Image.Image, side: int | None) -> Image.Image:
         image = image.convert("I").point(lambda value: value * (1 / 257) + 0.5).convert("L")
         image.info.pop("transparency", None)  # a level of the 16 bits
     image = on_white(image)
-    if side is None:
+    if (image.height, image.width) == size:
         return image
-    short = min(image.size)
+    side, short = size[0], min(image.size)
     longest = 16 * short  # a single row of pixels, enlarged whole, would fill the memory
     if max(image.size) > longest:
         image = ImageOps.fit(image, (min(image.width, longest), min(image.height, longest)))
-    size = (side * image.width // short, side * image.height // short)
-    image = image.resize(size, Image.Resampling.BILINEAR)
+    resized = (side * image.width // short, side * image.height // short)
+    image = image.resize(resized, Image.Resampling.BILINEAR)
     left = round((image.width - side) / 2)
     top = round((image.height - side) / 2)
     return image.crop((left, top, left + side, top + side))
@@ -219,18 +178,3 @@ def on_white(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
-
-
-def bound_memory(image: Image.Image, side: int | None) -> None:
-    """Before an image above PIL's limit is decoded, see that it takes no more memory than is free.
-
-    Most JPEGs can be decoded at a half, a quarter or an eighth of their size.
-
-    Raises:
-        ValueError: There is not enough memory.
-    """
-    if side is not None and not image.info.get("progressive"):
-        image.draft(None, (2 * side, 2 * side))
-    needed, free = image.width * image.height * BYTES_PER_PIXEL, free_memory()
-    if needed > free:
-        raise ValueError(f"decoding takes {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")

@@ -1,10 +1,11 @@
 """The user's own images, of any size and format, with or without labels."""
 
+import functools
 import hashlib
-import math
 import os
-from contextlib import suppress
-from typing import NamedTuple
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,22 +13,14 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from attentionce.data import cache
-from attentionce.data.cache import remove_parts
-from attentionce.data.decoding import (
-    BrokenImage,
-    decode,
-    open_file,
-    pixel_limit,
-    refuse,
-    upright,
-)
-from attentionce.data.folder_layout import NoLabels, Part, no_labels, test_part, training_part
+from attentionce.data.decoding import BAR, BrokenImage, open_file, upright
+from attentionce.data.folder_layout import find_split
 from attentionce.data.image_files import ImageFile
 from attentionce.data.images import Images
-from attentionce.data.limits import free_memory
 from attentionce.errors import UserError, as_user_error
+from attentionce.runs.locks import held
 
-READING = 2  # part of a cache's name: to be raised whenever an image's pixels come out differently
+READING = 3  # part of a cache's name: to be raised whenever an image's pixels come out differently
 SAMPLES = 64  # files of which a fingerprint knows the first bytes
 SAMPLE = 2**16  # bytes
 
@@ -37,7 +30,6 @@ class FolderOptions(NamedTuple):
 
     test_split: str | None = None  # the folder of the test images; None: test or val
     skip_broken: bool = False
-    big_images: bool = False  # read those above PIL's limit of pixels
     cache: str | None = None  # folder for the decoded images; None: beside the images
 
 
@@ -50,12 +42,11 @@ def image_folder(
     and the centre is cut out, unless all images of all splits have the same size and it is no
     larger than that. EPS, FITS and videos are left out.
 
-    The decoded images go to a hidden file in `root`, where the next run on the same images finds
-    them. If they are too large for memory, the result is that file, mapped into memory.
+    The result is a file of decoded images, mapped into memory: cache.py.
 
     Args:
         root: The folder with the images.
-        split: "pretrain", "train" (those with labels) or "test".
+        split: "pretrain", "train" (those with labels), "test" or "all".
         store_size: Side in pixels at which the images are kept.
         options: How to read them.
 
@@ -63,17 +54,18 @@ def image_folder(
         NoLabels: "train" or "test" is asked for, and there are no labels.
         UserError: A folder or an image is missing or unusable.
     """
-    with pixel_limit(options.big_images):
-        with as_user_error(
-            f"cannot list the images in {root!r}: repair or remove what cannot be read"
-        ):
-            part, everything = find_split(root, split, options.test_split)
-        kind = "pretrain" if part.files[-1].label < 0 else "test" if split == "test" else "train"
-        pixels, kept = decoded(root, kind, part.files, everything, store_size, options)
-    files = [part.files[i] for i in kept.tolist()]
-    labels = torch.tensor([file.label for file in files])
-    part.left_out.broken = sorted({file.path for file in part.files} - {f.path for f in files})
-    if split != "test":
+    with as_user_error(f"cannot list the images in {root!r}: repair or remove what cannot be read"):
+        part, everything = find_split(root, split, options.test_split)
+    if split == "pretrain" and part.files[-1].folder:
+        split = "train"  # the same images
+    pixels, kept = decoded(root, split, part.files, everything, store_size, options)
+    files = [part.files[i] for i in kept]
+    number = {name: i for i, name in enumerate(part.classes)}
+    labels = torch.tensor([number.get(file.folder, -1) for file in files])
+    if len(files) < len(part.files):
+        broken = {file.inside(root) for file in part.files} - {file.inside(root) for file in files}
+        part.left_out["broken images"].update(sorted(broken))
+    if split in ("pretrain", "train"):
         refuse_emptied(part.classes, labels)
     return Images(
         torch.from_numpy(pixels),
@@ -82,142 +74,78 @@ def image_folder(
         part.source,
         str(part.left_out),
         fingerprint(root, files, pixels.shape[2:]),
+        [file.inside(root) for file in files],
     )
-
-
-def find_split(root: str, split: str, test_split: str | None) -> tuple[Part, list[ImageFile]]:
-    """The images of a split; and those of all splits, whose sizes decide on the size to keep."""
-    training = training_part(root, test_split)
-    everything = training.files
-    try:
-        test = test_part(root, training, test_split, strict=split == "test")
-    except NoLabels:
-        if split == "test":
-            raise
-    else:
-        everything = training.files + test.files
-        if split == "test":
-            for file in test.files:
-                if file.label < 0:
-                    name = os.path.relpath(file.path, test.source).split(os.sep)[0]
-                    folder = os.path.join(test.source, name)
-                    raise UserError(
-                        f"{folder!r} is not a class of the folder train: rename or remove it"
-                    )
-            return test, everything
-    if split == "train":
-        if not training.classes:
-            raise NoLabels(no_labels(root, training))
-        files = [file for file in training.files if file.label >= 0]
-        return training._replace(files=files), everything
-    return training, everything
 
 
 def decoded(
     root: str,
-    kind: str,
+    split: str,
     files: list[ImageFile],
     everything: list[ImageFile],
     store_size: int,
     options: FolderOptions,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Decode images, or read them from the file to which an earlier run decoded them.
+    """The images of `files`, decoded to a file that is mapped, and which of `files` they are.
 
     Args:
-        root: The user's folder.
-        kind: What to call the images in the names of files and the progress bar.
-        files: The images.
-        everything: Those of all splits.
-        store_size: Side in pixels at which images of different sizes are kept.
-        options: How to read them.
+        split: What to call the images in the file's name and the progress bar.
+        everything: The files of all splits, whose sizes decide on that of the images.
 
     Returns:
-        (uint8 n×3×H×W, the indices in `files` of these n images); n is smaller than the number of
-        files if broken images are skipped.
+        (uint8 n×3×H×W, n indices); n is smaller than the number of files if some are broken.
     """
-    name = f".{kind}-{cache_key(root, everything, store_size, options)}.npy"
-    folders = [root] if options.cache is None else [root, options.cache]
-    for folder in folders:
-        if os.path.exists(os.path.join(folder, name)):
-            return cache.load(os.path.join(folder, name), len(files), memory_limit())
-    size = common_size([file.path for file in everything], store_size)
-    side = store_size if size is None else None
-
-    def read(i: int) -> Image.Image:
-        with open_file(files[i].path) as image:
-            return upright(image, side)
-
-    def fill(out: np.ndarray) -> np.ndarray:
-        broken = decode(read, out, kind)
-        if not options.skip_broken or len(broken) == len(files):
-            refuse(broken, ", or train without them (--skip_broken)")
-        kept = np.array([i for i in range(len(files)) if i not in broken], np.int64)
-        for to, i in enumerate(kept):
-            if to < i:
-                out[to] = out[i]
-        return kept
-
-    shape = (len(files), 3, *(size or (store_size, store_size)))
-    path = os.path.join(folders[-1], name)
-    with suppress(OSError):
-        os.makedirs(folders[-1], exist_ok=True)
-    remove_parts(folders[-1])
-    if np.prod(shape, dtype=float) > memory_limit():
-        cache.make(path, shape, fill)
-        return cache.load(path, len(files), 0)
-    pixels = np.empty(shape, np.uint8)
-    kept = fill(pixels)
-    cache.store(path, pixels, kept)
-    return pixels[: len(kept)], kept
+    contents = digest((file.inside(root), file.size, file.changed) for file in everything)
+    paths = []
+    for folder in cache.folders(root, options.cache):
+        elsewhere = "" if folder == Path(root) else os.path.abspath(root)
+        settings = digest([READING, store_size, options.test_split, elsewhere])
+        paths.append(folder / f".{split}-{settings}-{contents}.npy")
+    find = functools.partial(cache.find, paths, len(files), options.skip_broken)
+    found = find()
+    if found is None:
+        with held(paths[-1].with_suffix(".lock"), None):
+            found = find()  # another process may have decoded them meanwhile
+            if found is None:
+                size = common_size([file.path for file in everything], store_size)
+                read = functools.partial(read_image, files, size)
+                shape = (len(files), 3, *size)
+                found = cache.write(paths[-1], shape, read, split, options.skip_broken)
+    return found
 
 
-def common_size(paths: list[str], store_size: int) -> tuple[int, int] | None:
-    """Whether all images have one size that is no larger than `store_size`; broken ones aside.
+def read_image(files: list[ImageFile], size: tuple[int, int], i: int) -> Image.Image:
+    """Image i in RGB, `size` pixels high and wide."""
+    with open_file(files[i].path) as image:
+        return upright(image, size)
 
-    Returns:
-        That size (height, width); None as soon as one image differs or is larger.
-    """
+
+def common_size(paths: list[str], store_size: int) -> tuple[int, int]:
+    """Height and width of all images, or `store_size` as soon as one differs or is larger."""
     size = None
-    for path in tqdm(paths, desc="reading sizes", unit="image", leave=False, disable=None):
+    for path in tqdm(paths, desc="reading sizes", **BAR):
         try:
             with open_file(path) as image:
-                # Turning an image decodes it, so do it only where it matters. Else the header will
-                # do.
+                # Turning an image decodes it, so do it only where it matters.
                 if image.width != image.height and max(image.size) <= store_size:
                     ImageOps.exif_transpose(image, in_place=True)
                 this = (image.height, image.width)
         except BrokenImage:  # decoding will name it
             continue
         if max(this) > store_size or size not in (None, this):
-            return None
+            return store_size, store_size
         size = this
-    return size
-
-
-def memory_limit() -> float:
-    """How many bytes of memory decoded images may take: half of what is free; 4 GB if unknown."""
-    free = free_memory()
-    return 4e9 if free == math.inf else free / 2
+    return size or (store_size, store_size)
 
 
 def refuse_emptied(classes: list[str], labels: torch.Tensor) -> None:
-    """Raise a UserError that names the classes of which all images are broken."""
+    """Raise a UserError that names a class of which all images are broken."""
     counts = labels[labels >= 0].bincount(minlength=len(classes)).tolist()
-    emptied = [name for name, count in zip(classes, counts, strict=True) if count == 0]
-    if emptied:
+    if 0 in counts:
         raise UserError(
-            f"the class {emptied[0]!r} ends up empty, all of its images are broken: replace them, "
-            "or remove the folder"
+            f"the class {classes[counts.index(0)]!r} ends up empty, all of its images are broken: "
+            "replace them, or remove the folder"
         )
-
-
-def cache_key(root: str, files: list[ImageFile], store_size: int, options: FolderOptions) -> str:
-    """A name that changes with the images and with all that decides on their pixels."""
-    how = (READING, store_size, options.skip_broken, options.big_images)
-    digest = hashlib.sha256(ascii(how).encode())
-    for file in files:
-        digest.update(ascii((place(root, file), file.size, file.changed)).encode())
-    return digest.hexdigest()[:16]
 
 
 def fingerprint(root: str, files: list[ImageFile], size: tuple[int, ...]) -> str:
@@ -226,18 +154,21 @@ def fingerprint(root: str, files: list[ImageFile], size: tuple[int, ...]) -> str
     It depends on the size at which images are kept, on the paths and sizes of all files, and on the
     first bytes of a few of them.
     """
-    digest = hashlib.sha256(ascii(size).encode())
+    found = hashlib.sha256(ascii(size).encode())
     for file in files:
-        digest.update(ascii((place(root, file), file.size)).encode())
+        found.update(ascii((file.inside(root), file.size)).encode())
     for file in files[:: -(-len(files) // SAMPLES)]:
         with (
             as_user_error(f"cannot read the image {file.path!r}"),
             open(file.path, "rb") as content,
         ):
-            digest.update(content.read(SAMPLE))
-    return digest.hexdigest()
+            found.update(content.read(SAMPLE))
+    return found.hexdigest()
 
 
-def place(root: str, file: ImageFile) -> str:
-    """The path of a file in root, the same on every system."""
-    return file.path.removeprefix(root).replace(os.sep, "/").lstrip("/")
+def digest(values: Iterable[Any]) -> str:
+    """16 hexadecimal digits that differ wherever the values do."""
+    found = hashlib.sha256()
+    for value in values:
+        found.update(ascii(value).encode())
+    return found.hexdigest()[:16]

@@ -3,7 +3,7 @@
 import socket
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import NamedTuple
 
@@ -16,11 +16,12 @@ class Images(NamedTuple):
     """A data set. `pixels` may be a read-only memory-mapped file: index it, never write to it."""
 
     pixels: torch.Tensor  # uint8 N×3×H×W, contiguous
-    labels: torch.Tensor  # int64 N; -1: unlabelled, which come after all others
+    labels: torch.Tensor  # int64 N; -1: unlabelled, which come last unless all were asked for
     classes: list[str]
     source: str = ""  # which part of which data set
     left_out: str = ""  # how many files were not read, and why
     fingerprint: str = ""  # differs between any two sets of images
+    paths: Sequence[str] = ()  # inside the folder of the images, with / on every system
 
 
 def summary(images: Images) -> str:

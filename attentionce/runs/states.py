@@ -20,7 +20,6 @@ from attentionce.training.devices import code_digests
 # Flags that change no result: where a run runs, where it writes, and how often it reports. A run
 # may be resumed with others.
 FREE_FLAGS = {
-    "big_images",
     "cache",
     "compile",
     "deterministic",

@@ -1,18 +1,14 @@
-"""Decoding: broken images are all named or skipped, large ones are bounded, white lies below."""
+"""Decoding: broken images are all named or skipped, and white lies below what is transparent."""
 
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from helpers.samples import noise, picture, put, refusal, two_classes, write
 from PIL import Image
 
 from attentionce.data import decoding, image_folder
-from attentionce.data.decoding import pixel_limit
 from attentionce.data.image_folder import FolderOptions
 from utils import load
 
@@ -30,18 +26,11 @@ def some_broken(tmp_path):
     return root
 
 
-def test_all_broken_images_are_named_in_one_message(some_broken):
+def test_broken_images_are_named_together(some_broken):
     message = refusal("folder", some_broken, "train")
-    assert "cannot read 12 images" in message
-    assert message.count(".png'") == 10
+    assert "cannot read 12 images" in message and message.count(".png'") == 10
     assert "broken10.png', " in message  # the sixth: a class after the other
-    assert "and 2 more" in message
-    assert "--skip_broken" in message
-    for i in range(1, 12):
-        os.remove(f"{some_broken}/train/{i % 2}/broken{i:02}.png")
-    message = refusal("folder", some_broken, "train")
-    assert f"the image {f'{some_broken}/train/0/broken00.png'!r}" in message
-    assert "--skip_broken" in message
+    assert "and 2 more" in message and "--skip_broken" in message
 
 
 def test_broken_images_are_skipped_and_counted(some_broken):
@@ -49,10 +38,9 @@ def test_broken_images_are_skipped_and_counted(some_broken):
     for i in range(12):
         os.remove(f"{some_broken}/train/{i % 2}/broken{i:02}.png")
     right = load("folder", some_broken, "train")
-    assert torch.equal(images.pixels, right.pixels)
-    assert torch.equal(images.labels, right.labels)
-    assert images.fingerprint == right.fingerprint
-    assert images.left_out.startswith("12 broken images (")
+    assert torch.equal(images.pixels, right.pixels) and torch.equal(images.labels, right.labels)
+    assert images.fingerprint == right.fingerprint and images.paths == right.paths
+    assert images.left_out.startswith("broken images (12: 'train/0/broken00.png', ")
     assert right.left_out == ""
 
 
@@ -64,96 +52,43 @@ def test_broken_images_do_not_decide_on_the_size(tmp_path):
 
 
 def test_nothing_but_broken_images_is_refused(tmp_path):
+    """Again and again, although which are broken is known after the first time."""
     put(tmp_path, {f"{i}.png": b"text" for i in range(3)})
-    assert "3 images" in refusal("folder", str(tmp_path), "pretrain", options=SKIP)
+    for _ in range(2):
+        assert "3 images" in refusal("folder", str(tmp_path), "pretrain", options=SKIP)
 
 
 def test_a_lack_of_memory_is_not_a_broken_image(tmp_path, monkeypatch):
     """Else which images are trained on would depend on what else runs."""
-
     upright = image_folder.upright
 
-    def full(image, side):
+    def full(image, size):
         if image.filename.endswith("2.png"):
             raise MemoryError
-        return upright(image, side)
+        return upright(image, size)
 
     monkeypatch.setattr(image_folder, "upright", full)
     root = two_classes(tmp_path, [noise(9, 9, 3)] * 4, [noise(9, 9, 3)])
     assert "not enough memory" in refusal("folder", root, "train", options=SKIP)
 
 
-# ---- large images ----
-
-
-def test_large_images_need_a_flag(tmp_path, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5000)  # older versions also crop no more
-    images = [noise(90, 90, 3), noise(20, 20, 3), noise(120, 120, 3)]  # the last: above twice that
-    images += [noise(9, 9, 3)] * 2
+def test_images_above_the_limit_of_pils(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5000)
+    images = [noise(90, 90, 3), noise(9, 9, 3), noise(120, 120, 3)]  # the last: above twice that
     root = two_classes(tmp_path, images, [noise(9, 9, 3)])
     message = refusal("folder", root, "train")
-    assert "2 images" in message and "--big_images" in message
-    pixels = load("folder", root, "train", options=FolderOptions(big_images=True)).pixels
-    assert pixels.shape == (5, 3, 64, 64)
-    assert Image.MAX_IMAGE_PIXELS == 5000
-    for lifted, count in ((True, 5), (False, 3)):
-        options = SKIP._replace(big_images=lifted)
-        assert len(load("folder", root, "train", options=options).pixels) == count
+    assert "2 images" in message and "more than 5,000 pixels: shrink it first" in message
 
 
-def test_limit_comes_back_after_an_error(monkeypatch):
-    before = Image.MAX_IMAGE_PIXELS
-    with pytest.raises(ZeroDivisionError), pixel_limit(lifted=True):
-        assert Image.MAX_IMAGE_PIXELS is None
-        raise ZeroDivisionError
-    assert before == Image.MAX_IMAGE_PIXELS == decoding.PIL_LIMIT
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")
-def test_a_huge_jpeg_takes_little_memory(tmp_path):
-    """Of 92 million pixels, which take 369 MB in RGB."""
-    small = Image.fromarray(noise(20, 20)).resize((2400, 2400), Image.Resampling.NEAREST)
-    small.resize((9600, 9600), Image.Resampling.NEAREST).save(tmp_path / "0.jpg", quality=50)
-    small.save(tmp_path / "1.png")
-    code = f"""
-import re
-from attentionce.data.image_folder import FolderOptions
-from utils import load
-def peak(name="VmHWM"):
-    return int(re.search(name + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
-before = peak("VmRSS")
-pixels = load("folder", {str(tmp_path)!r}, "pretrain", 64, FolderOptions(big_images=True)).pixels
-difference = (pixels[0].float() - pixels[1].float()).abs().mean().item()
-print(peak() - before < 150e6, difference < 3)
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout == "True True\n", done.stderr
-
-
-@pytest.mark.parametrize(
-    ("format", "read"), [("JPEG", True), ("PNG", False), ("progressive", False)]
-)
-def test_an_image_larger_than_the_memory_is_refused(tmp_path, monkeypatch, format, read):
-    """A JPEG can be decoded at an eighth of its size, unless it is progressive."""
-    monkeypatch.setattr(decoding, "PIL_LIMIT", 1000)
-    monkeypatch.setattr(decoding, "free_memory", lambda: 400 * 400)
-    options = {"progressive": True} if format == "progressive" else {}
-    data = picture((400, 400, 3), format="PNG" if format == "PNG" else "JPEG", **options)
-    write(f"{tmp_path}/x", data)
-    big = FolderOptions(big_images=True)
-    if read:
-        assert load("folder", str(tmp_path), "pretrain", 8, big).pixels.shape == (1, 3, 8, 8)
-    else:
-        assert "0.0 GB are free" in refusal("folder", str(tmp_path), "pretrain", 8, big)
-
-
-def test_images_below_the_limit_are_decoded_whole(tmp_path):
-    """Their pixels do not depend on --big_images."""
-    root = two_classes(tmp_path, [noise(200, 200, 3)], [noise(9, 9, 3)], suffix=".jpg")
-    whole = Image.open(f"{root}/train/0/0.jpg").resize((8, 8), Image.Resampling.BILINEAR)
-    for lifted in (False, True):
-        images = load("folder", root, "train", 8, FolderOptions(big_images=lifted))
-        assert np.array_equal(images.pixels[0].permute(1, 2, 0).numpy(), np.array(whole))
+def test_decoding_takes_all_cpus(tmp_path, monkeypatch):
+    """Also under torchrun, which sets OMP_NUM_THREADS to 1."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(5), raising=False)
+    counts, pool = [], decoding.ThreadPool
+    monkeypatch.setattr(decoding, "ThreadPool", lambda count: (counts.append(count), pool(1))[1])
+    load("folder", two_classes(tmp_path, [noise(9, 9, 3)], [noise(9, 9, 3)]), "train")
+    assert counts == [5]
+    monkeypatch.delattr(os, "sched_getaffinity")  # macOS and Windows
+    assert decoding.cpus() == os.cpu_count()
 
 
 # ---- transparency ----

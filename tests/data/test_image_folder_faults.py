@@ -2,7 +2,6 @@
 
 import os
 import random
-import shutil
 import struct
 import warnings
 
@@ -14,12 +13,13 @@ from helpers.samples import (
     noise,
     odd_images,
     picture,
+    put,
     refusal,
-    refusals,
     two_classes,
     write,
 )
 
+from attentionce.data.image_folder import FolderOptions
 from utils import load
 
 
@@ -48,15 +48,17 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("fault", BROKEN)
-@pytest.mark.parametrize("name", ["x.jpg", "line\nbreak\x1b[31m.png"])
-def test_unreadable_image(tmp_path, fault, name):
+def test_unreadable_images(tmp_path):
+    """Each is named, by what may be a strange name, and nothing else is said."""
     root = two_classes(tmp_path, [noise(70, 70, 3)], [noise(70, 70, 3)])
-    write(f"{root}/train/0/{name}", BROKEN[fault])
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        assert repr(f"{root}/train/0/{name}") in refusal("folder", root, "train")
-    assert not caught
+    for fault, data in BROKEN.items():
+        path = f"{root}/train/0/{fault}\n\x1b[31m.png"
+        write(path, data)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert f"cannot read the image {path!r}" in refusal("folder", root, "train")
+        assert not caught
+        os.remove(path)
 
 
 def test_floating_point_image_is_refused(tmp_path):
@@ -72,25 +74,14 @@ def test_pipe_is_not_opened(tmp_path):
 
 
 def test_folder_faults(tmp_path):
-    for root, why in ((tmp_path / "missing", "no such folder"), (tmp_path, "none in it")):
+    for root, reason in ((tmp_path / "missing", "no such folder"), (tmp_path, "none in it")):
         message = refusal("folder", str(root), "train")
-        assert repr(str(root)) in message
-        assert "train" in message
-        assert why in message
+        assert repr(str(root)) in message and "train" in message and reason in message
     two_classes(tmp_path, [noise(9, 9)], [])
-    assert len(load("folder", str(tmp_path), "pretrain").labels) == 1
     assert "val" in refusal("folder", str(tmp_path), "test")
-    two_classes(tmp_path, [], [noise(9, 9)], "val")
-    assert len(load("folder", str(tmp_path), "test").labels) == 1
-    two_classes(tmp_path, [], [noise(9, 9)] * 2, "val")
-    assert repr(str(tmp_path / "val" / "1")) in refusal("folder", str(tmp_path), "test")
-    shutil.rmtree(tmp_path / "val")
     os.makedirs(tmp_path / "val" / "0")
     assert repr(str(tmp_path / "val")) in refusal("folder", str(tmp_path), "test")
     assert len(load("folder", str(tmp_path), "train").labels) == 1
-    shutil.rmtree(tmp_path / "train" / "0")
-    os.rmdir(tmp_path / "val" / "0")
-    assert repr(str(tmp_path / "train")) in refusal("folder", str(tmp_path), "train")
     write(str(tmp_path / "file"), b"")
     for name in ("folder", "cifar10", "stl10", "tinyImageNet"):
         assert str(tmp_path / "file") in refusal(name, str(tmp_path / "file"), "train")
@@ -110,13 +101,13 @@ def test_folder_that_cannot_be_listed(tmp_path, monkeypatch):
 
 
 def test_fuzz_folder(tmp_path, under_1_gb):
-    draw, refused = random.Random(1), 0
-    root = two_classes(tmp_path, [noise(20, 24, 3)], [noise(20, 24, 3)])
+    """Mutated images are broken or read, whatever else happens to PIL."""
+    draw, broken = random.Random(1), 0
     for format in ("png", "jpeg", "gif", "bmp", "tiff", "webp", "ppm", "tga", "ico", "jp2"):
         options = {"compression": "tiff_deflate"} if format == "tiff" else {}
         good = picture((20, 24, 3), format={"jp2": "JPEG2000"}.get(format, format), **options)
-        for _ in range(25):
-            write(f"{root}/train/0/fuzz.{format}", mutated(good, draw))
-            refused += refusals("folder", tmp_path)
-        os.remove(f"{root}/train/0/fuzz.{format}")
-    assert 150 < refused < 400
+        put(tmp_path / format, {f"{i}.{format}": mutated(good, draw) for i in range(25)})
+        write(f"{tmp_path}/{format}/good.{format}", good)
+        skip = FolderOptions(skip_broken=True)
+        broken += 26 - len(load("folder", str(tmp_path / format), "pretrain", options=skip).pixels)
+    assert 60 < broken < 200

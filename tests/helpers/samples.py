@@ -86,9 +86,9 @@ def odd_images(root):
 def tree(folder):
     """Every file below a folder, by path: its contents and the time of its last change."""
     found = {}
-    for where, _, names in os.walk(folder):
+    for inner, _, names in os.walk(folder):
         for name in names:
-            path = os.path.join(where, name)
+            path = os.path.join(inner, name)
             with open(path, "rb") as file:
                 found[path] = (file.read(), os.stat(path).st_mtime_ns)
     return found

@@ -3,19 +3,13 @@
 import random
 import shutil
 import signal
-import subprocess
-import sys
 
-import numpy as np
 import pytest
-from conftest import ROOT
 from helpers.faults import SOAK, At, KillInSave
 from helpers.outputs import STEM, check_end, check_meanwhile
 from helpers.programs import Program, wait_for
-from PIL import Image
 
 import main
-from attentionce.data import image_folder
 
 KILLS = 30 if SOAK else 3
 
@@ -76,36 +70,3 @@ def test_weights_of_a_killed_run(saving_flags, results, tmp_path):
     check_meanwhile(results)
     names = sorted(path.name for path in results.rglob("*.pth"))
     assert names == [f"{STEM.replace('_3_', f'_{epoch}_')}.pth" for epoch in (1, 2)]
-
-
-DECODE_FOR_EVER = """
-import sys, time
-from attentionce.data import image_folder
-
-def decode(*_):
-    print("here", flush=True)
-    time.sleep(99)
-
-image_folder.memory_limit = lambda: 1
-image_folder.decode = decode
-image_folder.image_folder(sys.argv[1], "train", 8)
-"""
-
-
-def test_half_a_cache_of_images_is_removed(tmp_path):
-    """A program that is killed while it decodes leaves a large file; the next one removes it."""
-    for split in ("train", "test"):
-        folder = tmp_path / split / "a"
-        folder.mkdir(parents=True)
-        for i in range(3):
-            Image.fromarray(np.full((9, 9, 3), i, np.uint8)).save(folder / f"{i}.png")
-    command = [sys.executable, "-c", DECODE_FOR_EVER, tmp_path]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
-    assert process.stdout.readline()
-    (part,) = tmp_path.glob(".train-*.tmp")
-    image_folder.remove_parts(str(tmp_path))
-    assert part.exists()  # its owner lives
-    process.kill()
-    process.wait()
-    image_folder.remove_parts(str(tmp_path))
-    assert not part.exists()

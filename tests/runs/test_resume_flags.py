@@ -17,8 +17,10 @@ RECOVERY = "--lr 0.5 --weight_decay 1.0 --precision bf16"
 # and of a state that is named.
 CHANGES = [
     "--seed 1 --temperature 0.1 --feature_dim 7 --image_size 9 --store_size 9 --batch_size 12",
-    "--arch resnet18 --stem imagenet --d_pos 2.0 --d_neg 2.0 --num_pos 2",
+    "--arch resnet18 --stem imagenet --image_size 32 --d_pos 2.0 --d_neg 2.0 --num_pos 2",
+    "--noisy_positives 0.5 --init other.pth",
     "--loss bcl --tau_plus 0.3 --alpha 0.8 --beta 0.7",
+    "--positives each --negatives hard",
     "--estimator MoCo --queue 99 --momentum 0.5",
     "--dataset_name photos",
 ]
