@@ -77,12 +77,7 @@ def _read_one(path: Path) -> dict[str, Any]:
         beside = path.with_suffix(".state")
         hint = f"; {beside} is" if path.suffix == ".pth" and beside.exists() else ""
         raise UserError(f"{path} is not a training state{hint}")
-    return {**state, "flags": current_names(state["flags"])}
-
-
-def current_names(flags: dict[str, Any]) -> dict[str, Any]:
-    """The flags of a state or a result file; older ones spell the loss attention_nce."""
-    return {**flags, "loss": "attentionce"} if flags.get("loss") == "attention_nce" else flags
+    return state
 
 
 def find_state(
@@ -109,7 +104,7 @@ def find_state(
     free = RECOVERY if named else ()
     for path in of_all_epochs(folder, stem, ".json").values():
         with suppress(OSError, json.JSONDecodeError, KeyError, TypeError):  # skip unreadable files
-            flags = current_names(json.loads(path.read_text())["flags"])
+            flags = json.loads(path.read_text())["flags"]
             _check_flags(args, {**defaults, **flags}, path, free)
     if named:
         state = read_state(Path(args.resume))

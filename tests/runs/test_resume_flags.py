@@ -205,16 +205,6 @@ def test_a_shorter_run_without_a_newer_flag_is_extended(
     check_end(results, tmp_path / "whole")
 
 
-def test_the_old_name_of_the_loss_is_the_new_one(call, stopped, flags, results, capsys):
-    """States and result files from before the project was called AttentioNCE: attention_nce."""
-    edit(stopped, "flags", loss="attention_nce")
-    made = last(results, ".json")
-    made.write_text(made.read_text().replace('"attentionce"', '"attention_nce"'))
-    assert call(main, *flags) == 0
-    assert "continuing from epoch 2, step 1" in capsys.readouterr().out
-    assert states.read_state(stopped)["flags"]["loss"] == "attentionce"
-
-
 def test_other_versions_are_said(call, stopped, flags, capsys):
     edit(stopped, "machine", torch="2.11.0")
     assert call(main, *flags) == 0
