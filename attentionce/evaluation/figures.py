@@ -31,25 +31,16 @@ def show(axis: "Axes", pixels: Tensor, label: str = "") -> None:
     axis.set_xlabel(label, fontsize=9, labelpad=2)
 
 
-def displayed(view: Tensor) -> Tensor:
-    """Undo the normalisation of a view, 3×S×S, for display: on the CPU, in [0, 1]."""
-    mean = torch.tensor(views.MEAN)[:, None, None]
-    std = torch.tensor(views.STD)[:, None, None]
-    return (view.cpu() * std + mean).clamp(0, 1)
+def displayed(made: Tensor) -> Tensor:
+    """Undo the normalisation of views, …×3×S×S, for display: on the CPU, in [0, 1]."""
+    std, mean = torch.tensor([views.STD, views.MEAN])[:, :, None, None]
+    return (made.cpu() * std + mean).clamp(0, 1)
 
 
 def some_views(pixels: Tensor, count: int, num_pos: int, size: int, seed: int) -> Tensor:
-    """Make views of randomly chosen images.
+    """Normalised views of `count` images, (2 + num_pos) × count × 3 × size × size.
 
-    Args:
-        pixels: The images to choose from, uint8 N×3×H×W.
-        count: How many of them to choose.
-        num_pos: Positives per image, besides its two anchors.
-        size: Height and width of the views in pixels.
-        seed: Decides on the images and the views.
-
-    Returns:
-        (2 + num_pos) × count × 3 × size × size, normalised.
+    The seed decides which of the images, uint8 N×3×H×W, and which views.
     """
     chosen = torch.randperm(len(pixels), generator=views.generator(seed, 0))[:count]
     height, width = pixels.shape[2:]
@@ -58,15 +49,11 @@ def some_views(pixels: Tensor, count: int, num_pos: int, size: int, seed: int) -
 
 
 @torch.no_grad()
-def embed(model: nn.Module, made: Tensor) -> Tensor:
-    """Project views as the loss sees them: BatchNorm uses each view's own statistics.
+def projections(model: nn.Module, made: Tensor) -> Tensor:
+    """Views V×B×3×S×S as the loss sees them, V×B×dim on the CPU.
 
-    Args:
-        model: Returns (feature, projection). It is left as it is.
-        made: The views, V×B×3×S×S.
-
-    Returns:
-        Projections V×B×dim, on the CPU.
+    BatchNorm uses each view's own statistics. The model, which returns (feature, projection), is
+    left as it is.
     """
     device = next(model.parameters()).device
     model = copy.deepcopy(model).train()  # a copy, because running statistics move in train mode
@@ -86,7 +73,7 @@ def attention_panel(
 
     Args:
         figure: Where to draw.
-        z: The views' projections, V×B×dim (`embed`).
+        z: The views' projections, V×B×dim.
         made: The views, V×B×3×S×S; the first two are the anchors.
         d_pos: Scale of the attention on positives.
         d_neg: Scale of the attention on negatives.
@@ -154,7 +141,7 @@ def pretraining_pictures(
     if attention_of is not None:
         d_pos, d_neg = attention_of
         figure = Figure(figsize=(11, 3.4))
-        z = embed(model, made)
+        z = projections(model, made)
         attention_panel(figure, z, made, d_pos, d_neg, min(3, count), f"epoch {epoch}")
         pictures["attention"] = figure
     return pictures
