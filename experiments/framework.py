@@ -22,7 +22,7 @@ from skimage import data
 
 from attentionce import attention
 from attentionce.data import views
-from attentionce.evaluation.figures import displayed, embed
+from attentionce.evaluation.figures import displayed, projections
 from model import Model
 
 PHOTOS = ["chelsea", "astronaut", "coffee", "rocket", "retina"]
@@ -147,7 +147,7 @@ def save(path: Path) -> None:
     photos = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     draw = views.draw(len(NAMES), len(PHOTOS), 256, 256, views.generator(VIEWS_SEED))
     torch.manual_seed(MODEL_SEED)
-    z = embed(Model(feature_dim=2, arch="resnet10"), views.make(photos, draw))
+    z = projections(Model(feature_dim=2, arch="resnet10"), views.make(photos, draw))
     shown = displayed(views.make(photos, draw, size=96))
     with style.context("default"):  # whatever else in this process has set
         figure = Figure(figsize=(10, 6.9), dpi=150)
