@@ -29,6 +29,8 @@ from loss import (
     attention_numbers,
     contrastive,
     ingredients,
+    negative_weights,
+    positive_weights,
 )
 from model import ARCHS, STEMS, Model, cost, start_from
 from utils import DATASETS, load
@@ -418,8 +420,12 @@ def epoch_pictures(run: Run, epoch: int) -> dict[str, Any]:
         return {}
     model = Model(args.feature_dim, args.arch, args.stem).to(run.device)  # without SyncBatchNorm
     model.load_state_dict(run.model.state_dict())
-    attention = (args.d_pos, args.d_neg) if args.loss == "attentionce" else None
-    return pretraining_pictures(model.eval(), run.pixels, args, run.views - 2, attention, epoch)
+
+    def weights(z: Tensor) -> tuple[Tensor, Tensor]:
+        return positive_weights(z, args.d_pos), negative_weights(z, args.d_neg)
+
+    shown = weights if args.loss == "attentionce" else None
+    return pretraining_pictures(model.eval(), run.pixels, args, run.views - 2, shown, epoch)
 
 
 def save_state(run: Run, path: Path, ending: str) -> Path:

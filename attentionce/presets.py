@@ -32,11 +32,16 @@ def preset_of(positives: str, negatives: str) -> str | None:
     return next((name for name, pair in PRESETS.items() if pair == (positives, negatives)), None)
 
 
+def ingredients_of(flags: dict[str, Any]) -> tuple[str, str]:
+    """Positives and negatives of a run with these flags; older ones have `loss` alone."""
+    positives, negatives = PRESETS.get(flags["loss"], ("", ""))
+    return flags.get("positives") or positives, flags.get("negatives") or negatives
+
+
 def title(flags: dict[str, Any]) -> str:
     """A run's loss in words, by its flags: `AttentioNCE`, or `each + hard`."""
-    pair = PRESETS.get(flags["loss"]) or (flags["positives"], flags["negatives"])
-    name = preset_of(*pair)
-    return TITLES[name] if name else " + ".join(pair)
+    name = preset_of(*ingredients_of(flags))
+    return TITLES[name] if name else " + ".join(ingredients_of(flags))
 
 
 def file_stem(args: Namespace, epoch: int | str = "{epochs}") -> str:

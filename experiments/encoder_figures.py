@@ -1,148 +1,158 @@
 """Pictures of what encoders see: attention, effective numbers, neighbours, a map of features.
 
-Each takes the flags of experiments/plot.py and the test images.
+Each takes the flags of experiments/plot.py and shows every encoder of `--model_path`.
 """
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from attentionce import attention
 from attentionce.data import views
 from attentionce.data.images import Images
 from attentionce.errors import UserError
-from attentionce.evaluation.figures import attention_panel, embed, show, some_views
+from attentionce.evaluation.figures import attention_panel, projections, show, some_views
 from attentionce.evaluation.knn import features
-from attentionce.runs import file_names
-from experiments.style import COLOURS, Axes, Figure, plt, withStroke
-from loss import LOSSES
+from experiments import results
+from experiments.style import COLOURS, plt, withStroke
+from loss import effective_number, negative_weights, positive_weights
 from model import Model, load_encoder, load_model, stem_of
 from utils import load
 
 
-def open_model(path: str, args: argparse.Namespace) -> Model:
-    """The model of these weights. `random` is an untrained one, like the first weights' encoder."""
-    if path != "random":
-        return load_model(path)[0].eval().to(args.device)
+def untrained(args: argparse.Namespace) -> Model:
+    """An untrained model with an encoder like that of the first weights."""
     arch, stem = "resnet10", "small"
-    trained = [other for other in args.model_path if other != "random"]
-    if trained:
-        f, arch = load_encoder(trained[0])
+    for path in [path for path in args.model_path if path != "random"][:1]:
+        f, arch = load_encoder(path)
         stem = stem_of(f.state_dict()["0.weight"])
     torch.manual_seed(args.seed)
-    return Model(arch=arch, stem=stem).eval().to(args.device)
+    return Model(arch=arch, stem=stem)
 
 
-def open_encoder(path: str, args: argparse.Namespace) -> nn.Sequential:
-    """The encoder `f` alone, also of weights without a projection head."""
-    if path == "random":
-        return open_model(path, args).f
-    return load_encoder(path)[0].eval().to(args.device)
+def embeddings(args: argparse.Namespace) -> tuple[Tensor, list[tuple[str, Tensor]]]:
+    """The same views of test images, (2 + num_pos) × B × 3 × S × S, as every model embeds them.
+
+    Returns:
+        The views, and for every model its name and the embeddings.
+
+    Raises:
+        UserError: There are too few images.
+    """
+    images = load(args.dataset_name, args.root, "test", args.store_size)
+    count = min(args.batch_size, len(images.pixels))
+    if count < 4:
+        raise UserError(
+            f"{count} images are too few for a picture: --batch_size must be at least 4"
+        )
+    made = some_views(images.pixels, count, args.num_pos, args.image_size, args.seed)
+    found = []
+    for path in args.model_path:
+        model = untrained(args) if path == "random" else load_model(path)[0]
+        found.append((name_of(path), projections(model.to(args.device), made)))
+    return made, found
 
 
-def title_of(path: str) -> str:
+def encoders(args: argparse.Namespace) -> list[tuple[str, nn.Module]]:
+    """The name and the encoder of every model, also of weights without a projection head."""
+    return [
+        (name_of(path), (untrained(args).f if path == "random" else load_encoder(path)[0]))
+        for path in args.model_path
+    ]
+
+
+def name_of(path: str) -> str:
     """A model's name in pictures."""
-    return "untrained" if path == "random" else file_names.title(path, LOSSES)
+    return "untrained" if path == "random" else results.title(Path(path))
 
 
-def views_of(images: Images, args: argparse.Namespace) -> Tensor:
-    """The views that all models are shown: (2 + num_pos) × batch_size × 3 × size × size."""
-    return some_views(images.pixels, args.batch_size, args.num_pos, args.image_size, args.seed)
+def features_of(f: nn.Module, pixels: Tensor, args: argparse.Namespace) -> Tensor:
+    """Features of length 1 on the CPU."""
+    return normalize(features(f.to(args.device), pixels, args.device, torch.float32), dim=1).cpu()
 
 
-def plot_attention(args: argparse.Namespace, images: Images) -> Figure:
+def plot_attention(args: argparse.Namespace) -> plt.Figure:
     """The attention α and β of every model on the same views."""
-    made = views_of(images, args)
-    figure = plt.figure(figsize=(11, 3.4 * len(args.model_path)))
-    panels = figure.subfigures(len(args.model_path), 1, squeeze=False)[:, 0]
-    for panel, path in zip(panels, args.model_path, strict=True):
-        z = embed(open_model(path, args), made)
-        attention_panel(panel, z, made, args.d_pos, args.d_neg, 3, title_of(path))
+    made, found = embeddings(args)
+    figure = plt.figure(figsize=(11, 3.4 * len(found)))
+    panels = figure.subfigures(len(found), 1, squeeze=False)[:, 0]
+    for panel, (name, z) in zip(panels, found, strict=True):
+        alpha, beta = positive_weights(z, args.d_pos), negative_weights(z, args.d_neg)
+        text = f"{name}, d_pos {args.d_pos:g}, d_neg {args.d_neg:g}"
+        attention_panel(panel, made, alpha, beta, 3, text)
     return figure
 
 
-def plot_numbers(args: argparse.Namespace, images: Images) -> Figure:
+def plot_numbers(args: argparse.Namespace) -> plt.Figure:
     """Histograms over anchors of β's effective number of negatives, one row per model."""
-    made = views_of(images, args)
-    numbers = {}
-    for path in args.model_path:
-        beta = attention.negative_weights(embed(open_model(path, args), made), args.d_neg)
-        numbers[path] = attention.effective_number(beta)
-    size = (8, 0.6 + 1.1 * len(numbers))
+    made, found = embeddings(args)
+    size, rows = (8, 0.6 + 1.1 * len(found)), len(found)
     figure, axes = plt.subplots(
-        len(numbers), 1, figsize=size, sharex=True, squeeze=False, layout="constrained"
+        rows, sharex=True, figsize=size, squeeze=False, layout="constrained"
     )
-    largest = max(found.max().item() for found in numbers.values())
-    bins = np.linspace(0, largest, 41)
-    for row, (path, found) in enumerate(numbers.items()):
-        axis = axes[row, 0]
-        axis.hist(found.numpy(), bins=bins, color=COLOURS[row % len(COLOURS)], alpha=0.7)
-        text = f"{title_of(path)}: median {found.median():.0f}"
+    weights = [negative_weights(z, args.d_neg) for _, z in found]
+    numbers = torch.stack([effective_number(beta) for beta in weights])
+    bins = np.linspace(0, numbers.max().item(), 41)
+    for row, (axis, (name, _)) in enumerate(zip(axes[:, 0], found, strict=True)):
+        axis.hist(numbers[row].numpy(), bins=bins, color=COLOURS[row % len(COLOURS)], alpha=0.7)
+        text = f"{name}: median {numbers[row].median():.0f}"
         axis.text(0.99, 0.9, text, ha="right", va="top", transform=axis.transAxes)
-    negatives = 2 * args.batch_size - 2
-    axes[-1, 0].set_xlabel(f"effective number of negatives, of {negatives} (d_neg {args.d_neg:g})")
+    negatives = 2 * made.shape[1] - 2
+    axis.set_xlabel(f"effective number of negatives, of {negatives} (d_neg {args.d_neg:g})")
     figure.supylabel("anchors", fontsize=11)
     return figure
 
 
-def plot_flags(args: argparse.Namespace, images: Images) -> Figure:
+def plot_flags(args: argparse.Namespace) -> plt.Figure:
     """Effective numbers of positives and negatives against d_pos and d_neg."""
-    made = views_of(images, args)
+    made, found = embeddings(args)
     values = torch.logspace(-2, 1.3, 30).tolist()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    for path in args.model_path:
-        z = embed(open_model(path, args), made)
-        positives, negatives = [], []
-        for value in values:
-            alpha = attention.positive_weights(z, value)
-            beta = attention.negative_weights(z, value)
-            positives.append(attention.effective_number(alpha).mean())
-            negatives.append(attention.effective_number(beta).mean())
-        left.plot(values, positives, label=title_of(path))
-        right.plot(values, negatives, label=title_of(path))
-    left.set(xlabel="d_pos", ylabel=f"effective number of positives (of {args.num_pos})")
-    of_all = 2 * args.batch_size - 2
-    right.set(xlabel="d_neg", ylabel=f"effective number of negatives (of {of_all})")
-    for axis in (left, right):
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    for axis, flag, kind, count, weights in (
+        (axes[0], "d_pos", "positives", args.num_pos, positive_weights),
+        (axes[1], "d_neg", "negatives", 2 * made.shape[1] - 2, negative_weights),
+    ):
+        for name, z in found:
+            numbers = [effective_number(weights(z, value)).mean() for value in values]
+            axis.plot(values, numbers, label=name)
+        axis.set(xlabel=flag, ylabel=f"effective number of {kind} (of {count})")
         axis.set(xscale="log", ylim=(0, None))
-    left.legend(fontsize=8)
+    axes[0].legend(fontsize=8)
     return figure
 
 
-def plot_neighbours(args: argparse.Namespace, images: Images) -> Figure:
+def plot_neighbours(args: argparse.Namespace) -> plt.Figure:
     """Six test images, each with its six nearest training images, one panel per model.
 
     Nearest is by cosine in the model's feature space; a frame marks images of the same class.
     """
-    train = load(args.dataset_name, args.root, "train", args.store_size)
-    chosen = torch.linspace(0, len(images.pixels) - 1, 6).long()
+    train, test = (
+        load(args.dataset_name, args.root, split, args.store_size) for split in ("train", "test")
+    )
+    chosen = torch.linspace(0, len(test.pixels) - 1, 6).long()
     figure = plt.figure(figsize=(5.2 * len(args.model_path), 5))
     panels = figure.subfigures(1, len(args.model_path), squeeze=False)[0]
-    for panel, path in zip(panels, args.model_path, strict=True):
-        f = open_encoder(path, args)
-        bank = features(f, train.pixels, args.device, torch.float32)
-        asked = features(f, images.pixels[chosen], args.device, torch.float32)
-        nearest = (normalize(asked, dim=1) @ normalize(bank, dim=1).T).topk(6).indices
-        panel.suptitle(
-            f"{title_of(path)}\ntest image, its nearest training images (framed: same class)",
-            fontsize=9,
-        )
+    for panel, (name, f) in zip(panels, encoders(args), strict=True):
+        bank, queries = (features_of(f, p, args) for p in (train.pixels, test.pixels[chosen]))
+        nearest = (queries @ bank.T).topk(6).indices
+        text = f"{name}\ntest image, its nearest training images (framed: same class)"
+        panel.suptitle(text, fontsize=9)
         spaces = {"wspace": 0.08, "hspace": 0.08}
         grid = panel.subplots(6, 8, width_ratios=[1, 0.3] + [1] * 6, gridspec_kw=spaces)
-        for axes, image, near in zip(grid, chosen, nearest, strict=True):
-            show(axes[0], images.pixels[image])
+        for axes, image, neighbours in zip(grid, chosen, nearest, strict=True):
+            show(axes[0], test.pixels[image])
             axes[1].axis("off")
-            for axis, neighbour in zip(axes[2:], near, strict=True):
+            for axis, neighbour in zip(axes[2:], neighbours, strict=True):
                 show(axis, train.pixels[neighbour])
-                if train.labels[neighbour] == images.labels[image]:
+                if train.labels[neighbour] == test.labels[image]:
                     axis.spines[:].set(visible=True, color=COLOURS[0], linewidth=3)
     return figure
 
 
-def plot_map(args: argparse.Namespace, images: Images) -> Figure:
+def plot_map(args: argparse.Namespace) -> plt.Figure:
     """t-SNE of up to 1,000 test images' features, one panel per model.
 
     Raises:
@@ -152,41 +162,28 @@ def plot_map(args: argparse.Namespace, images: Images) -> Figure:
         from sklearn.manifold import TSNE
     except ImportError:
         raise UserError("the map needs one more package: pip install scikit-learn") from None
+    images = load(args.dataset_name, args.root, "test", args.store_size)
     chosen = torch.randperm(len(images.pixels), generator=views.generator(args.seed))[:1000]
-    size = (5.4 * len(args.model_path), 5.2)
-    figure, axes = plt.subplots(
-        1, len(args.model_path), figsize=size, squeeze=False, layout="constrained"
-    )
-    for axis, path in zip(axes[0], args.model_path, strict=True):
-        f = open_encoder(path, args)
-        feature = features(f, images.pixels[chosen], args.device, torch.float32).cpu()
-        tsne = TSNE(
-            metric="cosine",
-            init="pca",
-            perplexity=min(30, len(chosen) / 3),  # it must be less than the number of images
-            random_state=args.seed,
-        )
-        draw_classes(axis, tsne.fit_transform(normalize(feature, dim=1).numpy()), images, chosen)
-        axis.set_title(title_of(path), fontsize=11)
+    count = len(args.model_path)
+    size = (5.4 * count, 5.2)
+    figure, axes = plt.subplots(1, count, figsize=size, squeeze=False, layout="constrained")
+    for axis, (name, f) in zip(axes[0], encoders(args), strict=True):
+        feature = features_of(f, images.pixels[chosen], args).numpy()
+        perplexity = min(30, len(chosen) / 3)  # it must be less than the number of images
+        tsne = TSNE(metric="cosine", init="pca", perplexity=perplexity, random_state=args.seed)
+        draw_classes(axis, tsne.fit_transform(feature), images.labels[chosen], images)
+        axis.set_title(name, fontsize=11)
         axis.set(xticks=[], yticks=[], xlabel="t-SNE 1 (no unit)", ylabel="t-SNE 2 (no unit)")
     return figure
 
 
-def draw_classes(axis: Axes, points: np.ndarray, images: Images, chosen: Tensor) -> None:
-    """Points N×2 of the N chosen images. Colours and marks tell classes, and names if few."""
-    labels = images.labels[chosen]
+def draw_classes(axis: plt.Axes, points: np.ndarray, labels: Tensor, images: Images) -> None:
+    """Points N×2 with N labels. Colours and marks tell classes, and names if few."""
     for label in labels.unique().tolist():
-        colour = COLOURS[label % len(COLOURS)]
-        mark = "os^Dv*"[label // len(COLOURS) % 6]
+        colour, mark = COLOURS[label % len(COLOURS)], "os^Dv*"[label // len(COLOURS) % 6]
         own = points[(labels == label).numpy()]
         axis.plot(*own.T, mark, color=colour, markersize=4)
         if len(labels.unique()) <= 20:
-            axis.annotate(
-                images.classes[label],
-                np.median(own, axis=0),
-                ha="center",
-                va="center",
-                fontsize=8,
-                color=colour,
-                path_effects=[withStroke(linewidth=3, foreground="white")],
-            )
+            look = {"ha": "center", "va": "center", "color": colour, "fontsize": 8}
+            look["path_effects"] = [withStroke(linewidth=3, foreground="white")]
+            axis.annotate(images.classes[label], np.median(own, axis=0), **look)

@@ -1,4 +1,4 @@
-"""Pictures of results: curves of runs, accuracy beside the paper's, accuracy against d_pos, d_neg.
+"""Pictures of results: curves of runs, accuracy beside the published, accuracy on d_pos × d_neg.
 
 Each takes the flags of experiments/plot.py.
 """
@@ -6,30 +6,31 @@ Each takes the flags of experiments/plot.py.
 import argparse
 import csv
 import shlex
-from typing import Any, NamedTuple
+import statistics
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from attentionce.errors import UserError
-from attentionce.runs import file_names
 from experiments import results, studies
-from experiments.style import COLOURS, Axes, AxesImage, Figure, plt
-from loss import LOSSES
+from experiments.style import plt
 
 Metrics = dict[str, np.ndarray]  # the columns of a CSV file of main.py, NaN where it has no figure
-Cells = dict[tuple[float, float], list[float]]  # accuracies of all seeds, by (d_pos, d_neg)
 
 
-# ---- curves ----
-
-
-def plot_curves(args: argparse.Namespace) -> Figure:
-    """Loss and kNN top-1 against epochs, views and time: mean and range of files with one name.
+def plot_curves(args: argparse.Namespace) -> plt.Figure:
+    """Loss and kNN top-1 against epochs, views and time: mean and range of the seeds of a run.
 
     Raises:
         UserError: `--csv` has no tables of main.py.
     """
-    runs = metrics_by_title(args.csv)
+    runs: dict[str, list[Metrics]] = {}
+    for path in args.csv:
+        if not path.endswith("_linear.csv"):  # which linear.py writes beside main.py's
+            runs.setdefault(results.title(Path(path)), []).append(read_metrics(path))
+    if not runs:
+        raise UserError("curves needs --csv, the tables of metrics of main.py, not of linear.py")
     longest = max(table["seconds"][-1] for seeds in runs.values() for table in seeds)
     time, seconds = ("hours", 3600) if longest > 3600 else ("minutes", 60)
     figure, axes = plt.subplots(
@@ -40,9 +41,16 @@ def plot_curves(args: argparse.Namespace) -> Figure:
         (1, "views", 1000, "encoded views (thousands)"),
         (2, "seconds", seconds, f"{time} of training"),
     ):
-        for title, seeds in runs.items():
-            draw_range(axes[0, column], seeds, name, unit, "loss", "-", title)
-            draw_range(axes[1, column], seeds, name, unit, "knn_top1", ".-", title)
+        for title, tables in runs.items():
+            for axis, measured in zip(axes[:, column], ("loss", "knn_top1"), strict=True):
+                rows = min(len(table["epoch"]) for table in tables)  # as far as all have come
+                x, y = (np.stack([t[key][:rows] for t in tables]) for key in (name, measured))
+                there = ~np.isnan(y).any(0)  # kNN accuracy is not measured after every epoch
+                x, y = x[:, there].mean(0) / unit, y[:, there]
+                (line,) = axis.plot(
+                    x, y.mean(0), ".-" if axis is axes[1, column] else "-", label=title
+                )
+                axis.fill_between(x, y.min(0), y.max(0), color=line.get_color(), alpha=0.15, lw=0)
         axes[1, column].set_xlabel(label)
         axes[1, column].locator_params(axis="x", nbins=5)
     axes[0, 0].set_ylabel("loss (each on its own scale)" if len(runs) > 1 else "loss")
@@ -52,107 +60,60 @@ def plot_curves(args: argparse.Namespace) -> Figure:
     return figure
 
 
-def metrics_by_title(paths: list[str]) -> dict[str, list[Metrics]]:
-    """The tables of main.py among these, those of one name (the seeds of a run) together.
-
-    Raises:
-        UserError: None of them is main.py's, or one cannot be read.
-    """
-    runs: dict[str, list[Metrics]] = {}
-    for path in paths:
-        if not path.endswith("_linear.csv"):  # which linear.py writes beside main.py's
-            runs.setdefault(file_names.title(path, LOSSES), []).append(read_metrics(path))
-    if not runs:
-        raise UserError(
-            "--csv has no tables of main.py: those that end in _linear.csv are linear.py's"
-        )
-    return runs
-
-
 def read_metrics(path: str) -> Metrics:
     """The columns of a table of main.py that the curves need.
 
     Raises:
         UserError: It is not a table of main.py, or has no rows yet.
     """
+    names = ("epoch", "views", "seconds", "loss", "knn_top1")
     try:
         with open(path, newline="") as file:
-            rows = list(csv.DictReader(file))
-        columns = {
-            name: np.array([float(row[name]) for row in rows])
-            for name in ("epoch", "views", "seconds", "loss")
-        }
-        # kNN accuracy is not measured after every epoch.
-        columns["knn_top1"] = np.array([float(row["knn_top1"] or "nan") for row in rows])
+            rows = [
+                [float("nan" if row[name] == "" else row[name]) for name in names]
+                for row in csv.DictReader(file)
+            ]
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise UserError(f"{path} is not a table of metrics of main.py ({error!r})") from None
     if not rows:
         raise UserError(f"{path} has no rows yet")
-    return columns
+    return dict(zip(names, np.array(rows).T, strict=True))
 
 
-def draw_range(
-    axis: Axes, seeds: list[Metrics], name: str, unit: float, measured: str, style: str, title: str
-) -> None:
-    """A line through the mean of the seeds at the epochs that all measured, and their range.
-
-    Args:
-        axis: Where to draw.
-        seeds: The metrics of every seed.
-        name: The column on the x axis, shown in multiples of `unit`.
-        unit: See `name`.
-        measured: The column on the y axis.
-        style: The line's style, as matplotlib has it.
-        title: The line's name in the legend.
-    """
-    common = set.intersection(*(set(t["epoch"][~np.isnan(t[measured])]) for t in seeds))
-    where = [np.isin(table["epoch"], sorted(common)) for table in seeds]
-    x = np.stack([table[name][rows] for table, rows in zip(seeds, where, strict=True)])
-    y = np.stack([table[measured][rows] for table, rows in zip(seeds, where, strict=True)])
-    x = x.mean(0) / unit
-    (line,) = axis.plot(x, y.mean(0), style, label=title)
-    axis.fill_between(x, y.min(0), y.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
-
-
-# ---- accuracy ----
-
-
-class Point(NamedTuple):
-    """The accuracy of a row, in percent: mean and standard deviation over seeds."""
-
-    epochs: int
-    views: int  # encoded views of every image
-    mean: float
-    deviation: float
-
-
-def plot_accuracy(args: argparse.Namespace) -> Figure:
-    """Linear accuracy (best epoch) of a study; hollow marks are the paper's figures.
+def plot_accuracy(args: argparse.Namespace) -> plt.Figure:
+    """Linear accuracy (best epoch) of a study; hollow marks are the published figures.
 
     Raises:
         UserError: There is nothing to draw.
     """
     options = studies.parse_flags(shlex.split(args.study))
-    curves = accuracies(options)
-    dataset = args.beside or next(iter(options.datasets), "")
-    published = [row for row in studies.paper_rows() if row.dataset == dataset]
-    if not curves and not published:
+    rows = [row for row in studies.all_rows(options) if row.study.name in options.datasets]
+    measured: dict[str, list[tuple[int, int, float, float]]] = {}
+    for row in rows:
+        top1 = [found["best_epoch"]["top1"] for found in results.evaluations(row)]
+        if top1:
+            views = row.epochs * results.views_per_image(row)
+            deviation = statistics.stdev(top1) if len(top1) > 1 else 0
+            point = row.epochs, views, statistics.mean(top1), deviation
+            measured.setdefault(f"{row.method} {row.settings}".strip(), []).append(point)
+    paper = studies.all_rows(studies.parse_flags(options.datasets))
+    published = [row for row in paper if row.published and row.study.name in options.datasets]
+    if not measured and not published:
         raise UserError(
             f"no results of --study {args.study!r}: run python reproduce.py {args.study} first"
         )
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True, layout="constrained")
-    for number, (label, points) in enumerate(curves.items()):
-        mean, deviation = [p.mean for p in points], [p.deviation for p in points]
-        style: dict[str, Any] = {"fmt": ".-", "capsize": 3, "label": label}
-        style["color"] = COLOURS[number % len(COLOURS)]
-        left.errorbar([p.epochs for p in points], mean, deviation, **style)
-        right.errorbar([p.views for p in points], mean, deviation, **style)
+    style: dict[str, Any]
+    for label, points in measured.items():
+        epochs, encoded, means, deviations = zip(*points, strict=True)
+        style = {"fmt": ".-", "capsize": 3, "label": label}
+        left.errorbar(epochs, means, deviations, **style)
+        right.errorbar(encoded, means, deviations, **style)
     for row, mark in zip(published, "osD^vP", strict=False):
         style = {"marker": mark, "linestyle": "", "markerfacecolor": "none", "color": "black"}
         style["label"] = f"{row.method}, {row.epochs} epochs (published)"
-        views = row.epochs * results.views_per_image(row, studies.PAPER)
-        left.plot(row.epochs, row.paper, **style)
-        right.plot(views, row.paper, **style)
+        left.plot(row.epochs, row.published, **style)
+        right.plot(row.epochs * results.views_per_image(row), row.published, **style)
     left.set(xlabel="epochs", ylabel="linear top-1, best epoch (%)")
     right.set(xlabel="encoded views of each image")
     lines, labels = left.get_legend_handles_labels()
@@ -160,62 +121,35 @@ def plot_accuracy(args: argparse.Namespace) -> Figure:
     return figure
 
 
-def accuracies(options: argparse.Namespace) -> dict[str, list[Point]]:
-    """What was measured of the data sets, by method and settings."""
-    rows = [row for row in studies.all_rows() if row.dataset in options.datasets]
-    curves: dict[str, list[Point]] = {}
-    for row, study in studies.with_flags(rows, options):
-        top1 = [found["best_epoch"]["top1"] for found in results.evaluations(row, study)]
-        if top1:
-            label = f"{row.method} {row.settings}".strip()
-            views = row.epochs * results.views_per_image(row, study)
-            point = Point(row.epochs, views, *results.mean_and_deviation(top1))
-            curves.setdefault(label, []).append(point)
-    return curves
-
-
-# ---- d_pos × d_neg ----
-
-
-def plot_grid(args: argparse.Namespace) -> Figure:
+def plot_grid(args: argparse.Namespace) -> plt.Figure:
     """kNN and linear accuracy of the photographs' d_pos × d_neg runs, mean over seeds.
 
     Raises:
         UserError: There are no results.
     """
     options = studies.parse_flags(["--results", args.results])
-    rows = [row for row in studies.photo_rows() if row.flags.get("num_pos") == 4]
-    knn: Cells = {}
-    linear: Cells = {}
-    for row, study in studies.with_flags(rows, options):
-        found = results.evaluations(row, study)
-        if found:
-            place = row.flags["d_pos"], row.flags["d_neg"]
-            knn[place] = [evaluation["knn_top1"] for evaluation in found]
-            linear[place] = [evaluation["best_epoch"]["top1"] for evaluation in found]
-    if not knn:
+    found = {
+        (row.flags["d_pos"], row.flags["d_neg"]): results.evaluations(row)
+        for row in studies.all_rows(options)
+        if row.study.name == "photos" and row.flags.get("num_pos") == 4
+    }
+    if not any(found.values()):
         raise UserError(f"no results in {args.results}: run python reproduce.py photos first")
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    figure.colorbar(heat_map(left, knn), label="kNN top-1 (%)")
-    figure.colorbar(heat_map(right, linear), label="linear top-1, best epoch (%)")
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    d_pos, d_neg = (sorted({pair[i] for pair in found}) for i in (0, 1))
+    for axis, label, pick in (
+        (axes[0], "kNN top-1 (%)", lambda result: result["knn_top1"]),
+        (axes[1], "linear top-1, best epoch (%)", lambda result: result["best_epoch"]["top1"]),
+    ):
+        cells = [[[pick(result) for result in found[p, n]] for n in d_neg] for p in d_pos]
+        table = np.array([[np.mean(values or np.nan) for values in line] for line in cells])
+        figure.colorbar(axis.imshow(table, cmap="cividis"), label=label)
+        middle = (np.nanmax(table) + np.nanmin(table)) / 2
+        for (i, j), mean in np.ndenumerate(table):
+            text = results.mean_text(cells[i][j]).replace(" ", "\n", 1)
+            colour = "white" if mean < middle else "black"
+            axis.text(j, i, text, ha="center", va="center", color=colour)
+        axis.set(xticks=range(len(d_neg)), xticklabels=d_neg, xlabel="d_neg")
+        axis.set(yticks=range(len(d_pos)), yticklabels=d_pos, ylabel="d_pos")
+        axis.grid(False)
     return figure
-
-
-def heat_map(axis: Axes, cells: Cells) -> AxesImage:
-    """The accuracy of every (d_pos, d_neg), as a colour and in figures."""
-    d_pos = sorted({place[0] for place in cells})
-    d_neg = sorted({place[1] for place in cells})
-    table = np.full((len(d_pos), len(d_neg)), np.nan)
-    for place, values in cells.items():
-        table[d_pos.index(place[0]), d_neg.index(place[1])] = np.mean(values)
-    image = axis.imshow(table, cmap="cividis")
-    middle = (np.nanmax(table) + np.nanmin(table)) / 2
-    for place, values in cells.items():
-        i, j = d_pos.index(place[0]), d_neg.index(place[1])
-        colour = "white" if table[i, j] < middle else "black"
-        text = results.mean_text(values).replace(" ", "\n", 1)
-        axis.text(j, i, text, ha="center", va="center", color=colour)
-    axis.set(xticks=range(len(d_neg)), xticklabels=d_neg, xlabel="d_neg")
-    axis.set(yticks=range(len(d_pos)), yticklabels=d_pos, ylabel="d_pos")
-    axis.grid(False)
-    return image

@@ -2,29 +2,21 @@
 
 import argparse
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import linear
 import main
-from attentionce.data.folder_layout import training_part
+from attentionce import presets
 from attentionce.errors import UserError
-from attentionce.runs import file_names, states
-from experiments.studies import Row, Study, epochs_of_run
-from loss import LOSSES
+from attentionce.runs import states
+from experiments.studies import Row
+from loss import NEGATIVES, POSITIVES
 
 # Flags of linear.py that do not change its result.
-LINEAR_FREE_FLAGS = {
-    "cache",
-    "compile",
-    "device",
-    "export",
-    "model_path",
-    "results",
-    "root",
-    "skip_broken",
-}
+LINEAR_FREE_FLAGS = states.FREE_FLAGS - {"epochs", "k", "test_split"} | {"export", "model_path"}
 
 
 class Result(NamedTuple):
@@ -34,138 +26,124 @@ class Result(NamedTuple):
     evaluation: dict[str, Any] | None
 
 
-def dataset_name(row: Row, study: Study) -> str:
-    """What main.py and linear.py call the row's images."""
-    return study.images or row.dataset
-
-
-def pretraining_flags(row: Row, study: Study) -> list[str]:
-    """The flags of main.py that decide the result, except seed and epochs."""
-    flags = ["--dataset_name", dataset_name(row, study), "--arch", study.arch]
-    flags += ["--batch_size", str(study.batch_size), "--loss", row.loss]
+def pretraining_flags(row: Row, seed: int) -> list[str]:
+    """The flags of main.py that train the row's run."""
+    study = row.study
+    name = f"{study.arch}-{study.epochs}"
+    if study.classes:  # apart from other images that main.py also calls a folder
+        name = f"{study.name}-{name}"
+    flags = ["--dataset_name", study.dataset, "--loss", row.loss]
     for key, value in row.flags.items():
         flags += [f"--{key}", str(value)]
-    return flags + study.pretrain
+    flags += ["--arch", study.arch, "--batch_size", str(study.batch_size), *study.pretrain]
+    flags += ["--root", study.root, "--seed", str(seed)]
+    flags += ["--results", str(Path(study.results, name, f"seed{seed}"))]
+    return [*flags, "--epochs", str(row.stops[-1]), "--save_every", str(math.gcd(*row.stops))]
 
 
-def file_stem(row: Row, study: Study, epoch: int) -> str:
-    """The name of the row's files at an epoch, without its ending."""
-    args = main.parse_args(pretraining_flags(row, study))
-    return file_names.file_stem(args, epoch, LOSSES[args.loss])
+def evaluation_flags(row: Row, seed: int) -> list[str]:
+    """The flags of linear.py that evaluate the row."""
+    study = row.study
+    flags = ["--dataset_name", study.dataset, "--root", study.root, "--seed", str(seed)]
+    return [*flags, "--model_path", str(run_file(row, seed, row.epochs, ".pth")), *study.linear]
 
 
-def check_images(study: Study) -> None:
-    """Refuse a folder that does not hold the images which the study's results are of.
-
-    Raises:
-        UserError: `--root` lacks a class of the study, has another, or has no images.
-    """
-    if study.classes and training_part(study.root, None).classes != list(study.classes):
-        raise UserError(
-            f"--root {study.root}: the folder train must have the folders "
-            f"{', '.join(study.classes)}, as docs/study-cifar10.md makes them"
-        )
+def run_file(row: Row, seed: int, epochs: int, ending: str) -> Path:
+    """A file of the row's run after these epochs."""
+    args = main.parse_args(pretraining_flags(row, seed))
+    return Path(args.results, args.dataset_name, presets.file_stem(args, epochs) + ending)
 
 
-def views_per_image(row: Row, study: Study) -> int:
+def views_per_image(row: Row) -> int:
     """How many views of every image are encoded per epoch."""
-    args = main.parse_args(pretraining_flags(row, study))
-    return LOSSES[args.loss].views(args.num_pos)
+    args = main.parse_args(pretraining_flags(row, 0))
+    return 2 + (args.num_pos or 0)
 
 
-def folder(row: Row, study: Study, seed: int) -> Path:
-    """What main.py gets as `--results`."""
-    name = f"{study.arch}-{study.epochs}"
-    if study.images:
-        name = f"{row.dataset}-{name}"
-    return Path(study.results) / name / f"seed{seed}"
+def title(path: Path) -> str:
+    """What a file of main.py is of, by the flags in the JSON file beside it; else its name.
+
+    Returns:
+        `AttentioNCE (d_pos 2, d_neg 0.5), 400 epochs`, for example.
+    """
+    flags = states.flags_beside(path)
+    if "loss" not in flags:
+        return path.stem
+    positives, negatives = presets.ingredients_of(flags)
+    taken = {**POSITIVES[positives][1], **NEGATIVES[negatives][1]}
+    words = [f"{name} {flags[name]:g}" for name in presets.PARAMETERS if name in taken]
+    if positives != "pair" and flags["num_pos"] != 4:
+        words.append(f"{flags['num_pos']} positives")
+    settings = f" ({', '.join(words)})" if words else ""
+    return f"{presets.title(flags)}{settings}, {path.stem.split('_')[4]} epochs"
 
 
-def weights(row: Row, study: Study, seed: int) -> Path:
-    """The row's weights, which main.py writes and linear.py evaluates."""
-    name = f"{file_stem(row, study, row.epochs)}.pth"
-    return folder(row, study, seed) / dataset_name(row, study) / name
-
-
-def read(row: Row, study: Study, seed: int) -> Result:
-    """What is known of a row and a seed. Files that were made with other flags do not count.
+def read(row: Row, seed: int) -> Result:
+    """What was measured of a row and a seed. Files that were made with other flags do not count.
 
     Raises:
         UserError: A file is damaged.
     """
-    common = ["--dataset_name", dataset_name(row, study), "--root", study.root, "--seed", str(seed)]
-    pretrain_args = main.parse_args([*pretraining_flags(row, study), *common])
-    linear_args = linear.parse_args(["--model_path", "", *common, *study.linear])
-    pretrained = weights(row, study, seed)
-    length = epochs_of_run(row, study)[-1]
-    path = pretrained.with_name(f"{file_stem(row, study, length)}.json")
-    own = row.dataset == "folder"
-    pretraining = read_json(path, pretrain_args, states.FREE_FLAGS, own)
-    if pretraining is None and path.exists():
+    args = main.parse_args(pretraining_flags(row, seed))
+    path = run_file(row, seed, row.stops[-1], ".json")
+    pretraining = read_json(path) if path.exists() else None
+    if pretraining and not matches(pretraining, args, states.FREE_FLAGS, row):
         return Result(None, None)  # an evaluation would be of the other flags' weights
-    path = pretrained.with_name(f"{pretrained.stem}_linear.json")
-    return Result(pretraining, read_json(path, linear_args, LINEAR_FREE_FLAGS, own))
+    args = linear.parse_args(evaluation_flags(row, seed))
+    path = run_file(row, seed, row.epochs, "_linear.json")
+    evaluation = read_json(path) if path.exists() else None
+    if evaluation and not matches(evaluation, args, LINEAR_FREE_FLAGS, row):
+        evaluation = None
+    return Result(pretraining, evaluation)
 
 
-def read_json(
-    path: Path, wanted: argparse.Namespace, free: set[str], own: bool
-) -> dict[str, Any] | None:
-    """A result file. None if there is none, or if it was made with other flags than `wanted`.
-
-    Args:
-        path: The file.
-        wanted: The flags that it must have been made with, as far as it names them.
-        free: The flags that may differ.
-        own: Whether the images are the user's own, so that another folder means other images.
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of a result file.
 
     Raises:
-        UserError: The file is damaged.
+        UserError: It is damaged.
     """
-    if not path.exists():
-        return None
     try:
         found = json.loads(path.read_text())
-        flags = states.current_names(found.get("flags", {}))
-    except (ValueError, AttributeError) as error:
+        if not isinstance(found["flags"], dict):
+            raise ValueError("it has no flags")
+        return found
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}): remove it and run its row again") from None
-    for key, value in vars(wanted).items():
-        if key not in free and flags.get(key, value) != value:
-            return None
-    root = flags.get("root", wanted.root)
-    if own and Path(root).name != Path(wanted.root).name:
-        return None
-    return found
 
 
-def evaluations(row: Row, study: Study) -> list[dict[str, Any]]:
-    """The linear evaluations of the study's seeds that there are."""
-    found = [read(row, study, seed).evaluation for seed in study.seeds]
+def matches(found: dict[str, Any], args: argparse.Namespace, free: set[str], row: Row) -> bool:
+    """Whether a result was made with these flags, those in `free` and newer ones aside.
+
+    Of your own images, other ones are those in a folder of another name.
+    """
+    flags = found["flags"]
+    same_images = Path(flags.get("root", args.root)).name == Path(args.root).name
+    return (same_images or row.study.name != "folder") and all(
+        value is None or flags.get(name, value) == value
+        for name, value in vars(args).items()
+        if name not in free
+    )
+
+
+def evaluations(row: Row) -> list[dict[str, Any]]:
+    """The linear evaluations of the row's seeds that there are."""
+    found = [read(row, seed).evaluation for seed in row.seeds]
     return [evaluation for evaluation in found if evaluation]
 
 
-def hours(row: Row, study: Study) -> float:
-    """The hours of pretraining and evaluation of all seeds that were evaluated.
-
-    Pretraining counts in proportion to the row's epochs, if its run was longer.
-    """
+def hours(row: Row) -> float:
+    """The hours of all seeds that were evaluated, of a longer pretraining in proportion."""
     total = 0.0
-    for seed in study.seeds:
-        pretraining, evaluation = read(row, study, seed)
-        if evaluation:
-            total += evaluation["hours"]
-            if pretraining:
-                total += pretraining["hours"] * row.epochs / pretraining["epochs_done"]
+    for pretraining, evaluation in (read(row, seed) for seed in row.seeds):
+        total += evaluation["hours"] if evaluation else 0
+        if evaluation and pretraining:
+            total += pretraining["hours"] * row.epochs / pretraining["epochs_done"]
     return total
-
-
-def mean_and_deviation(values: list[float]) -> tuple[float, float]:
-    """Mean and standard deviation over seeds; the deviation of a single value is 0."""
-    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def mean_text(values: list[float]) -> str:
     """`91.20 ± 0.31` over seeds, `91.20` for one, empty for none."""
-    if not values:
-        return ""
-    mean, deviation = mean_and_deviation(values)
-    return f"{mean:.2f} ± {deviation:.2f}" if len(values) > 1 else f"{mean:.2f}"
+    if len(values) > 1:
+        return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+    return f"{values[0]:.2f}" if values else ""

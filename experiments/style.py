@@ -1,25 +1,16 @@
-"""matplotlib as the pictures use it: drawn into files, in one style. Importing this sets it up.
-
-The pictures take matplotlib from here, so that a missing one is reported in one line.
-"""
+"""matplotlib as the pictures use it: drawn into files, in one style. Importing this sets it up."""
 
 import sys
 
 try:
     import matplotlib.pyplot as plt
-    from cycler import cycler
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from matplotlib.image import AxesImage
     from matplotlib.patheffects import withStroke
 except ImportError as error:
-    print(
-        f"error: pictures need two more packages: pip install matplotlib scikit-learn ({error})",
-        file=sys.stderr,
-    )
+    advice = "pictures need two more packages: pip install matplotlib scikit-learn"
+    print(f"error: {advice} ({error})", file=sys.stderr)
     raise SystemExit(2) from None
 
-__all__ = ["COLOURS", "Axes", "AxesImage", "Figure", "plt", "withStroke"]
+__all__ = ["COLOURS", "plt", "withStroke"]
 
 # Okabe and Ito's colours, which colour-blind people can tell apart.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
@@ -32,7 +23,7 @@ plt.rcParams.update(
         "axes.spines.right": False,
         "axes.grid": True,
         "grid.alpha": 0.3,
-        "axes.prop_cycle": cycler(color=COLOURS),
+        "axes.prop_cycle": plt.cycler(color=COLOURS),
         "figure.dpi": 150,
         "savefig.bbox": "tight",
     }

@@ -68,8 +68,8 @@ def toy(pictures, tmp_path_factory):
     flags += ["--root", str(pictures), "--results", str(folder)]
     rows = [
         str(number)
-        for number, row in enumerate(studies.all_rows(), 1)
-        if row.dataset == "folder" and row.method == "AttentioNCE" and row.epochs in (100, 400)
+        for number, row in enumerate(studies.all_rows(studies.parse_flags([])), 1)
+        if row.study.name == "folder" and row.loss == "attentionce" and row.epochs in (100, 400)
     ]
     programs = {"main.py": main, "linear.py": linear}
     handlers = {number: signal.getsignal(number) for number in SIGNALS}

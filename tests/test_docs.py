@@ -1,43 +1,40 @@
 """README.md and docs/: their generated tables are current, and their examples run.
 
-    python tests/test_docs.py            rewrites every generated table
-    python tests/test_docs.py main.py    rewrites this one
-
-The tables of results and of the benchmark are tested beside the programs that print them.
+python tests/test_docs.py            rewrites every generated table
+python tests/test_docs.py main.py    rewrites this one
 """
 
 import contextlib
+import importlib
+import io
 import re
-import subprocess
+import shlex
 import sys
-import types
-from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 import torchvision
+from helpers.pages import FENCE, PAGES, ROOT
 from PIL import Image
 from torch import nn
 from torch.nn.functional import normalize
 
-ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # for `python tests/test_docs.py`
 
 import embed  # noqa: E402
 import linear  # noqa: E402
 import loss  # noqa: E402
 import main  # noqa: E402
+import reproduce  # noqa: E402
 from attentionce import cli  # noqa: E402
 from attentionce.runs import files  # noqa: E402
 from experiments import studies  # noqa: E402
 from model import Model  # noqa: E402
 from utils import load  # noqa: E402
 
-RESULTS = ROOT / "docs" / "results.md"
-PAGES = [*sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("*.md"))]
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 GENERATED = re.compile(r"<!-- generated: (\S+) -->\n(.*?)<!-- end -->", re.DOTALL)
 
 
@@ -61,94 +58,90 @@ def flag_table(program):
     return "\n".join(rows)
 
 
-def measured():
-    """What this code reached in each of the paper's rows, best epoch, as docs/results.md has it."""
-    column, found = None, []
-    for line in RESULTS.read_text().splitlines():
-        cells = [cell.strip() for cell in line.split("|")]
-        if "Here, best epoch, %" in cells:
-            column = cells.index("Here, best epoch, %")
-        elif not line.startswith("|"):
-            column = None
-        elif column and cells[1] in {row.method for row in studies.paper_rows()}:
-            found.append(cells[column])
-    return found
-
-
 def paper_table():
     """The paper's rows, and what this code reached in them."""
     lines = [
         "| data set | method | d_pos | d_neg | epochs | paper | here |",
         "| --- | --- | :---: | :---: | :---: | :---: | :---: |",
     ]
-    for row, here in zip(studies.paper_rows(), measured(), strict=True):
-        d_pos, d_neg = row.flags.get("d_pos", "–"), row.flags.get("d_neg", "–")
-        cells = [studies.TITLES[row.dataset], row.method, d_pos, d_neg, row.epochs]
-        cells += [f"{row.paper:.2f}", here]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+    args = reproduce.parse_args(["--results", str(ROOT / "results")])
+    for row in studies.all_rows(args):
+        if row.published:
+            method, d_pos, d_neg, _, epochs, _, published, _, here, *_ = reproduce.cells(row)
+            line = [row.study.title, method, d_pos, d_neg, epochs, published, here]
+            lines.append(reproduce.markdown(line))
     return "\n".join(lines)
 
 
-QUICK = {
-    "main.py": lambda: flag_table(main),
-    "linear.py": lambda: flag_table(linear),
-    "embed.py": lambda: flag_table(embed),
-    "paper": paper_table,
-}
-
-
-BENCHMARKS = {  # by the table's name: device and folder
-    "benchmark": ("cpu", "results"),
-    "h100": ("cuda", "results/h100/compiled"),
-    "h100-not-compiled": ("cuda", "results/h100/eager"),
-}
-
-
-def printed(*words):
+def printed(module, *words):
     """What a program of this project prints."""
-    command = [sys.executable, *words]
-    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    output = io.StringIO()
+    with mock.patch.object(sys, "argv", [module, *words]), contextlib.redirect_stdout(output):
+        importlib.import_module(module).main()
+    return output.getvalue().strip()
 
 
 def generate(name):
     """The table that a page has between `<!-- generated: name -->` and `<!-- end -->`."""
-    if name in QUICK:
-        return QUICK[name]()
-    if name in BENCHMARKS:
-        device, folder = BENCHMARKS[name]
-        return printed("-m", "benchmark", "--table", "--device", device, "--results", folder)
-    words = ["--table", name]
-    if name == "folder":
-        command = re.search(
-            r"python reproduce\.py folder (.*?)\n\n", RESULTS.read_text(), re.DOTALL
-        )
-        words += re.findall(r"--\w+='[^']*'|[^\s\\]+", command[1])
-        words = [word.replace("'", "") for word in words]
-    return printed("reproduce.py", *words)
+    if name in ("main.py", "linear.py", "embed.py"):
+        return flag_table({"main.py": main, "linear.py": linear, "embed.py": embed}[name])
+    if name == "paper":
+        return paper_table()
+    measured = {"benchmark": "", "h100": "h100/compiled", "h100-not-compiled": "h100/eager"}
+    if name in measured:
+        words = ["--device", "cuda" if measured[name] else "cpu"]
+        words += ["--results", str(ROOT / "results" / measured[name])]
+        return printed("benchmark.__main__", "--table", *words)
+    words = [name]
+    if name == "folder":  # with the flags of the command above it
+        text = (ROOT / "docs" / "results.md").read_text()
+        command = re.search(r"python reproduce\.py (folder .*?)\n\n", text, re.DOTALL)[1]
+        words = shlex.split(command.replace("\\\n", ""))
+    return printed("reproduce", "--table", *words, "--results", str(ROOT / "results"))
+
+
+TABLES = dict(table for page in PAGES for table in GENERATED.findall(page.read_text()))
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables(name):
+    """They are what the programs say: they cannot drift from the flags and the results."""
+    assert TABLES[name].strip() == generate(name), "python tests/test_docs.py rewrites the tables"
+
+
+def test_there_is_a_table_of_every_program_and_study():
+    assert TABLES.keys() >= {"main.py", "linear.py", "embed.py", "paper", *studies.NAMES}
+    assert "### Your own images (cifar10-jpeg)" in TABLES["folder"]
 
 
 def rewrite(wanted):
-    """Make the wanted tables again, or all; the README's last, since it needs docs/results.md."""
+    """Make the wanted tables again, or all."""
     for page in PAGES:
         text = page.read_text()
         for name, old in GENERATED.findall(text):
             if name in wanted or not wanted:
-                text = text.replace(
-                    f"<!-- generated: {name} -->\n{old}<!-- end -->",
-                    f"<!-- generated: {name} -->\n\n{generate(name).strip()}\n\n<!-- end -->",
-                )
+                text = text.replace(f"{name} -->\n{old}", f"{name} -->\n\n{generate(name)}\n\n")
         page.write_text(text)
 
 
-@pytest.mark.parametrize("name", QUICK)
-def test_tables(name):
-    """The flags are those of --help, the README's rows are the paper's."""
-    pages = [dict(GENERATED.findall(page.read_text())) for page in PAGES]
-    (found,) = [tables[name].strip() for tables in pages if name in tables]
-    assert found == QUICK[name](), "python tests/test_docs.py rewrites the tables"
-
-
 # ------------------------------------------------------------------------------- examples
+
+PROGRAMS = r"((?:main|linear|embed|reproduce)\.py|benchmark|experiments\.plot)"
+COMMAND = re.compile(rf"(?:python|python -m|torchrun [^`\n]*) {PROGRAMS} ([^`#\n]+)")
+COMMANDS = {
+    (program.removesuffix(".py"), words.strip())
+    for page in PAGES
+    for program, words in COMMAND.findall(page.read_text().replace("\\\n", " "))
+}
+
+
+@pytest.mark.parametrize("program, words", sorted(COMMANDS))
+def test_commands(program, words):
+    """Every command has flags that its program knows."""
+    module = importlib.import_module("benchmark.__main__" if program == "benchmark" else program)
+    with contextlib.suppress(SystemExit):  # of --help
+        module.parse_args(shlex.split(words))
+
 
 BLOCKS = {
     f"{page.name} {number}": code
@@ -156,15 +149,6 @@ BLOCKS = {
     for number, (language, code) in enumerate(FENCE.findall(page.read_text()), 1)
     if language == "python"
 }
-
-
-def pretend(monkeypatch, name, **content):
-    """A module `name` with this content, and the packages that it is in."""
-    parts = name.split(".")
-    for i in range(1, len(parts) + 1):
-        package = ".".join(parts[:i])
-        monkeypatch.setitem(sys.modules, package, types.ModuleType(package))
-    vars(sys.modules[name]).update(content)
 
 
 class Images(torch.utils.data.Dataset):
@@ -210,22 +194,22 @@ class CIFAR10(list):
 @pytest.fixture
 def packages(monkeypatch, tmp_path):
     """Stand-ins for other packages, a clone ./AttentioNCE, and weights of the example's name."""
-    counted = types.SimpleNamespace(transforms=0)
-
-    def many(transforms):
-        counted.transforms = len(transforms)
-        return lambda image: [t(image) for t in transforms]
-
-    def noisy(input_size):
-        return lambda image: image + 0.1 * torch.randn(image.shape)
-
-    pretend(monkeypatch, "lightning", LightningModule=nn.Module)
-    pretend(monkeypatch, "lightly.data", LightlyDataset=Images)
-    pretend(monkeypatch, "lightly.transforms.multi_view_transform", MultiViewTransform=many)
-    pretend(monkeypatch, "lightly.transforms.simclr_transform", SimCLRViewTransform=noisy)
-    pretend(monkeypatch, "solo.methods.simclr", SimCLR=SimCLR)
+    for name, content in {
+        "lightning": {"LightningModule": nn.Module},
+        "lightly.data": {"LightlyDataset": Images},
+        "lightly.transforms.multi_view_transform": {
+            "MultiViewTransform": lambda transforms: lambda image: [t(image) for t in transforms]
+        },
+        "lightly.transforms.simclr_transform": {
+            "SimCLRViewTransform": lambda input_size: (
+                lambda image: image + 0.1 * torch.randn(image.shape)
+            )
+        },
+        "solo.methods.simclr": {"SimCLR": SimCLR},
+        "attentionce.loss": vars(loss),  # where an installation has it
+    }.items():
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(**content))
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", CIFAR10)
-    monkeypatch.setitem(sys.modules, "attentionce.loss", loss)  # where an installation has it
     monkeypatch.chdir(tmp_path)
     (tmp_path / "AttentioNCE").symlink_to(ROOT)
     state = {f"module.{key}": value for key, value in Model(128, "resnet10").state_dict().items()}
@@ -237,17 +221,16 @@ def packages(monkeypatch, tmp_path):
     words = "--root DIR --image_size 8 --out features.npz --device cpu"
     embed.main(["--model_path", "cifar10_SimCLR_4model_256_400_1.0_10.0.pth", *words.split()])
     torch.manual_seed(0)
-    return counted
 
 
-def check_readers_code(names, packages):
+def check_readers_code(names):
     encoder, views = names["encoder"], names["views"]
     z = normalize(torch.stack([encoder(view) for view in views]), dim=-1)
     (expected,) = torch.autograd.grad(loss.attentionce(z, 0.5, 1.0, 10.0), [encoder.weight])
     torch.testing.assert_close(encoder.weight.grad, expected)
 
 
-def check_lightning(names, packages):
+def check_lightning(names):
     module = names["Pretraining"]()
     views = torch.randn(6, 4, 3, 8, 8)
     value = module.training_step((views, torch.zeros(4), ["a.jpg"] * 4), 0)
@@ -258,35 +241,35 @@ def check_lightning(names, packages):
     module.configure_optimizers().step()
 
 
-def check_lightly(names, packages):
-    assert packages.transforms == 6 == len(names["views"]) and len(names["views"][0]) == 64
+def check_lightly(names):
+    assert len(names["views"]) == 6 and len(names["views"][0]) == 64
     assert all(p.grad is not None and p.grad.isfinite().all() for p in names["model"].parameters())
 
 
-def check_solo(names, packages):
+def check_solo(names):
     method, views = names["AttentioNCE"](), torch.randn(6, 3, 4)
     value = method.training_step((None, views, None), 0)
     z = normalize(torch.stack([method.projector(v) for v in views]), dim=-1)
     torch.testing.assert_close(value, 1 + loss.attentionce(z, 0.2, 2.0, 0.5))
 
 
-def check_hub_encoder(names, packages):
+def check_hub_encoder(names):
     shapes = [tuple(stage.shape) for stage in names["stages"].values()]
     assert shapes == [(1, 128, 32, 32), (1, 256, 16, 16), (1, 512, 8, 8)]
 
 
-def check_hub_loss(names, packages):
+def check_hub_loss(names):
     torch.testing.assert_close(names["loss"], loss.attentionce(names["z"], 0.5, 1.0, 10.0))
 
 
-def check_neighbours(names, packages):
+def check_neighbours(names):
     """The dark images are the nearest to a dark one; clusters are of every image."""
     path, z, cluster = names["path"], names["z"], names["cluster"]
     assert set(path[np.argsort(-z @ z[0])[:6]]) == {f"{i:02d}.png" for i in range(0, 12, 2)}
     assert np.allclose((z**2).sum(1), 1) and len(set(cluster.tolist())) == 10
 
 
-def check_jpegs(names, packages):
+def check_jpegs(names):
     """The folder is one that main.py reads, with all images and the classes of the data set."""
     for split, count in (("pretrain", 6), ("test", 3)):
         images = load("folder", "data/cifar10-jpeg", split, 64)
@@ -318,7 +301,7 @@ def test_example_runs(name, packages):
     # the reader's own
     names = {"__name__": "example", "encoder": nn.Linear(4, 5), "views": torch.randn(6, 3, 4)}
     exec(compile(block, name, "exec"), names)
-    check(names, packages)
+    check(names)
 
 
 if __name__ == "__main__":

@@ -2,149 +2,114 @@
 
 import argparse
 
-import pytest
 import torch
-from helpers.pages import RESULTS, found, last_row, says
+from helpers.pages import RESULTS, found, last_row, says, says_all
 
 import main
 from attentionce.training.memory import expected_bytes
-from benchmark.scaling import sent
 from model import Model
 
-
-@pytest.fixture
-def rows():
-    """rows(path): the medians of a benchmark's file, by row and variant."""
-
-    def function(path):
-        return {(row["name"], row["variant"]): row for row in found(path)["rows"]}
-
-    return function
+FILES = {"": "", "older ": "without-bf16/", "now ": "loss/", "h100 ": "h100/compiled/"}
 
 
-def ratios(table, *keys):
-    return [table[key]["ratio"]["of_medians"] for key in keys]
+def measured():
+    """Of the benchmark's rows, this code's medians, and with a × their ratios to the recipe."""
+    values = {}
+    for prefix, folder in FILES.items():
+        for row in found(f"{folder}benchmark-{'cuda' if 'h100' in prefix else 'cpu'}.json")["rows"]:
+            name = f"{prefix}{row['name']} {row['variant']}"
+            values[name] = (row["ours"] or {}).get("median")
+            values[f"{name} ×"] = (row["ratio"] or {}).get("of_medians")
+    return values
 
 
-def test_speed(rows):
-    table = rows("benchmark-cpu.json")
-    fp32, bf16 = ratios(table, ("step", "fp32"), ("step", "bf16"))
-    most, least = ratios(table, ("memory", "fp32"), ("memory", "bf16"))
-    says(
-        "README.md",
-        f"a training step of resnet50 is {bf16:.2f} times as fast in bf16 as the published "
-        f"scripts' recipe ({fp32:.2f} times in fp32) and takes {100 * least:.0f} % of its memory "
-        f"({100 * most:.0f} %).",
-    )
-    eager, compiled = ratios(table, ("views", "cpu eager"), ("views", "cpu compiled"))
-    slow, fast = (1 / r for r in ratios(table, ("linear", "fp32"), ("linear", "bf16")))
-    says(
-        "README.md",
-        f"Making views is {eager:.0f} to {compiled:.0f} times as fast, an epoch of linear "
-        f"evaluation {slow:.1f} to {fast:.1f} times",
-    )
-    says("docs/speed.md", f"the step is {fp32:.2f} times as fast as the recipe's")
-    limits = [table["limit", precision]["ours"]["median"] for precision in ("bf16", "fp32")]
-    says("docs/speed.md", f"bfloat16, in which it multiplies {limits[0] / limits[1]:.1f} times")
-    making = table["view making", "bf16"]["ours"]["median"]
-    says("docs/speed.md", f"Making views is {making:.1f} % of a step.")
-    steps = [table["step", precision]["ours"]["median"] for precision in ("bf16", "fp32")]
-    says("docs/speed.md", f"that is bf16, which is {steps[0] / steps[1]:.1f} times as fast")
-    assert least < 0.5  # "less than half of the recipe's memory"
-
-
-def test_memory(rows):
-    """Measured for 16 × 6 views."""
-    table, parameters = rows("benchmark-cpu.json"), found("scaling-cpu.json")["parameters"]
-    variants = ("bf16", "fp32", "bf16 grad_cache")
-    gb = [table["memory", variant]["ours"]["median"] / 1000 for variant in variants]
-    says(
-        "docs/speed.md",
-        f"takes {gb[0]:.1f} GB in bf16, {gb[1]:.1f} GB in fp32 and {gb[2]:.1f} GB in bf16 with",
-    )
-    fixed = 4 * 4 * parameters / 1e9  # weights, gradients, two moments in float32
-    says("docs/speed.md", f"Weights, gradients and optimiser are {fixed:.1f} GB of that.")
-
-
-def test_second_cpu(rows):
-    table = rows("without-bf16/benchmark-cpu.json")
-    views = ratios(table, ("views", "cpu eager"), ("views", "cpu compiled"))
-    step, epoch = ratios(table, ("step", "fp32"), ("epoch", "fp32"))
-    memory = ratios(table, ("memory", "fp32"), ("memory", "fp32 grad_cache"))
-    loss = ratios(table, *(("loss", f"batch {batch}") for batch in ("256", "1,024", "4,096")))
-    linear = ratios(table, ("linear", "fp32"))
-    assert f"{step:.2f}" == f"{epoch:.2f}"
-    sentence = (
-        "the ratios are {:.2f} and {:.2f} for views, {:.2f} for step and epoch, {:.2f} for memory "
-        "({:.2f} with `--grad_cache`), {:.2f}, {:.2f} and {:.2f} for the loss, and {:.2f} for "
-        "linear evaluation"
-    )
-    says("docs/speed.md", sentence.format(*views, step, *memory, *loss, *linear))
-
-
-def test_scaling():
-    result = found("scaling-cpu.json")
-    one, two = (measured["images_per_second"] for measured in result["measured"])
-    says(
-        "docs/several-gpus.md",
-        f"measured {one:.1f} images/s in one process and {two:.1f} in two, {two / one / 2:.0%} of "
-        "twice as many".replace("%", " %"),
-    )
-    megabytes = [
-        sum(sent(*exchange, n) for exchange in result["exchanges"][str(n)].values()) / 1e6
-        for n in (2, 8, 512)
-    ]
-    sentence = "each of two processes sends {:.1f} MB, each of 8 sends {:.1f} MB and each of 512"
-    says("docs/several-gpus.md", f"{sentence} sends {{:.1f}} MB".format(*megabytes))
-
-
-def test_on_a_gpu(rows):
-    table = rows("h100/compiled/benchmark-cuda.json")
-    step, making = table["step", "bf16"], table["view making", "bf16"]["ours"]["median"]
-    ratio = step["ratio"]["of_medians"]
-    says("README.md", f"{ratio:.2f} times as fast, in bf16 and compiled, as the recipe's on views")
-    says("docs/speed.md", f"Making them adds {making:.1f} % to this code's compiled step.")
-    least, most = (f"{step['ours'][which]:,.0f}" for which in ("min", "max"))
-    says("docs/speed.md", f"the compiled step reached {least} to {most} images/s")
-    says("docs/speed.md", f"the step reaches {step['share_of_limit']:.0%}".replace("%", " %"))
+def calculated():
+    """What the pages calculate from that."""
+    values = measured()
+    parameters = sum(p.numel() for p in Model().parameters())
+    values["fixed GB"] = 4 * 4 * parameters / 1e9  # weights, gradients, two moments in float32
+    for name in ("memory fp32", "memory bf16", "memory bf16 grad_cache"):
+        values[f"{name} GB"] = values[name] / 1000
+    for name in ("limit", "step"):
+        values[f"bf16 / fp32 {name}"] = values[f"{name} bf16"] / values[f"{name} fp32"]
+    for name in ("fp32", "bf16"):
+        values[f"1 / linear {name}"] = 1 / values[f"linear {name} ×"]
+    one, two = (case["images_per_second"] for case in found("scaling-cpu.json")["measured"])
+    values |= {"one": one, "two": two, "efficiency": two / one / 2}
     runs = (RESULTS / "cifar10-small-resnet10-4").glob("seed*/folder/*[0-9].csv")
-    last = [last_row(path) for path in runs]
-    assert len(last) == 15
-    together = sum(float(row["views"]) for row in last) / max(float(row["seconds"]) for row in last)
-    assert round(together, -4) == 100_000
-    says("docs/speed.md", "encoded about 100 thousand views per second together")
+    last = [last_row(path) for path in runs]  # of all, which shared a GPU
+    longest = max(float(row["seconds"]) for row in last)
+    values["together"] = round(sum(float(row["views"]) for row in last) / longest, -4) / 1000
+    return values | on_a_gpu(values)
 
 
-def test_what_to_expect_of_a_gpu(rows):
-    """Hours of 400 epochs, from a step and the making of its views."""
-    table = rows("h100/compiled/benchmark-cuda.json")
-    making = table["view making", "bf16"]["ours"]["median"] / 100
-    step = 256 / table["step", "bf16"]["ours"]["median"]
-    seconds = step * (1 + making)
-    rate = 256 * 6 / seconds
-    says(
-        "docs/speed.md",
-        f"{1000 * seconds:.0f} ms for 256 × 6 views, or {rate / 1000:.1f} thousand views per",
-    )
-    for images, name in (
-        (50_000, "CIFAR-10 or CIFAR-100"),
-        (100_000, "TinyImageNet"),
-        (105_000, "STL10"),
-    ):
-        views = 400 * (images // 256) * 256 * 6
-        hours = f"{views / rate / 3600:.1f} hours"
-        says("docs/speed.md", f"| AttentioNCE on {name} | {views / 1e6:.0f} million | {hours} |")
-        if images == 50_000:
-            says("README.md", f"we calculate {hours} for 400 epochs of CIFAR-10")
-            slowest = 256 / table["step", "bf16"]["ours"]["min"] * (1 + making)
-            hours = views / (256 * 6) * slowest / 3600
-            says("docs/speed.md", f"400 epochs of CIFAR-10 would take {hours:.1f} hours.")
-    says("docs/speed.md", "moves about 160 GB")
-    share = f"{160 / step / 3350:.0%}".replace("%", " %")
-    says(
-        "docs/speed.md",
-        f"In the {1000 * step:.0f} ms that it takes without making views, that is {share}",
-    )
+def on_a_gpu(values):
+    """Hours of 400 epochs, from a step of 256 × 6 views and the making of its views."""
+    rows = found("h100/compiled/benchmark-cuda.json")["rows"]
+    row = next(row for row in rows if (row["name"], row["variant"]) == ("step", "bf16"))
+    making, rates = 1 + values["h100 view making bf16"] / 100, row["ours"]
+    step, slowest = 256 / rates["median"], 256 / rates["min"]
+    hours = {
+        f"{images} hours": 400 * (images // 256) * step * making / 3600
+        for images in (50_000, 100_000, 105_000)
+    }
+    return hours | {
+        "least": rates["min"],
+        "most": rates["max"],
+        "of limit": row["share_of_limit"],
+        "ms": 1000 * step * making,
+        "ms without": 1000 * step,
+        "thousand views": 256 * 6 / step / making / 1000,
+        "slowest hours": 400 * (50_000 // 256) * slowest * making / 3600,
+        "bandwidth": 160 / step / 3350,
+    }
+
+
+SENTENCES = """
+README.md
+    of resnet50 is {step bf16 ×:.2f} times as fast in bf16 as the published scripts' recipe
+    recipe ({step fp32 ×:.2f} times in fp32) and takes {memory bf16 ×:.0%} of its memory
+    of its memory ({memory fp32 ×:.0%}).
+    Making views is {views cpu eager ×:.0f} to {views cpu compiled ×:.0f} times as fast, an epoch
+    an epoch of linear evaluation {1 / linear fp32:.1f} to {1 / linear bf16:.1f} times
+    {h100 step bf16 ×:.2f} times as fast, in bf16 and compiled, as the recipe's on views
+    we calculate {50000 hours:.1f} hours for 400 epochs of CIFAR-10
+docs/speed.md
+    the step is {step fp32 ×:.2f} times as fast as the recipe's
+    bfloat16, in which it multiplies {bf16 / fp32 limit:.1f} times
+    Making views is {view making bf16:.1f}% of a step.
+    that is bf16, which is {bf16 / fp32 step:.1f} times as fast
+    takes {memory bf16 GB:.1f} GB in bf16, {memory fp32 GB:.1f} GB in fp32 and
+    and {memory bf16 grad_cache GB:.1f} GB in bf16 with
+    Weights, gradients and optimiser are {fixed GB:.1f} GB of that.
+    ratios are {older views cpu eager ×:.2f} and {older views cpu compiled ×:.2f} for views
+    {older step fp32 ×:.2f} for step and epoch, {older memory fp32 ×:.2f} for memory
+    {older epoch fp32 ×:.2f} for step and epoch
+    ({older memory fp32 grad_cache ×:.2f} with `--grad_cache`), {older loss batch 256 ×:.2f},
+    , {older loss batch 1,024 ×:.2f} and {older loss batch 4,096 ×:.2f} for the loss, and
+    and {older linear fp32 ×:.2f} for linear evaluation
+    takes {now loss batch 256 ×:.2f}, {now loss batch 1,024 ×:.2f} and {now loss batch 4,096 ×:.2f}
+    and {now loss memory batch 16,384:.0f} MB at 16,384
+    Making them adds {h100 view making bf16:.1f}% to this code's compiled step.
+    the compiled step reached {least:,.0f} to {most:,.0f} images/s
+    the step reaches {of limit:.0%}
+    {ms:.0f} ms for 256 × 6 views, or {thousand views:.1f} thousand views per
+    | AttentioNCE on CIFAR-10 or CIFAR-100 | 120 million | {50000 hours:.1f} hours |
+    | AttentioNCE on TinyImageNet | 240 million | {100000 hours:.1f} hours |
+    | AttentioNCE on STL10 | 252 million | {105000 hours:.1f} hours |
+    400 epochs of CIFAR-10 would take {slowest hours:.1f} hours.
+    a compiled step moves about 160 GB
+    In the {ms without:.0f} ms that it takes without making views, that is {bandwidth:.0%}
+    encoded about {together:.0f} thousand views per second together
+docs/several-gpus.md
+    measured {one:.1f} images/s in one process and {two:.1f} in two, {efficiency:.0%} of twice
+"""
+
+
+def test_sentences():
+    values = calculated()
+    says_all(SENTENCES, values)
+    assert values["memory bf16 ×"] < 0.5  # "less than half of the recipe's memory"
 
 
 def test_expected_memory():
@@ -157,21 +122,8 @@ def test_expected_memory():
         compiled = not changed.grad_cache and changed.compile != "off"
         return expected_bytes(model, changed, 6, torch.bfloat16, compiled) / 1e9
 
-    says("docs/speed.md", f"| compiled, as on CUDA by default | {expected():.1f} GB |")
     off, cached = expected(compile="off"), expected(grad_cache=True)
+    says("docs/speed.md", f"| compiled, as on CUDA by default | {expected():.1f} GB |")
     says("docs/speed.md", f"which recomputes the first stage | {off:.1f} GB |")
     says("docs/speed.md", f"| `--grad_cache` | {cached:.1f} GB |")
     assert cached < 8 < 12 < off < 16 < expected() < 24
-
-
-def test_the_loss_as_it_is_now(rows):
-    table = rows("loss/benchmark-cpu.json")
-    small, middle, large = ratios(
-        table, *(("loss", f"batch {batch}") for batch in ("256", "1,024", "4,096"))
-    )
-    most = table["loss memory", "batch 16,384"]["ours"]["median"]
-    says(
-        "docs/speed.md",
-        f"takes {small:.2f}, {middle:.2f} and {large:.2f} of the recipe's time at batches of 256, "
-        f"1,024 and 4,096, and {most:.0f} MB at 16,384",
-    )

@@ -2,13 +2,13 @@
 
 import argparse
 import copy
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
-from attentionce import attention
 from attentionce.data import views
 
 if TYPE_CHECKING:  # matplotlib is optional and slow to import
@@ -31,25 +31,16 @@ def show(axis: "Axes", pixels: Tensor, label: str = "") -> None:
     axis.set_xlabel(label, fontsize=9, labelpad=2)
 
 
-def displayed(view: Tensor) -> Tensor:
-    """Undo the normalisation of a view, 3×S×S, for display: on the CPU, in [0, 1]."""
-    mean = torch.tensor(views.MEAN)[:, None, None]
-    std = torch.tensor(views.STD)[:, None, None]
-    return (view.cpu() * std + mean).clamp(0, 1)
+def displayed(made: Tensor) -> Tensor:
+    """Undo the normalisation of views, …×3×S×S, for display: on the CPU, in [0, 1]."""
+    std, mean = torch.tensor([views.STD, views.MEAN])[:, :, None, None]
+    return (made.cpu() * std + mean).clamp(0, 1)
 
 
 def some_views(pixels: Tensor, count: int, num_pos: int, size: int, seed: int) -> Tensor:
-    """Make views of randomly chosen images.
+    """Normalised views of `count` images, (2 + num_pos) × count × 3 × size × size.
 
-    Args:
-        pixels: The images to choose from, uint8 N×3×H×W.
-        count: How many of them to choose.
-        num_pos: Positives per image, besides its two anchors.
-        size: Height and width of the views in pixels.
-        seed: Decides on the images and the views.
-
-    Returns:
-        (2 + num_pos) × count × 3 × size × size, normalised.
+    The seed decides which of the images, uint8 N×3×H×W, and which views.
     """
     chosen = torch.randperm(len(pixels), generator=views.generator(seed, 0))[:count]
     height, width = pixels.shape[2:]
@@ -58,15 +49,11 @@ def some_views(pixels: Tensor, count: int, num_pos: int, size: int, seed: int) -
 
 
 @torch.no_grad()
-def embed(model: nn.Module, made: Tensor) -> Tensor:
-    """Project views as the loss sees them: BatchNorm uses each view's own statistics.
+def projections(model: nn.Module, made: Tensor) -> Tensor:
+    """Views V×B×3×S×S as the loss sees them, V×B×dim on the CPU.
 
-    Args:
-        model: Returns (feature, projection). It is left as it is.
-        made: The views, V×B×3×S×S.
-
-    Returns:
-        Projections V×B×dim, on the CPU.
+    BatchNorm uses each view's own statistics. The model, which returns (feature, projection), is
+    left as it is.
     """
     device = next(model.parameters()).device
     model = copy.deepcopy(model).train()  # a copy, because running statistics move in train mode
@@ -75,10 +62,9 @@ def embed(model: nn.Module, made: Tensor) -> Tensor:
 
 def attention_panel(
     figure: "Figure | SubFigure",
-    z: Tensor,
     made: Tensor,
-    d_pos: float,
-    d_neg: float,
+    alpha: Tensor,
+    beta: Tensor,
     images: int,
     title: str,
 ) -> None:
@@ -86,16 +72,14 @@ def attention_panel(
 
     Args:
         figure: Where to draw.
-        z: The views' projections, V×B×dim (`embed`).
         made: The views, V×B×3×S×S; the first two are the anchors.
-        d_pos: Scale of the attention on positives.
-        d_neg: Scale of the attention on negatives.
+        alpha: The weights of their positives, 2×B×M (`loss.positive_weights`).
+        beta: The weights of their negatives, 2B×2B, which sum to 1 (`loss.negative_weights`).
         images: Number of rows. They show the anchors of highest contrast.
         title: What stands above.
     """
-    batch = z.shape[1]
-    alpha = attention.positive_weights(z, d_pos)[0]
-    beta = attention.negative_weights(z, d_neg, rows=slice(batch)) * (2 * batch - 2)
+    batch = made.shape[1]
+    alpha, beta = alpha[0], beta * (2 * batch - 2)
     positives = alpha.shape[1]
     anchors = made[:2].flatten(0, 1)
 
@@ -104,8 +88,8 @@ def attention_panel(
     widths = [1, 0.25, *[1] * positives, 0.25, *[1] * (2 * EXTREMES)]
     axes = figure.subplots(images, len(widths), squeeze=False, width_ratios=widths)
     figure.suptitle(
-        f"{title}\nan anchor, its positives with α (d_pos {d_pos:g}), its three hardest and three "
-        f"easiest negatives with β (d_neg {d_neg:g}, mean 1)",
+        f"{title}\nan anchor, its positives with α, its three hardest and three easiest negatives "
+        "with β (mean 1)",
         fontsize=10,
     )
     contrast = made[0].std((1, 2, 3))
@@ -129,7 +113,7 @@ def pretraining_pictures(
     pixels: Tensor,
     args: argparse.Namespace,
     num_pos: int,
-    attention_of: tuple[float, float] | None,
+    weights: Callable[[Tensor], tuple[Tensor, Tensor]] | None,
     epoch: int,
 ) -> dict[str, "Tensor | Figure"]:
     """Views of eight images, and the attention among 64; always the same images and views.
@@ -139,7 +123,7 @@ def pretraining_pictures(
         pixels: The images to choose from, uint8 N×3×H×W.
         args: The flags of main.py, for the views' size and the seed.
         num_pos: Positives per image, besides its two anchors.
-        attention_of: d_pos and d_neg, or None for a loss without attention.
+        weights: α and β of embeddings V×B×dim, or None for a loss without both.
         epoch: For the title.
 
     Returns:
@@ -151,10 +135,9 @@ def pretraining_pictures(
     made = some_views(pixels.cpu(), count, num_pos, args.image_size, args.seed)
     shown = [displayed(view) for view in made[:, :8].flatten(0, 1)]
     pictures: dict[str, Tensor | Figure] = {"views": make_grid(torch.stack(shown), nrow=8)}
-    if attention_of is not None:
-        d_pos, d_neg = attention_of
+    if weights is not None:
         figure = Figure(figsize=(11, 3.4))
-        z = embed(model, made)
-        attention_panel(figure, z, made, d_pos, d_neg, min(3, count), f"epoch {epoch}")
+        alpha, beta = weights(projections(model, made))
+        attention_panel(figure, made, alpha, beta, min(3, count), f"epoch {epoch}")
         pictures["attention"] = figure
     return pictures

@@ -225,12 +225,12 @@ def take_sizes(args: Namespace, paths: list[str]) -> None:
             print(f"--{name} {size}, as in pretraining", flush=True)
 
 
-def flags_beside(path: str) -> dict[str, Any]:
-    """The flags of the run that wrote a weights file, by its JSON; none if there is no such file.
+def flags_beside(path: str | Path) -> dict[str, Any]:
+    """The flags of the run that wrote weights or metrics, by its JSON; none without such a file.
 
-    The JSON is named after the run's last epoch, the weights after theirs.
+    The JSON is named after the run's last epoch, weights after theirs.
     """
-    parts = Path(path).name.removesuffix(".pth").split("_")
+    parts = Path(path).stem.split("_")
     pattern = "_".join(map(glob.escape, parts))
     if len(parts) > 4:
         pattern = "_".join([*map(glob.escape, parts[:4]), "*", *map(glob.escape, parts[5:])])

@@ -1,16 +1,13 @@
 """The figures of an encoder that TensorBoard and experiments/plot.py share."""
 
-import subprocess
+import runpy
 import sys
 
 import pytest
 import torch
-from conftest import ROOT
-from torch import nn
-from torch.nn.functional import normalize
+from matplotlib.figure import Figure
 
-import utils
-from attentionce import attention
+import loss
 from attentionce.data import views
 from attentionce.evaluation import figures
 from model import Model
@@ -20,23 +17,9 @@ PIXELS = torch.randint(
 )
 
 
-class Encoder(nn.Module):
-    """A feature and a projection, as the project's own model returns them."""
-
-    def __init__(self):
-        super().__init__()
-        self.f = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten())
-
-    def forward(self, x):
-        feature = self.f(x)
-        return feature, normalize(feature[:, :16], dim=1)
-
-
-def test_figures_import_neither_the_model_nor_matplotlib():
-    code = "import sys; from attentionce.evaluation import figures; print(*sys.modules)"
-    command = [sys.executable, "-c", code]
-    modules = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert not {"model", "matplotlib", "attentionce.training.one_step"} & set(modules.split())
+def test_matplotlib_is_optional(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    runpy.run_path(figures.__file__)  # an import would fail
 
 
 def test_views_are_the_same_every_time():
@@ -47,31 +30,21 @@ def test_views_are_the_same_every_time():
 
 
 def test_displayed_undoes_the_normalisation():
-    shown = figures.displayed(views.normalize(PIXELS)[0])
-    torch.testing.assert_close(shown, PIXELS[0] / 255, atol=1e-6, rtol=0)
-
-
-def test_embedding_for_pictures_leaves_the_model_alone():
-    model = Model(arch="resnet10").eval()
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    made = figures.some_views(utils.load("photos", "", "test").pixels, 8, 1, 8, seed=0)
-    z = figures.embed(model, made)
-    assert z.shape == (3, 8, 128)
-    assert not model.training
-    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
-    assert all(m.momentum == 0.1 for m in model.modules() if hasattr(m, "momentum"))
+    shown = figures.displayed(views.normalize(PIXELS))
+    torch.testing.assert_close(shown, PIXELS / 255, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_embedding_uses_each_views_own_statistics(training):
-    model = Encoder().train(training)
+def test_projections_are_those_of_training_and_leave_the_model_alone(training):
+    model = Model(arch="resnet10").train(training)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
     made = figures.some_views(PIXELS, 5, num_pos=1, size=8, seed=0)
-    z = figures.embed(model, made)
-    assert z.shape == (3, 5, 16)
-    assert not z.requires_grad
+    z = figures.projections(model, made)
+    assert z.shape == (3, 5, 128) and not z.requires_grad
     assert all(module.training == training for module in model.modules())
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     model.train()
-    for view, found in zip(made, z, strict=True):
+    for view, found in zip(made, z, strict=True):  # BatchNorm uses each view's own statistics
         torch.testing.assert_close(found, model(view)[1].detach())
 
 
@@ -82,17 +55,15 @@ def test_weights_are_written_with_two_digits():
 
 
 def test_attention_panel_shows_the_weights_of_its_images():
-    from matplotlib.figure import Figure
-
     made = figures.some_views(PIXELS, 8, num_pos=2, size=8, seed=0)
-    z = figures.embed(Encoder(), made)
+    z = figures.projections(Model(arch="resnet10"), made)
     figure = Figure()
-    figures.attention_panel(figure, z, made, 0.5, 0.2, images=3, title="a title")
+    alpha, beta = loss.positive_weights(z, 0.5), loss.negative_weights(z, 0.2)
+    figures.attention_panel(figure, made, alpha, beta, images=3, title="a title")
     assert "a title" in figure.get_suptitle()
     assert len(figure.axes) == 3 * 11
     rows = made[0].std((1, 2, 3)).argsort(descending=True)[:3].tolist()
-    alpha = attention.positive_weights(z, 0.5)[0]
-    beta = attention.negative_weights(z, 0.2) * 14
+    alpha, beta = alpha[0], 14 * beta
     for row, image in enumerate(rows):
         labels = [axis.get_xlabel() for axis in figure.axes[11 * row : 11 * row + 11]]
         assert labels[0] == "anchor"

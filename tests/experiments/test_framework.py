@@ -16,8 +16,3 @@ def test_the_picture_is_the_committed_one(tmp_path):
     )
     assert drawn.shape == committed.shape
     assert abs(drawn - committed).mean() < 5  # other views or another encoder: 10
-
-
-def test_spread_moves_neighbours_apart():
-    angles = framework.spread(np.array([0.0, 0.1, 3.0]))
-    assert np.allclose(angles, [-0.125, 0.225, 3.0], atol=1e-6)

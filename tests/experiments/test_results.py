@@ -1,105 +1,83 @@
 """experiments/results.py: which files count as a row's results."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
+import main
 from attentionce.errors import UserError
 from experiments import results, studies
 
 
 @pytest.fixture
-def row_and_study(toy):
+def row(toy):
     """The first of the toy study's rows."""
-    row = studies.folder_rows()[0]
-    words = [word for word in toy.flags[: toy.flags.index("--row")]]
-    ((row, study),) = studies.with_flags([row], studies.parse_flags(words))
-    return row, study
+    rows = studies.all_rows(studies.parse_flags(toy.flags[: toy.flags.index("--row")]))
+    return next(row for row in rows if row.study.name == "folder")
 
 
-def test_an_evaluation_with_other_flags_does_not_count(row_and_study):
-    row, study = row_and_study
-    assert results.read(row, study, 0).evaluation
-    other = study._replace(linear=["--epochs", "7"])
-    assert results.read(row, other, 0).evaluation is None
-    other = study._replace(linear=[*study.linear, "--lr=1e-2"])
-    assert results.read(row, other, 0).evaluation is None
-    same = study._replace(linear=[*study.linear, "--lr=10e-4"])  # the default, 1e-3
-    assert results.read(row, same, 0).evaluation
-    elsewhere = study._replace(linear=[*study.linear, "--compile=off", "--cache=elsewhere"])
-    assert results.read(row, elsewhere, 0).evaluation
+def changed(row, **changes):
+    return row._replace(study=row.study._replace(**changes))
 
 
-def test_an_evaluation_of_other_weights_does_not_count(row_and_study):
-    row, study = row_and_study
-    other = study._replace(pretrain=[*study.pretrain, "--lr", "7"])
-    assert results.read(row, other, 0) == (None, None)
+def test_results_with_other_flags_do_not_count(row):
+    linear, pretrain = row.study.linear, row.study.pretrain
+    assert results.read(row, 0).evaluation
+    for flag in ("--lr=10e-4", "--compile=off", "--cache=elsewhere"):  # 1e-3 is the default
+        assert results.read(changed(row, linear=[*linear, flag]), 0).evaluation
+    pretraining, evaluation = results.read(changed(row, linear=[*linear, "--lr=1e-2"]), 0)
+    assert pretraining and not evaluation
+    assert results.read(changed(row, pretrain=[*pretrain, "--lr=7"]), 0) == (None, None)
 
 
-def test_results_on_other_images_do_not_count(row_and_study):
-    row, study = row_and_study
-    assert results.read(row, study._replace(root="elsewhere/pictures0"), 0).evaluation
-    assert results.read(row, study._replace(root="elsewhere/cats"), 0) == (None, None)
+def test_results_on_other_images_do_not_count(row):
+    assert results.read(changed(row, root="elsewhere/pictures0"), 0).evaluation
+    assert results.read(changed(row, root="elsewhere/cats"), 0) == (None, None)
 
 
-def test_seeds_that_were_not_run_are_left_out(row_and_study):
-    row, study = row_and_study
-    evaluation = results.read(row, study, 0).evaluation
-    assert results.evaluations(row, study._replace(seeds=[5, 0, 7])) == [evaluation]
-    hours = results.hours(row, study._replace(seeds=[0]))
-    assert results.hours(row, study._replace(seeds=[5, 0, 7])) == hours > evaluation["hours"]
+def test_seeds_that_were_not_run_are_left_out(row):
+    some = row._replace(seeds=[5, 0, 7])
+    evaluation = results.read(row, 0).evaluation
+    assert results.evaluations(some) == [evaluation]
+    assert results.hours(some) == results.hours(row) > evaluation["hours"]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"flags": 3}'])
 def test_a_damaged_file_is_named(tmp_path, content):
-    args = studies.parse_flags(["--results", str(tmp_path)])
-    ((row, study),) = studies.with_flags(studies.paper_rows()[:1], args)
-    path = results.weights(row, study, 0).with_suffix(".json")
+    row = studies.all_rows(studies.parse_flags(["--results", str(tmp_path)]))[0]
+    path = results.run_file(row, 0, row.epochs, ".json")
     path.parent.mkdir(parents=True)
     path.write_text(content)
     with pytest.raises(UserError, match="is damaged .*: remove it and run its row again") as caught:
-        results.read(row, study, 0)
+        results.read(row, 0)
     assert str(path) in str(caught.value)
 
 
 def test_views_per_image():
     """Two, and the positives of a loss that has some; further flags of the study count."""
-    by_flags = {
-        (row.loss, row.flags.get("num_pos")): results.views_per_image(row, studies.PHOTOS)
-        for row in studies.photo_rows()
-    }
-    assert by_flags == {
-        ("simclr", None): 2,
-        ("dcl", None): 2,
-        ("hcl", None): 2,
-        ("bcl", None): 2,
-        ("attentionce", 1): 3,
-        ("attentionce", 2): 4,
-        ("attentionce", 4): 6,
-        ("attentionce", 8): 10,
-    }
-    row = studies.folder_rows()[0]
-    assert results.views_per_image(row, studies.PAPER) == 6
-    assert results.views_per_image(row, studies.PAPER._replace(pretrain=["--num_pos", "1"])) == 3
+    for row in studies.all_rows(studies.parse_flags([])):
+        positives = row.flags.get("num_pos", 4) if row.loss == "attentionce" else 0
+        assert results.views_per_image(row) == 2 + positives
+    three = changed(row._replace(loss="attentionce", flags={}), pretrain=["--num_pos", "1"])
+    assert results.views_per_image(three) == 3
+
+
+def test_titles_come_from_the_flags_beside_a_file(toy, tmp_path):
+    """Also for weights of an earlier epoch; a file without its run's flags keeps its name."""
+    weights = sorted(toy.folder.rglob("*.pth"))
+    titles = [results.title(path) for path in weights]
+    assert titles == [f"AttentioNCE (d_pos 1, d_neg 10), {epochs} epochs" for epochs in range(1, 5)]
+    assert results.title(Path(shutil.copy(weights[0], tmp_path))) == weights[0].stem
+    flags = vars(main.parse_args(["--num_pos", "8", "--epochs", "30"]))
+    path = tmp_path / "cifar10_SimCLR_8model_256_30_1.0_1.0.csv"
+    path.with_name(f"{path.stem}.json").write_text(json.dumps({"flags": flags}))
+    path.touch()
+    assert results.title(path) == "AttentioNCE (d_pos 1, d_neg 1, 8 positives), 30 epochs"
 
 
 def test_means():
     assert results.mean_text([]) == ""
     assert results.mean_text([91.2]) == "91.20"
     assert results.mean_text([1, 2, 3]) == "2.00 ± 1.00"
-    assert results.mean_and_deviation([5]) == (5, 0)
-
-
-def test_the_old_name_of_the_loss_is_read(toy, row_and_study, tmp_path):
-    """Results from before the loss's flag was called attentionce count."""
-    row, study = row_and_study
-    study = study._replace(results=str(tmp_path))
-    for path in toy.folder.rglob("*.json"):
-        found = json.loads(path.read_text())
-        if "loss" in found["flags"]:
-            found["flags"]["loss"] = "attention_nce"
-        copy = tmp_path / path.relative_to(toy.folder)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_text(json.dumps(found))
-    pretraining, evaluation = results.read(row, study, 0)
-    assert pretraining["flags"]["loss"] == "attention_nce" and evaluation

@@ -1,6 +1,7 @@
 """Several processes compute what one computes, and exchange it as one. On gloo, with 2 and 3."""
 
 import functools
+import itertools
 import os
 import time
 from types import SimpleNamespace
@@ -16,12 +17,11 @@ import linear
 import loss
 import main
 from attentionce.data.images import Images
-from attentionce.evaluation import knn
+from attentionce.evaluation import knn, linear_classifier
 from attentionce.training import one_epoch, one_step, pretraining, processes
 from attentionce.training.moco import MoCo
 
 CPU = torch.device("cpu")
-PARAMETERS = {"d_pos": 0.5, "d_neg": 0.3, "tau_plus": 0.1, "alpha": 0.8, "beta": 0.9}
 assert_close = functools.partial(torch.testing.assert_close, rtol=1e-9, atol=1e-12)
 
 
@@ -36,13 +36,13 @@ def losses_and_gradients():
     weight = torch.randn(7, 6, dtype=torch.float64, generator=random)
     loss.block_rows = lambda device, columns: 5
     found = {}
-    for kind, entry in loss.LOSSES.items():
+    for positives, negatives in itertools.product(loss.POSITIVES, loss.NEGATIVES):
         w = weight.clone().requires_grad_()
-        z = normalize(x @ w, dim=-1)[: entry.views(num_pos=3)]
-        parameters = {name: PARAMETERS[name] for name in entry.parameters if name in PARAMETERS}
-        value = entry.function(z, 0.2, gather=processes.gather, **parameters)
+        z = normalize(x @ w, dim=-1)[: 2 if positives == "pair" else 5]
+        value = loss.contrastive(z, positives, negatives, 0.2, gather=processes.gather)
         value.backward()
-        found[kind] = processes.average(value.detach()), processes.average(w.grad)
+        means = processes.average(value.detach()), processes.average(w.grad)
+        found[positives, negatives] = means
     return found
 
 
@@ -60,11 +60,12 @@ def exact_view(images, draw, v, size, ops):
 
 def three_steps(flags):
     """Train for three steps; what they leave, and the images and views that this process saw."""
-    words = "--batch_size 12 --num_pos 2 --queue 30 --d_neg 0.5"
+    words = "--batch_size 12 --num_pos 2 --d_neg 0.5"
     args = main.parse_args([*words.split(), *flags.split()])
     torch.manual_seed(0)
     pixels = torch.randint(256, (40, 3, 8, 8), dtype=torch.uint8)
     model = Tiny(5)
+    chosen, numbers = main.chosen_loss(args)
     run = pretraining.Run(
         args=args,
         device=CPU,
@@ -74,7 +75,8 @@ def three_steps(flags):
         encoder=processes.replicated(model),
         optimizer=torch.optim.Adam(model.parameters(), lr=1e-2, fused=True),
         scaler=torch.amp.GradScaler("cpu", enabled=False),
-        loss=loss.LOSSES[args.loss],
+        loss=chosen,
+        attention_numbers=numbers,
         progress=pretraining.new_progress(3, CPU),
         moco=MoCo(model, 30, 0.9, 5).double() if args.estimator == "MoCo" else None,
     )
@@ -96,7 +98,9 @@ def three_steps(flags):
     }
 
 
-@pytest.mark.parametrize("flags, count", [("", 2), ("--grad_cache", 3), ("--estimator MoCo", 2)])
+@pytest.mark.parametrize(
+    "flags, count", [("", 2), ("--grad_cache", 3), ("--estimator MoCo --queue 30", 2)]
+)
 def test_training_steps_are_those_of_one_process(flags, count, group):
     one = three_steps(flags)
     several = group(count, three_steps, flags).results()
@@ -117,8 +121,9 @@ def evaluation(folder):
     bank = Images(pixels[:23], labels[:23], list("abcdefg"))
     test = Images(pixels[23:], labels[23:], list("abcdefg"))
     words = "--model_path random --batch_size 10 --epochs 2 --image_size 8 --k 5"
-    args, path = linear.parse_args(words.split()), folder / f"of{processes.rank()}"
-    result = linear.evaluate(f, bank, test, args, CPU, torch.float32, path)
+    args = linear.parse_args(words.split())
+    encoder = linear_classifier.Encoder("", f, "", folder / f"of{processes.rank()}")
+    result = linear_classifier.evaluate(encoder, bank, test, args, CPU, torch.float32, [])
     return result, knn.features(f, bank.pixels, CPU, torch.float32, 5)
 
 
