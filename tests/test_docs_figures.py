@@ -8,7 +8,6 @@ from helpers.pages import RESULTS, found, last_row, says
 
 import main
 from attentionce.training.memory import expected_bytes
-from benchmark.scaling import sent
 from model import Model
 
 
@@ -82,20 +81,39 @@ def test_second_cpu(rows):
     says("docs/speed.md", sentence.format(*views, step, *memory, *loss, *linear))
 
 
-def test_scaling():
+def test_scaling(rows):
     result = found("scaling-cpu.json")
     one, two = (measured["images_per_second"] for measured in result["measured"])
     says(
         "docs/several-gpus.md",
-        f"measured {one:.1f} images/s in one process and {two:.1f} in two, {two / one / 2:.0%} of "
+        f"one process reached {one:.1f} images/s and two reached {two:.1f}, {two / one / 2:.0%} of "
         "twice as many".replace("%", " %"),
     )
-    megabytes = [
-        sum(sent(*exchange, n) for exchange in result["exchanges"][str(n)].values()) / 1e6
-        for n in (2, 8, 512)
-    ]
-    sentence = "each of two processes sends {:.1f} MB, each of 8 sends {:.1f} MB and each of 512"
-    says("docs/several-gpus.md", f"{sentence} sends {{:.1f}} MB".format(*megabytes))
+    gradients = 4 * result["parameters"]
+
+    def megabytes(processes, images):
+        anchors = 2 * images * 128 * 4
+        per_gradient = 2 * (processes - 1) / processes
+        return (per_gradient * gradients + 3 * (processes - 1) * anchors) / 1e6
+
+    says("docs/several-gpus.md", f"times the gradients, {gradients / 1e6:.1f} MB for resnet50")
+    eight, many, two = megabytes(8, 256), megabytes(512, 256), megabytes(2, 16)
+    says(
+        "docs/several-gpus.md",
+        f"that is {eight:.0f} MB for n = 8 and {many:.0f} MB for n = 512, and {two:.1f} MB for",
+    )
+    says(
+        "docs/several-gpus.md",
+        f"At 50 GB/s per process {eight:.0f} MB take {eight / 50:.1f} ms, and {many:.0f} MB take "
+        f"{many / 50:.1f} ms.",
+    )
+    step = 256 / rows("h100/compiled/benchmark-cuda.json")["step", "bf16"]["ours"]["median"]
+    says("docs/several-gpus.md", f"An H100 takes [{1000 * step:.0f} ms]")
+    shares = [round(amount / 50 / step / 10) for amount in (eight, many)]
+    says(
+        "docs/several-gpus.md",
+        f"at most {shares[0]} % to the step of 8 GPUs and {shares[1]} % to that of 512",
+    )
 
 
 def test_on_a_gpu(rows):
