@@ -28,36 +28,59 @@ print(json.dumps(getattr(importlib.import_module(module), name)(*arguments)))
 
 
 def interleaved(
-    row: str, sides: Mapping[str, Prepare], repetitions: int, device: str
+    row: str, sides: Mapping[str, Prepare], repetitions: int, device: str, calls: int = 1
 ) -> dict[str, list[float]]:
-    """Time the sides in rounds of one call per side, so that a slow minute slows all of them.
+    """Time the sides in rounds, one after the other, so that a slow minute slows all of them.
 
-    All are prepared before the first round, which does not count. The side called "reference" runs
-    with PyTorch's own cuDNN setting, the others with that of main.py.
+    All are prepared before the first round, which does not count (CUDA: the first two). The side
+    called "reference" runs with PyTorch's own cuDNN setting, the others with that of main.py.
+
+    Args:
+        calls: on CUDA, of a side in a round before the host waits for the device; elsewhere one.
 
     Returns:
         The seconds of every call by side; nothing for a side that ran out of memory.
     """
-    calls: dict[str, Call] = {}
+    prepared: dict[str, Call] = {}
     for name, prepare in sides.items():
         with empty_if_out_of_memory(f"{row}, {name}"):
-            calls[name] = prepare()
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(1 + repetitions):
+            prepared[name] = prepare()
+    seconds: dict[str, list[float]] = {name: [] for name in prepared}
+    warm, calls = (2, calls) if device == "cuda" else (1, 1)
+    for repetition in range(warm + repetitions):
+        if repetition == warm:
+            retries = allocator_retries()
+            gc.collect()
+            gc.freeze()  # what lives now is not searched for garbage while a side is timed
         for name in list(seconds):
             torch.backends.cudnn.benchmark = name != "reference"
             taken = None
             with empty_if_out_of_memory(f"{row}, {name}"):
-                synchronize(device)
-                start = time.perf_counter()
-                calls[name]()
-                synchronize(device)
-                taken = time.perf_counter() - start
+                taken = seconds_of(prepared[name], device, calls)
             if taken is None:
-                del calls[name], seconds[name]
+                del prepared[name], seconds[name]
             else:
                 seconds[name].append(taken)
-    return {name: seconds.get(name, [])[1:] for name in sides}
+    gc.unfreeze()
+    if allocator_retries() > retries:
+        count = allocator_retries() - retries
+        print(f"{row}: memory was short, {count} allocations had to wait", file=sys.stderr)
+    return {name: seconds.get(name, [])[warm:] for name in sides}
+
+
+def seconds_of(call: Call, device: str, calls: int) -> float:
+    """Seconds per call of several calls, until the device has done all that they started."""
+    synchronize(device)
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    synchronize(device)
+    return (time.perf_counter() - start) / calls
+
+
+def allocator_retries() -> int:
+    """How often PyTorch's allocator had to free its cache on CUDA to find memory."""
+    return torch.cuda.memory_stats().get("num_alloc_retries", 0)
 
 
 def synchronize(device: str) -> None:
@@ -104,6 +127,7 @@ def empty_if_out_of_memory(cell: str) -> Iterator[None]:
         traceback.clear_frames(error.__traceback__)  # whose variables hold tensors
     else:
         return
+    gc.unfreeze()
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()

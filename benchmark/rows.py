@@ -4,7 +4,7 @@ import argparse
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -19,7 +19,10 @@ from benchmark.report import Row
 from model import Model, cost
 from utils import load
 
+CALLS = 10  # of a step or a loss between two synchronisations with a GPU
 
+
+@cache
 def images_of(count: int) -> Images:
     """`count` of the embedded photographs (32×32 pixels), repeated if there are fewer."""
     photos = load("photos", "", "pretrain")
@@ -85,7 +88,7 @@ def step_rows(args: argparse.Namespace) -> Iterator[Row]:
         sides[variant] = partial(this_code.step, args, variant, views)
     batch, compiled = images_of(args.batch_size), cli.wants_compiler(args, views.device)
     sides["making"] = partial(this_code.view_making, args, batch, args.device, compiled)
-    seconds = measuring.interleaved("step", sides, args.repetitions, args.device)
+    seconds = measuring.interleaved("step", sides, args.repetitions, args.device, CALLS)
     rates = per_second(args.batch_size, seconds)
     for name in variants:
         most = limit(args, name.split()[0])
@@ -142,7 +145,7 @@ def loss_rows(args: argparse.Namespace) -> Iterator[Row]:
         # A call of milliseconds varies a lot; one of seconds does not.
         repetitions = 6 * args.repetitions if batch <= 1024 else 2
         variant = f"batch {batch:,}"
-        seconds = measuring.interleaved(f"loss, {variant}", sides, repetitions, args.device)
+        seconds = measuring.interleaved(f"loss, {variant}", sides, repetitions, args.device, CALLS)
         times = {name: [1000 * s for s in taken] for name, taken in seconds.items()}
         yield Row("loss", variant, "ms", times.get("reference", []), times["this code"])
         peaks = {

@@ -71,20 +71,22 @@ def view_making(args: argparse.Namespace, images: Images, device: str, compiled:
 
 
 def step(args: argparse.Namespace, variant: str, made: Tensor) -> Call:
-    """A training step on views that were made beforehand, V×B×3×S×S on the device.
-
-    The run's operations, which would make a view, hand over the next one instead.
-    """
+    """A training step on views that were made beforehand, V×B×3×S×S on the device."""
     batch = torch.zeros(args.batch_size, 3, 4, 4, dtype=torch.uint8, device=args.device)
     # An epoch of two steps, of which the first is timed: the last one also reports the attention.
     run = assemble(args, variant, torch.cat([batch, batch]))
-    ready = itertools.cycle(made)
+    run.view_ops = ready(made)
+    return lambda: one_step.take_step(run, batch)
+
+
+def ready(made: Tensor) -> views.Ops:
+    """Operations that make no view but hand over those that were made beforehand, in turn."""
+    following = itertools.cycle(made)
 
     def as_it_is(view: Tensor, *parameters: Tensor) -> Tensor:
         return view
 
-    run.view_ops = views.Ops(lambda *_: next(ready), [as_it_is] * 4, as_it_is)
-    return lambda: one_step.take_step(run, batch)
+    return views.Ops(lambda *_: next(following), [as_it_is] * 4, as_it_is)
 
 
 def epoch(args: argparse.Namespace, variant: str, images: Images) -> Call:

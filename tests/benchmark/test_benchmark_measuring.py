@@ -29,6 +29,16 @@ def test_repetitions_alternate_and_the_first_round_does_not_count():
     assert {name: len(times) for name, times in seconds.items()} == {"reference": 3, "fp32": 3}
 
 
+def test_a_round_on_cuda_is_many_calls_and_two_rounds_do_not_count(monkeypatch, capsys):
+    events, retries = [], iter([3, 5, 5])
+    monkeypatch.setattr(measuring, "synchronize", lambda device: events.append("wait"))
+    monkeypatch.setattr(measuring, "allocator_retries", lambda: next(retries))
+    sides = {"fp32": lambda: lambda: events.append("call")}
+    seconds = measuring.interleaved("step", sides, 3, "cuda", calls=10)
+    assert events == ["wait", *["call"] * 10, "wait"] * 5 and len(seconds["fp32"]) == 3
+    assert capsys.readouterr().err == "step: memory was short, 2 allocations had to wait\n"
+
+
 @pytest.mark.parametrize("error, at", [(CUDA, 0), (MPS, 1), (MemoryError(), 3), (None, 3)])
 def test_the_side_is_left_empty_and_the_others_go_on(error, at, capsys):
     """It runs out of memory while it is prepared, at the first call, or at the third."""

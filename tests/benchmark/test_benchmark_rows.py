@@ -76,7 +76,7 @@ def test_every_row_is_measured(measured, tmp_path, monkeypatch, capsys):
 
 
 def test_rates_count_what_was_done(monkeypatch):
-    def one_second(row, sides, repetitions, device):
+    def one_second(row, sides, repetitions, device, calls=1):
         return {name: [1.0] for name in sides}
 
     monkeypatch.setattr(measuring, "interleaved", one_second)
