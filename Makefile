@@ -5,7 +5,7 @@ PRETRAIN = --image_size 16 --arch resnet10 --batch_size 64 --d_pos 1 --d_neg 10 
 # A process per CPU, up to 8, of one thread each.
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: help install demo test soak peers gpu gpu-tests gpu-benchmark gpu-train clean
+.PHONY: help install demo test soak peers gpu gpu-profile gpu-tests gpu-benchmark gpu-train clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
@@ -51,6 +51,9 @@ GPU_SECONDS = 900
 gpu:  ## on a machine with a GPU: its tests, its benchmark, fifteen minutes of training; a failure stops none
 	@failed=; for part in tests benchmark train; do $(MAKE) gpu-$$part || failed="$$failed $$part"; done; \
 		test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
+
+gpu-profile: .venv/installed  ## what a step's time goes to, and which settings make it faster
+	$(PY) -m benchmark.gpu_profile --device cuda --results results
 
 gpu-tests: .venv/installed-tests  ## the tests on the GPU
 	ATTENTIONCE_DEVICE=cuda $(PY) -m pytest --junitxml=results/gpu/tests.xml

@@ -10,6 +10,8 @@ kernels, and the multi-tensor optimiser; on a CPU, an optimiser that loops over 
 the definition of the network is shared with the rest of the code.
 """
 
+import argparse
+import functools
 import time
 
 import torch
@@ -19,11 +21,15 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from attentionce.data.images import Images
 from attentionce.data.views import MEAN, STD
+from benchmark import DIM, VIEWS
+from benchmark.measuring import Call
 from model import Model
 from utils import load
 
-WORKERS = 2
+# A PIL image without augmentation, normalised.
+PLAIN = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
 
 
 def augmentation(size: int) -> transforms.Compose:
@@ -35,28 +41,17 @@ def augmentation(size: int) -> transforms.Compose:
             transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
             transforms.RandomGrayscale(p=0.2),
             transforms.RandomApply([transforms.GaussianBlur(3, sigma=(0.1, 2.0))], p=0.5),
-            transforms.ToTensor(),
-            transforms.Normalize(MEAN, STD),
+            PLAIN,
         ]
     )
 
 
-def evaluation() -> transforms.Compose:
-    """A PIL image without augmentation, normalised."""
-    return transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
-
-
 class Views(Dataset):
-    """Images with labels; each image as a list of `count` results of the transform.
+    """Images with labels; each image as a list of `count` results of the transform."""
 
-    Args:
-        pixels: uint8 N×3×H×W.
-    """
-
-    def __init__(
-        self, pixels: Tensor, labels: Tensor, transform: transforms.Compose, count: int = 1
-    ):
-        self.images, self.labels = pixels.permute(0, 2, 3, 1).contiguous().numpy(), labels.tolist()
+    def __init__(self, images: Images, transform: transforms.Compose, count: int):
+        self.images = images.pixels.permute(0, 2, 3, 1).contiguous().numpy()
+        self.labels = images.labels.tolist()
         self.transform, self.count = transform, count
 
     def __len__(self) -> int:
@@ -67,20 +62,33 @@ class Views(Dataset):
         return [self.transform(image) for _ in range(self.count)], self.labels[i]
 
 
-def loader(views: Views, batch_size: int, device: torch.device, shuffle: bool = True) -> DataLoader:
-    """Batches ([views of B×3×S×S], labels); if shuffled, without the last partial batch.
+def loader(
+    args: argparse.Namespace, images: Images, batch_size: int, views: int, train: bool = True
+) -> DataLoader:
+    """Batches ([views of B×3×S×S], labels) of random views, or of the test images as they are.
 
     The workers stay from one pass to the next, so that their work is timed, not their start.
     """
     return DataLoader(
-        views,
+        Views(images, augmentation(args.image_size) if train else PLAIN, views),
         batch_size,
-        shuffle=shuffle,
-        drop_last=shuffle,
-        num_workers=WORKERS,
+        shuffle=train,
+        drop_last=train,
+        num_workers=2,
         persistent_workers=True,
-        pin_memory=device.type == "cuda",
+        pin_memory=args.device == "cuda",
     )
+
+
+def view_making(args: argparse.Namespace, images: Images) -> Call:
+    """All views of all images."""
+    batches = loader(args, images, min(256, len(images.pixels)), VIEWS)
+
+    def make_views() -> None:
+        for _ in batches:
+            pass
+
+    return make_views
 
 
 def mask_of_negatives(batch: int) -> Tensor:
@@ -95,11 +103,7 @@ def mask_of_negatives(batch: int) -> Tensor:
 def attentionce(
     z: Tensor, temperature: float = 0.5, d_pos: float = 1.0, d_neg: float = 1.0
 ) -> Tensor:
-    """AttentioNCE by its formula; infinite where an exponential overflows.
-
-    Args:
-        z: embeddings, views × batch × dim, L2-normalised.
-    """
+    """AttentioNCE of embeddings V×B×dim by its formula; infinite where an exponential overflows."""
     anchors, batch = torch.cat([z[0], z[1]]), z.shape[1]
     mask = mask_of_negatives(batch).to(z.device)
     n = 2 * batch - 2
@@ -115,69 +119,68 @@ def attentionce(
 class Recipe:
     """A pretraining run: encoder and optimiser."""
 
-    def __init__(self, arch: str, device: torch.device):
-        self.device = device
-        self.model = Model(arch=arch).to(device)
+    def __init__(self, args: argparse.Namespace):
+        self.device = torch.device(args.device)
+        self.model = Model(DIM, args.arch).to(self.device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3, weight_decay=1e-6)
 
     def step(self, views: list[Tensor] | Tensor) -> float:
-        """Train on V views of B×3×S×S, which are on the device; returns the loss."""
-        z = torch.stack([self.model(view)[1] for view in views])
+        """Train on V views of B×3×S×S; returns the loss."""
+        on_device = [view.to(self.device, non_blocking=True) for view in views]
+        z = torch.stack([self.model(view)[1] for view in on_device])
         loss = attentionce(z)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         return loss.item()
 
-    def epoch(self, batches: DataLoader) -> float:
-        """Train on every batch once; returns the mean loss."""
-        losses = []
-        for views, _ in batches:
-            on_device = [view.to(self.device, non_blocking=True) for view in views]
-            losses.append(self.step(on_device))
-        return sum(losses) / len(losses)
+
+def step(args: argparse.Namespace, views: Tensor) -> Call:
+    """A training step on views that were made beforehand, V×B×3×S×S on the device."""
+    return functools.partial(Recipe(args).step, views)
 
 
-class Linear:
-    """Linear evaluation: a classifier on the features of an encoder `f` that stays as it is."""
-
-    def __init__(self, f: nn.Module, features: int, classes: int, device: torch.device):
-        self.f, self.device = f.to(device).requires_grad_(False), device
-        self.classifier = nn.Linear(features, classes).to(device)
-        self.optimizer = torch.optim.Adam(self.classifier.parameters(), lr=1e-3, weight_decay=1e-6)
-
-    def scores(self, views: list[Tensor]) -> Tensor:
-        """B × classes, of a batch with one view per image."""
-        return self.classifier(self.f(views[0].to(self.device, non_blocking=True)).flatten(1))
-
-    def epoch(self, train: DataLoader, test: DataLoader) -> float:
-        """Train on every batch once, then test; returns the test accuracy in percent."""
-        self.f.train()
-        for views, labels in train:
-            loss = cross_entropy(self.scores(views), labels.to(self.device))
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-            loss.item()
-        self.f.eval()
-        hits = images = 0
-        with torch.no_grad():
-            for views, labels in test:
-                hits += (self.scores(views).argmax(1).cpu() == labels).sum().item()
-                images += len(labels)
-        return 100 * hits / images
+def epoch(args: argparse.Namespace, images: Images) -> Call:
+    """Training on every batch once."""
+    recipe, batches = Recipe(args), loader(args, images, args.batch_size, VIEWS)
+    return lambda: [recipe.step(views) for views, _ in batches]
 
 
-def first_step(arch: str, batch_size: int, image_size: int, views: int, device_name: str) -> float:
-    """From the start of the process to the end of the first step, on the embedded photographs.
-
-    Returns:
-        The time at the end (seconds since 1970).
-    """
-    device = torch.device(device_name)
-    images = load("photos", "", "pretrain")
-    dataset = Views(images.pixels, images.labels, augmentation(image_size), views)
-    run = Recipe(arch, device)
-    first, _ = next(iter(loader(dataset, batch_size, device)))
-    run.step([view.to(device) for view in first])  # its .item() waits for the device
+def first_step(settings: dict) -> float:
+    """All of a program up to its first step; returns the time then (seconds since 1970)."""
+    args, images = argparse.Namespace(**settings), load("photos", "", "pretrain")
+    recipe = Recipe(args)
+    views, _ = next(iter(loader(args, images, args.batch_size, VIEWS)))
+    recipe.step(views)  # its .item() waits for the device
     return time.time()
+
+
+def linear_epoch(args: argparse.Namespace, train: Images, test: Images) -> Call:
+    """An epoch of a linear classifier on an untrained encoder, then its test accuracy."""
+    device, model = torch.device(args.device), Model(DIM, args.arch)
+    batch_size = min(512, len(test.pixels))
+    f = model.f.to(device).requires_grad_(False)
+    classifier = nn.Linear(model.feature_size, len(train.classes)).to(device)
+    optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-3, weight_decay=1e-6)
+    train_batches = loader(args, train, batch_size, 1)
+    test_batches = loader(args, test, batch_size, 1, train=False)
+
+    def scores(views: list[Tensor]) -> Tensor:
+        return classifier(f(views[0].to(device, non_blocking=True)).flatten(1))
+
+    def train_and_test() -> float:
+        f.train()
+        for views, labels in train_batches:
+            loss = cross_entropy(scores(views), labels.to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            loss.item()
+        f.eval()
+        hits = 0
+        with torch.no_grad():
+            for views, labels in test_batches:
+                hits += (scores(views).argmax(1).cpu() == labels).sum().item()
+        return 100 * hits / len(test.labels)
+
+    return train_and_test

@@ -4,6 +4,8 @@ import statistics
 from typing import Any, NamedTuple
 
 SIDES = ("reference", "ours")  # of a row in the JSON file; ours is this code
+HEADER = """| | | unit | reference recipe | this code | ratio | of limit |
+| --- | --- | --- | :---: | :---: | :---: | :---: |"""
 
 
 class Row(NamedTuple):
@@ -23,23 +25,24 @@ def record(row: Row) -> dict[str, Any]:
     The ratio is this code / reference. It is that of the medians; its spread is that of the
     rounds, in each of which both sides were measured once.
     """
-    reference, this_code = summary(row.reference), summary(row.this_code)
-    ratio = share = None
-    if reference and this_code:
+    reference, ours = summary(row.reference), summary(row.this_code)
+    ratio = None
+    if reference and ours:
         rounds = [this / ref for this, ref in zip(row.this_code, row.reference, strict=True)]
-        of_medians = this_code["median"] / reference["median"]
-        ratio = {"of_medians": of_medians, "min": min(rounds), "max": max(rounds)}
-    if row.limit and this_code:
-        share = this_code["median"] / row.limit
+        ratio = {
+            "of_medians": ours["median"] / reference["median"],
+            "min": min(rounds),
+            "max": max(rounds),
+        }
     return {
         "name": row.name,
         "variant": row.variant,
         "unit": row.unit,
         "reference": reference,
-        "ours": this_code,
+        "ours": ours,
         "limit": row.limit,
         "ratio": ratio,
-        "share_of_limit": share,
+        "share_of_limit": ours["median"] / row.limit if ours and row.limit else None,
     }
 
 
@@ -47,41 +50,8 @@ def summary(values: list[float]) -> dict[str, float] | None:
     """Median and spread; None if there are no values."""
     if not values:
         return None
-    return {
-        "median": statistics.median(values),
-        "min": min(values),
-        "max": max(values),
-        "repetitions": len(values),
-    }
-
-
-HEADER = f"{'':47}{'reference':>28}{'this code':>28}{'ratio':>20}{'of limit':>10}"
-
-
-def line(result: dict[str, Any]) -> str:
-    """A record as a printed line: medians, with (smallest … largest) of several repetitions."""
-    text = f"{result['name']:16}{result['variant']:17}{result['unit']:14}"
-    for side in SIDES:
-        text += f"{median_and_spread(result[side]):>28}"
-    ratio, share = result["ratio"], result["share_of_limit"]
-    cell = ""
-    if ratio:
-        cell = short(ratio["of_medians"])
-        if result["ours"]["repetitions"] > 1:
-            cell += f" ({ratio['min']:.2f} … {ratio['max']:.2f})"
-    text += f"{cell:>20}"
-    if share:
-        text += f"{share:10.1%}"
-    return text.rstrip()
-
-
-def median_and_spread(values: dict[str, float] | None) -> str:
-    """A side of a record, in short."""
-    if values is None:
-        return ""
-    if values["repetitions"] == 1:
-        return short(values["median"])
-    return f"{short(values['median'])} ({short(values['min'])} … {short(values['max'])})"
+    median = statistics.median(values)
+    return {"median": median, "min": min(values), "max": max(values), "repetitions": len(values)}
 
 
 def short(value: float) -> str:
@@ -89,25 +59,22 @@ def short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
+def line(result: dict[str, Any]) -> str:
+    """A record as a row of the table: medians and their ratio."""
+    cells = [result["name"], result["variant"], result["unit"]]
+    cells += [short(result[side]["median"]) if result[side] else "" for side in SIDES]
+    cells.append(f"{result['ratio']['of_medians']:.2f}" if result["ratio"] else "")
+    cells.append(f"{result['share_of_limit']:.0%}" if result["share_of_limit"] else "")
+    return f"| {' | '.join(cells)} |"
+
+
 def markdown(found: dict[str, Any]) -> str:
-    """The content of the benchmark's JSON file as a table in Markdown: medians and their ratio.
+    """The content of the benchmark's JSON file as a table in Markdown.
 
     Only rows that were measured on both sides.
     """
     flags, machine = found["flags"], found["machine"]
     device, torch_version = machine["device_name"], machine["torch"].split("+")[0]
     size = f"batches of {flags['batch_size']} × 6 views of {flags['image_size']} px"
-    lines = [
-        f"{device}, torch {torch_version}, {flags['arch']}, {size}:",
-        "",
-        "| | | unit | reference recipe | this code | ratio | of limit |",
-        "| --- | --- | --- | :---: | :---: | :---: | :---: |",
-    ]
-    for row in found["rows"]:
-        if row["ratio"]:
-            cells = [row["name"], row["variant"], row["unit"]]
-            cells += [short(row[side]["median"]) for side in SIDES]
-            cells.append(f"{row['ratio']['of_medians']:.2f}")
-            cells.append(f"{row['share_of_limit']:.0%}" if row["share_of_limit"] else "")
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    lines = [f"{device}, torch {torch_version}, {flags['arch']}, {size}:", "", HEADER]
+    return "\n".join(lines + [line(row) for row in found["rows"] if row["ratio"]])

@@ -1,18 +1,16 @@
-"""Every row is measured, rates count what was done, and flags that cannot work are refused."""
+"""Every row is measured and written at once, and rates count what was done."""
 
 import importlib
 import json
-from argparse import Namespace
 
 import pytest
 import torch
-from tiny_benchmark import ARGS, TINY
+from helpers.programs import Small
+from tiny_benchmark import ARGS, FLAGS, TINY
 
-from attentionce.training import one_step
 from benchmark import __main__ as benchmark_main
-from benchmark import comparison as comparing
-from benchmark import report, rows, this_code
-from benchmark.comparison import Comparison
+from benchmark import measuring, reference_recipe, report, rows, this_code
+from benchmark.report import Row
 from model import Model
 
 
@@ -22,68 +20,70 @@ def in_this_process(function, *arguments):
     return json.loads(json.dumps(found(*json.loads(json.dumps(arguments)))))
 
 
-def test_every_row_is_measured(call, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(benchmark_main.SIZES, "quick", TINY)
-    monkeypatch.setattr(rows, "in_fresh_process", in_this_process)
-    # this_code.first_step replaces it; this undoes that
-    monkeypatch.setattr(one_step, "take_step", one_step.take_step)
-    monkeypatch.setattr(this_code, "precisions", lambda asked, device: ["fp32", "bf16"])
-    small = ["--device", "cpu", "--quick", "--image_size", 8, "--compile", "off"]
-    call(benchmark_main, *small, "--results", tmp_path)
+def five_megabytes(prepare, device):
+    """peak_bytes: in this process an earlier peak may well remain the highest."""
+    prepare()()
+    return 5_000_000
+
+
+def out_of_memory(*_):
+    raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+@pytest.fixture
+def measured(call, tmp_path, monkeypatch, small_encoder):
+    """measured("step", …): these rows of tiny size, by name and variant."""
+    for module in (reference_recipe, this_code):
+        monkeypatch.setattr(module, "Model", Small)
+    monkeypatch.setattr(Small, "feature_size", 16, raising=False)
+    sizes = {name: (value, value, value) for name, value in TINY.items()}
+    monkeypatch.setattr(benchmark_main, "SIZES", sizes)
+    monkeypatch.setattr(measuring, "in_fresh_process", in_this_process)
+    monkeypatch.setattr(measuring, "peak_bytes", five_megabytes)
+
+    def function(*names, precision="fp32"):
+        flags = [*FLAGS, "--precision", precision, "--results", tmp_path, "--rows", *names]
+        call(benchmark_main, *flags)
+        written = json.loads((tmp_path / "benchmark-cpu.json").read_text())
+        return {(row["name"], row["variant"]): row for row in written["rows"]}
+
+    return function
+
+
+def test_every_row_is_measured(measured, tmp_path, monkeypatch, capsys):
+    both = ["fp32", "bf16"]
+    monkeypatch.setattr(this_code, "precisions", lambda name, device: both)
+    found = measured(*benchmark_main.ROWS, precision="auto")
     written = json.loads((tmp_path / "benchmark-cpu.json").read_text())
     assert written["flags"]["batch_size"] == 4 and written["machine"]["torch"]
-    assert written["command"].startswith("python -m benchmark --device cpu")
-    assert "--image_size 8" in written["command"] and written["minutes"] > 0
-    both = ["fp32", "bf16"]
-    expected = {
-        "views": ["cpu eager"],
-        "step": ["fp32", "bf16", "bf16 grad_cache"],
-        "view making": ["bf16"],
-        "limit": both,
-        "epoch": both,
-        "memory": ["fp32", "fp32 grad_cache", "bf16", "bf16 grad_cache"],
-        "loss": ["batch 16"],
-        "loss memory": ["batch 16"],
-        "linear": both,
-        "linear, once": both,
-        "start-up": [""],
-    }
-    names = [(name, variant) for name, variants in expected.items() for variant in variants]
-    assert sorted((row["name"], row["variant"]) for row in written["rows"]) == sorted(names)
+    assert written["command"].startswith("python -m benchmark --device cpu --image_size 8")
+    assert written["minutes"] > 0
+    expected = [("views", "cpu eager"), ("step", "bf16 grad_cache"), ("view making", "bf16")]
+    expected += [("loss", "batch 16"), ("loss memory", "batch 16"), ("start-up", "")]
+    expected += [("memory", f"{precision} grad_cache") for precision in both]
+    for name in ("step", "limit", "epoch", "memory", "linear", "linear, once"):
+        expected += [(name, precision) for precision in both]
+    assert sorted(found) == sorted(expected)
     printed = capsys.readouterr().out
-    for row in written["rows"]:
-        check_row(row)
+    for (name, _), row in found.items():
         assert report.line(row) in printed
-
-
-def check_row(row):
-    one_sided = row["name"] in ("view making", "limit", "linear, once")
-    assert (row["reference"] is None) == one_sided, row
-    memory = "memory" in row["name"]  # in one process the first peak remains the highest
-    assert row["ours"]["median"] > 0 or memory, row
-    repetitions = 2
-    if memory or row["name"] in ("limit", "start-up"):
-        repetitions = 1
-    elif row["name"] == "loss":
-        repetitions = 12
-    assert row["ours"]["repetitions"] == repetitions, row
-    if not one_sided and row["reference"]["median"]:
-        ratio = row["ours"]["median"] / row["reference"]["median"]
-        assert row["ratio"]["of_medians"] == pytest.approx(ratio)
-    assert (row["share_of_limit"] is None) == (row["name"] not in ("step", "epoch")), row
+        one_sided = name in ("view making", "limit", "linear, once")
+        assert (row["reference"] is None) == one_sided, row
+        assert row["ours"]["median"] > 0, row
+        once = name in ("memory", "loss memory", "limit", "start-up")
+        assert row["ours"]["repetitions"] == (1 if once else 12 if name == "loss" else 2), row
+        assert (row["share_of_limit"] is None) == (name not in ("step", "epoch")), row
 
 
 def test_rates_count_what_was_done(monkeypatch):
-    def one_second(sides, repetitions, device, warm=True, row=None):
+    def one_second(row, sides, repetitions, device, calls=1):
         return {name: [1.0] for name in sides}
 
-    monkeypatch.setattr(rows, "interleaved", one_second)
-    comparison = Comparison(ARGS)
-    comparison.limits = {"fp32": 8.0}
+    monkeypatch.setattr(measuring, "interleaved", one_second)
+    monkeypatch.setattr(rows, "limit", lambda args, precision: 8.0)
     found = {}
     for measure in (rows.view_rows, rows.step_rows, rows.epoch_rows):
-        for row in measure(comparison):
-            found[row.name] = row
+        found.update({row.name: row for row in measure(ARGS)})
     assert found["views"].this_code == found["views"].reference == [8 * 6]
     assert found["step"].this_code == found["step"].reference == [4]
     assert report.record(found["step"])["share_of_limit"] == 0.5
@@ -92,7 +92,7 @@ def test_rates_count_what_was_done(monkeypatch):
 
 
 def test_the_limit_is_six_times_the_multiply_adds(monkeypatch):
-    monkeypatch.setattr(comparing, "matmul_rate", lambda dtype, side, device: 1e12)
+    monkeypatch.setattr(measuring, "matmul_rate", lambda dtype, side, device: 1e12)
     multiply_adds = []
 
     def count(module, inputs, output):
@@ -104,22 +104,55 @@ def test_the_limit_is_six_times_the_multiply_adds(monkeypatch):
             module.register_forward_hook(count)
     model(torch.zeros(1, 3, 8, 8))
     # thop also counts normalisation, a hundredth of the products
-    limit = 1e12 / (6 * 6 * sum(multiply_adds))
-    assert Comparison(ARGS).limits == {"fp32": pytest.approx(limit, rel=0.03)}
+    expected = 1e12 / (6 * 6 * sum(multiply_adds))
+    assert rows.limit(ARGS, "fp32") == pytest.approx(expected, rel=0.03)
 
 
-def test_the_start_is_empty_if_a_repetition_failed(monkeypatch):
+def test_what_runs_out_of_memory_stays_empty(measured, monkeypatch, capsys):
+    step = this_code.step
+
+    def without_memory(args, variant, views):
+        return step(args, variant, views) if "grad_cache" in variant else out_of_memory
+
+    monkeypatch.setattr(reference_recipe.Recipe, "step", out_of_memory)
+    monkeypatch.setattr(this_code, "step", without_memory)
+    found = measured("step", "memory", "epoch")
+    assert found["step", "fp32"]["ours"] is None
+    assert found["step", "fp32"]["share_of_limit"] is None
+    assert found["view making", "fp32"]["ours"] is None
+    for key in (("step", "fp32 grad_cache"), ("epoch", "fp32")):
+        assert found[key]["reference"] is None and found[key]["ratio"] is None
+        assert found[key]["ours"]["median"] > 0 and found[key]["share_of_limit"] > 0
+    cells = ["step, reference", "step, fp32", "memory", "epoch, reference"]
+    expected = [f"{cell}: out of memory, left empty (CUDA out of memory.)" for cell in cells]
+    assert capsys.readouterr().err.splitlines() == expected
+
+
+def test_a_start_that_failed_stays_empty(monkeypatch):
     ends = iter([None, 2e9, 2e9, 2e9])  # of the reference, this code, the reference, …
-    monkeypatch.setattr(rows, "in_fresh_process", lambda *call: next(ends))
-    (row,) = rows.startup_rows(Namespace(args=Namespace(**{**vars(ARGS), "repetitions": 4})))
+    monkeypatch.setattr(measuring, "in_fresh_process", lambda *call: next(ends))
+    args = type(ARGS)(**{**vars(ARGS), "repetitions": 4})
+    (row,) = rows.startup_rows(args)
     assert row.reference == [] and len(row.this_code) == 2
 
 
-def test_flags_that_cannot_work(monkeypatch, refused):
-    with monkeypatch.context() as patch:
-        second_gpu = torch.device("cuda:1")
-        patch.setattr(benchmark_main.devices, "choose_device", lambda name: second_gpu)
-        assert "CUDA_VISIBLE_DEVICES" in refused(benchmark_main, "--device", "cuda:1")
-    assert "--batch_size" in refused(benchmark_main, "--device", "cpu", "--batch_size", 1)
-    fp16 = ["--device", "cpu", "--precision", "fp16", "--rows", "step"]
-    assert "--precision fp16" in refused(benchmark_main, *fp16)
+def test_the_json_file_is_written_row_by_row(measured, tmp_path, monkeypatch):
+    path = tmp_path / "benchmark-cpu.json"
+
+    def interrupted(args):
+        for number in (1, 2):
+            yield Row("views", f"row {number}", "views/s", [1.0], [2.0])
+            assert len(json.loads(path.read_text())["rows"]) == number
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(benchmark_main.ROWS, "views", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        measured("views", "epoch")
+    assert [file.name for file in tmp_path.iterdir()] == ["benchmark-cpu.json"]
+
+
+def test_flags_that_cannot_work(refused):
+    assert "--device" in refused(benchmark_main, "--device", "cuda:1")
+    assert "--batch_size" in refused(benchmark_main, *FLAGS, "--batch_size", 1)
+    fp16 = ["--precision", "fp16", "--rows", "step"]
+    assert "--precision fp16" in refused(benchmark_main, *FLAGS, *fp16)

@@ -2,9 +2,6 @@
 
 from argparse import Namespace
 
-import torch
-
-CPU = torch.device("cpu")
 TINY = {
     "arch": "resnet10",
     "batch_size": 4,
@@ -15,4 +12,7 @@ TINY = {
     "linear_images": 8,
     "matmul": 64,
 }
-ARGS = Namespace(**TINY, device="cpu", image_size=8, compile="off", precision="fp32")
+FLAGS = ["--device", "cpu", "--image_size", 8, "--compile", "off"]
+ARGS = Namespace(
+    **TINY, device="cpu", image_size=8, compile="off", precision="fp32", precisions=["fp32"]
+)
