@@ -184,7 +184,7 @@ def memory(args: argparse.Namespace) -> dict[str, Any]:
         compiled = "off" if way == "not compiled" else args.compile
         changed = argparse.Namespace(**{**vars(args), "compile": compiled})
         run, batch = training(changed, "auto grad_cache" if way == "grad_cache" else "auto")
-        gb = expected_bytes(run.model, run.args, run.views, run.dtype, run.compiled) / 1e9
+        gb = expected_bytes(run.model, run.args, run.dtype, run.compiled) / 1e9
         result[way] = {"expected_gb": gb, "allocated_gb": None}
         if way == "half of the activations":
             fallbacks.keep_fewer_activations(run)

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 import loss
-from attentionce import cli
 from attentionce.data.images import Images
 from attentionce.training import devices
 from benchmark import DIM, VIEWS, measuring, reference_recipe, this_code
@@ -55,7 +54,7 @@ def limit(args: argparse.Namespace, precision: str) -> float | None:
     dtype = devices.choose_precision(precision, torch.device(args.device))
     rate = measuring.matmul_rate(dtype, args.matmul, args.device)
     _, multiply_adds = cost(Model(DIM, args.arch), args.image_size)
-    return rate and rate / (6 * VIEWS * multiply_adds)
+    return rate / (6 * VIEWS * multiply_adds) if rate and multiply_adds else None
 
 
 def view_rows(args: argparse.Namespace) -> Iterator[Row]:
@@ -86,7 +85,7 @@ def step_rows(args: argparse.Namespace) -> Iterator[Row]:
     sides = {"reference": partial(reference_recipe.step, args, views)}
     for variant in variants:
         sides[variant] = partial(this_code.step, args, variant, views)
-    batch, compiled = images_of(args.batch_size), cli.wants_compiler(args, views.device)
+    batch, compiled = images_of(args.batch_size), devices.wants_compiler(args.compile, views.device)
     sides["making"] = partial(this_code.view_making, args, batch, args.device, compiled)
     seconds = measuring.interleaved("step", sides, args.repetitions, args.device, CALLS)
     rates = per_second(args.batch_size, seconds)

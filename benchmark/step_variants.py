@@ -70,8 +70,9 @@ def captured(
     size, parameters = run.args.image_size, list(run.model.parameters())
     made = torch.zeros(run.views, len(batch), 3, size, size, device=run.device)
     ready, draw = replace(run, view_ops=this_code.ready(made)), one_step.draw_views(run, batch)
-    plain = partial(one_step.plain_step, ready, batch.float(), draw, run.views)
-    replay, (loss, _) = capture(run, partial(plain, partial(one_step.mean_loss, run)))
+    inputs = one_step.Batch(batch.float(), draw, None)
+    plain = partial(one_step.plain_step, ready, inputs, run.views)
+    replay, (loss, _) = capture(run, partial(plain, partial(one_step.batch_loss, run)))
     gradients = [parameter.grad for parameter in parameters]
 
     def take_step() -> None:
@@ -88,6 +89,9 @@ def captured(
 
 VARIANTS: dict[str, Callable[[Run, Tensor], Call | None]] = {
     "as it is": with_fields,
+    "2 views per pass": partial(with_fields, views_per_pass=2),
+    "3 views per pass": partial(with_fields, views_per_pass=3),
+    "6 views per pass": partial(with_fields, views_per_pass=6),
     "benchmark_limit 0": every_plan,
     "conv_1x1_as_mm": pointwise_as_products,
     "CUDA graph": captured,
