@@ -1,14 +1,14 @@
 """What happens to a program: calls that a `Program` makes in its process before it starts."""
 
 import ctypes
-import io
 import os
 import resource
 import signal
+import sys
 import time
 from pathlib import Path
 
-from attentionce.runs import files
+from attentionce.runs import files, states
 from attentionce.training import one_step
 
 SOAK = bool(os.environ.get("SOAK"))  # set by `make soak`
@@ -32,41 +32,24 @@ class At:
 
 
 class KillInSave:
-    """SIGKILL just before one of the events, counted from 0, in which files are replaced."""
+    """SIGKILL just before the n-th line, counted from 0, of the code that replaces files."""
 
-    def __init__(self, event):
-        self.left = event
-
-    def happens(self):
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        self.left -= 1
-
-    def before(self, function):
-        def watched(*arguments):
-            self.happens()
-            return function(*arguments)
-
-        return watched
+    def __init__(self, line):
+        self.left = line
 
     def __call__(self):
-        os.fsync, os.replace = self.before(os.fsync), self.before(os.replace)
-        files.check = self.before(files.check)
-        happens = self.happens
+        codes = [f.__code__ for f in (files.replace, files._flush_folder, states.read_state)]
 
-        class Watched(io.BufferedWriter):
-            written = 0
+        def trace(frame, event, argument):
+            if frame.f_code not in codes:
+                return None
+            if event == "line":
+                if self.left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                self.left -= 1
+            return trace
 
-            def write(self, data):
-                self.written += 1
-                if self.written in (1, 20):
-                    happens()
-                return super().write(data)
-
-        def watched_open(path, mode):
-            return Watched(io.FileIO(path, "w")) if mode == "wb" else open(path, mode)
-
-        files.open = watched_open
+        sys.settrace(trace)
 
 
 def limit(size):

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import struct
 import zipfile
 from collections import OrderedDict
@@ -116,6 +117,17 @@ def test_no_name_but_the_known_ones(weights_path, name):
 
 
 # ---- files that torch.save does not write ----
+
+
+def test_a_tensor_with_hooks(weights_path):
+    """Saving such a tensor again, or a backward pass, would call them."""
+
+    def change(name, content):
+        # Without the call `)R` the class OrderedDict stands where an empty dictionary should.
+        return re.sub(rb"(?s)(OrderedDict\n(?:q.)?)\)R", rb"\1", content)
+
+    rewritten(weights_path, change)
+    assert "f.weight holds more than numbers" in refusal(files.read, weights_path)
 
 
 def test_the_format_before_pytorch_1_6(weights_path):

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from helpers.outputs import check_end, last
+from helpers.outputs import STEM, last
 
 import main
 from attentionce.runs import files, states
@@ -60,13 +60,6 @@ def test_flags_that_change_the_result_are_named(stopped, flags, refused, content
     assert contents(results) == before
 
 
-def test_a_named_state_resumes_with_another_rate(call, stopped, flags, results):
-    """As after a run that diverged: it learns with the flag's rate, not with the state's."""
-    assert call(main, *flags, "--lr", 0.5, "--weight_decay", 0.25, "--resume", stopped) == 0
-    group = states.read_state(last(results, ".state"))["optimizer"]["param_groups"][0]
-    assert (group["lr"], group["weight_decay"]) == (0.5, 0.25)
-
-
 def test_weights_of_another_run_are_not_overwritten(
     call, stopped, flags, refused, contents, results
 ):
@@ -96,7 +89,10 @@ def test_a_named_state_does_not_overwrite_another_run(
 def test_the_state_before_a_bad_step_resumes_in_the_same_folder(
     call, flags, refused, results, small_encoder, break_steps, capsys
 ):
-    """The documented recovery: its name and another rate, beside the results of that run."""
+    """The documented recovery: its name and another rate, beside the results of that run.
+
+    It learns with the flag's rate, not with the state's.
+    """
     break_steps(4)
     message = refused(main, *flags)
     kept = last(results, ".nonfinite.state")
@@ -109,6 +105,8 @@ def test_the_state_before_a_bad_step_resumes_in_the_same_folder(
     assert kept.read_bytes() == before
     result = json.loads(last(results, ".json").read_text())
     assert (result["flags"]["lr"], result["epochs_done"]) == (1e-4, 3)
+    after = states.read_state(results / "folder" / f"{STEM}.state")
+    assert after["optimizer"]["param_groups"][0]["lr"] == 1e-4
 
 
 def test_other_images_are_refused(stopped, flags, refused, pictures, tmp_path):
@@ -133,46 +131,27 @@ def test_flags_that_change_no_result_go_through(call, stopped, flags, tmp_path, 
     devices.reproducible(False)
 
 
-def forget_flag(results, name):
-    """Take a flag away from all files, as if the code that wrote them had not known it yet."""
-    for path in results.rglob("*.state*"):
-        edit(path, "flags", **{name: None})
-    for path in results.rglob("*.json"):
-        content = json.loads(path.read_text())
-        del content["flags"][name]
-        path.write_text(json.dumps(content))
-
-
-@pytest.mark.parametrize("named", [False, True])
 def test_a_flag_that_is_newer_than_a_state_had_its_default(
-    call, stopped, flags, refused, contents, results, capsys, named
+    call, stopped, flags, refused, results, capsys
 ):
-    forget_flag(results, "temperature")
-    before = contents(results)
-    flags = [*flags, "--resume", stopped] if named else flags
-    assert "--temperature 0.1 (there: 0.5)" in refused(main, *flags, "--temperature", 0.1)
-    assert contents(results) == before
-    last(results, ".json").unlink()  # else it is found first
-    message = refused(main, *flags, "--temperature", 0.1)
-    assert f"{stopped} was made with other flags: --temperature 0.1 (there: 0.5);" in message
-    assert call(main, *flags, "--temperature", 0.5) == 0
-    assert "continuing from epoch 2, step 1" in capsys.readouterr().out
-
-
-def test_a_shorter_run_without_a_newer_flag_is_extended(
-    call, saving_flags, refused, results, whole, capsys
-):
-    """It does not start over."""
-    expected = whole()
-    call(main, *saving_flags, "--epochs", 1, "--knn_every", 0)
-    forget_flag(results, "temperature")
-    message = refused(main, *saving_flags, "--temperature", 0.1)
-    assert "--temperature 0.1 (there: 0.5)" in message
-    assert call(main, *saving_flags) == 0
-    assert "extending the run of 1 epochs" in capsys.readouterr().out
-    for path in results.rglob("*_1_*"):
-        path.unlink()
-    check_end(results, expected)
+    """As if the code that wrote the files had not known it yet; the run does not start over."""
+    edit(stopped, "flags", temperature=None)
+    edit(states.previous(stopped), "flags", temperature=None)
+    written = last(results, ".json")
+    content = json.loads(written.read_text())
+    del content["flags"]["temperature"]
+    written.write_text(json.dumps(content))
+    longer = [*flags, "--epochs", 4]
+    for words in (flags, longer, [*flags, "--resume", stopped]):
+        message = refused(main, *words, "--temperature", 0.1)
+        assert f"{written} was made with other flags: --temperature 0.1 (there: 0.5);" in message
+    written.unlink()
+    for words in (flags, [*flags, "--resume", stopped]):
+        message = refused(main, *words, "--temperature", 0.1)
+        assert f"{stopped} was made with other flags: --temperature 0.1 (there: 0.5);" in message
+    assert call(main, *longer) == 0
+    said = capsys.readouterr().out
+    assert "extending the run of 3 epochs" in said and "continuing from epoch 2, step 1" in said
 
 
 def test_other_versions_and_another_precision_are_said(call, stopped, flags, capsys):

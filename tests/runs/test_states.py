@@ -21,14 +21,19 @@ from attentionce.training import one_epoch, one_step
 
 @pytest.fixture
 def events(monkeypatch):
-    """A list to which every save of a state adds the step that it was saved at."""
-    found, save_state = [], states.save_state
+    """A list of the steps that states were saved at, and "knn" for every evaluation."""
+    found, save_state, knn = [], states.save_state, main.knn
 
-    def watched(path, state):
+    def watched_save(path, state):
         found.append(state["progress"]["step"])
         save_state(path, state)
 
-    monkeypatch.setattr(states, "save_state", watched)
+    def watched_knn(*arguments):
+        found.append("knn")
+        return knn(*arguments)
+
+    monkeypatch.setattr(states, "save_state", watched_save)
+    monkeypatch.setattr(main, "knn", watched_knn)
     return found
 
 
@@ -50,19 +55,6 @@ def test_states_in_mid_epoch(call, flags, events, small_encoder, monkeypatch):
     assert events == [1, 2, 3, 0]
 
 
-def test_a_state_is_saved_before_an_evaluation(call, flags, events, monkeypatch, small_encoder):
-    """It may take minutes, in which a machine may go away."""
-    knn = main.knn
-
-    def watched(*arguments):
-        events.append("knn")
-        return knn(*arguments)
-
-    monkeypatch.setattr(main, "knn", watched)
-    call(main, *flags, "--epochs", 2, "--knn_every", 2)
-    assert events == [0, 3, "knn", 0]
-
-
 def test_the_clock_jumps(call, saving_flags, results, whole, events, monkeypatch):
     """By up to years, in both directions, at every look; as many states are written."""
     expected, draw = whole(), random.Random(2)
@@ -71,8 +63,8 @@ def test_the_clock_jumps(call, saving_flags, results, whole, events, monkeypatch
         monkeypatch.setattr(time, name, lambda: draw.randrange(10**9, 2 * 10**9))
     monkeypatch.setattr("tqdm.std.time", time.time)
     assert call(main, *saving_flags, "--state_minutes", 10) == 0
-    # After every epoch, and before the evaluations of the second and the third.
-    assert events == [0, 3, 0, 3, 0]
+    # After every epoch, and before evaluations: in those minutes, a machine may go away.
+    assert events == [0, 3, "knn", 0, 3, "knn", 0]
     assert all(0 < float(row["seconds"]) < 60 for row in rows(results))
     check_end(results, expected)
 
@@ -152,14 +144,14 @@ def cut(path):
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("event", range(12) if SOAK else [0, 5, 9])
+@pytest.mark.parametrize("line", range(25) if SOAK else [8, 14, 20])
 def test_a_damaged_state_never_takes_the_place_of_a_good_one(
-    call, saving_flags, results, whole, tmp_path, stopped, event
+    call, saving_flags, results, whole, tmp_path, stopped, line
 ):
-    """The run falls back and is killed at an event of the next save."""
+    """The run falls back and is killed in the next save."""
     expected = whole()
     cut(stopped())
-    assert Program(tmp_path, saving_flags, KillInSave(event)).wait() == -signal.SIGKILL
+    assert Program(tmp_path, saving_flags, KillInSave(line)).wait() == -signal.SIGKILL
     assert call(main, *saving_flags) == 0
     check_end(results, expected)
 
