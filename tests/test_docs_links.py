@@ -7,6 +7,7 @@ from conftest import ROOT
 
 import attentionce
 import loss
+from attentionce.presets import PRESETS
 from attentionce.runs import states
 
 README = ROOT / "README.md"
@@ -72,10 +73,11 @@ def test_every_module_is_described():
 
 def test_every_loss_is_described():
     text = (ROOT / "docs" / "flags.md").read_text()
-    for name, entry in loss.LOSSES.items():
-        (line,) = [line for line in text.splitlines() if line.startswith(f"| `{name}` |")]
-        flags = line.split("|")[2]
-        assert all(f"`--{parameter}`" in flags for parameter in entry.parameters), name
+    for name, (_, parameters) in [*loss.POSITIVES.items(), *loss.NEGATIVES.items()]:
+        lines = [line for line in text.splitlines() if line.startswith(f"| `{name}` |")]
+        assert any(all(f"`--{p}`" in line for p in parameters) for line in lines), name
+    for name, (positives, negatives) in PRESETS.items():
+        assert f"| `{name}` | `{positives}` | `{negatives}` |" in text, name
 
 
 def test_flags_that_may_change_are_listed():
