@@ -194,8 +194,8 @@ def contrastive(
         parameters: Numbers that the ingredients take; None stands for the default.
             d_pos (`attention`) > 0, default 1: small trusts the positive that agrees best.
             d_neg (`attention`) > 0, default 1: small concentrates on the hardest negatives.
-            tau_plus (`debiased`, `hard`, `bayes`) in [0, 1), default 0.1: the share of false
-            negatives that is assumed.
+            tau_plus (`debiased`, `hard`, `bayes`) in [0, 1), default 0.1: the share of negatives
+            that is assumed to be false.
             beta (`hard`) ≥ 0, default 1, or (`bayes`) in [0, 1], default 0.9: large weighs hard
             negatives up.
             alpha (`bayes`) in [0, 1], default 0.9: how well the encoder ranks already.
@@ -301,9 +301,7 @@ def attentionce(
     Source: "AttentioNCE: Contrastive Learning with Instance Attention",
     https://openreview.net/forum?id=FfHGAAoSVJ
     """
-    return contrastive(
-        z, "attention", "attention", temperature, d_pos=d_pos, d_neg=d_neg, gather=gather
-    )
+    return contrastive(z, "attention", "attention", temperature, gather, d_pos=d_pos, d_neg=d_neg)
 
 
 def simclr(z: Tensor, temperature: float = 0.5, gather: Gather | None = None) -> Tensor:
@@ -315,7 +313,7 @@ def simclr(z: Tensor, temperature: float = 0.5, gather: Gather | None = None) ->
     Source: Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations",
     ICML 2020.
     """
-    return contrastive(z, "pair", "uniform", temperature, gather=gather)
+    return contrastive(z, "pair", "uniform", temperature, gather)
 
 
 def dcl(
@@ -327,7 +325,7 @@ def dcl(
 
     Source: Chuang et al., "Debiased Contrastive Learning", NeurIPS 2020.
     """
-    return contrastive(z, "pair", "debiased", temperature, tau_plus=tau_plus, gather=gather)
+    return contrastive(z, "pair", "debiased", temperature, gather, tau_plus=tau_plus)
 
 
 def hcl(
@@ -343,7 +341,7 @@ def hcl(
 
     Source: Robinson et al., "Contrastive Learning with Hard Negative Samples", ICLR 2021.
     """
-    return contrastive(z, "pair", "hard", temperature, tau_plus=tau_plus, beta=beta, gather=gather)
+    return contrastive(z, "pair", "hard", temperature, gather, tau_plus=tau_plus, beta=beta)
 
 
 def bcl(
@@ -421,7 +419,7 @@ class AttentioNCE(ContrastiveLoss):
         super().__init__("attention", "attention", temperature, gather, d_pos=d_pos, d_neg=d_neg)
 
 
-# ------------------------------------------------------------------- what attention looks at
+# ------------------------------------------------------- the weights of attention, to report
 
 
 def positive_weights(z: Tensor, d_pos: float) -> Tensor:
@@ -492,8 +490,11 @@ def attention_numbers(
 def _columns(
     anchors: Tensor, gather: Gather | None = None, queue: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The anchors of all images, C × dim, and per anchor the two indices among them of its own
-    image, 2b × 2, which are not its negatives; or the queue and no indices, 2b × 0.
+    """What the anchors' negatives are among, and what is not one.
+
+    Returns:
+        The anchors of all images (C × dim), and for each anchor the indices of its own image's two
+        (2b × 2). With a queue, that and no indices (2b × 0).
 
     Raises:
         ValueError: There are no negatives, or they have another dim.
@@ -566,12 +567,12 @@ class _MeanOverRows(torch.autograd.Function):
         columns = columns.detach().requires_grad_(ctx.needs_input_grad[1])  # not a queue
         for block in _blocks(rows, columns):
             row = rows[block].detach().requires_grad_()
-            agreement = pos[block].detach().requires_grad_()
+            row_pos = pos[block].detach().requires_grad_()
             with torch.enable_grad():
-                loss = _row_losses(row, columns, own[block], agreement, log_g).sum()
+                loss = _row_losses(row, columns, own[block], row_pos, log_g).sum()
             loss.backward()
-            assert row.grad is not None and agreement.grad is not None
-            by_rows[block], by_pos[block] = row.grad, agreement.grad
+            assert row.grad is not None and row_pos.grad is not None
+            by_rows[block], by_pos[block] = row.grad, row_pos.grad
             total += loss.detach()
         ctx.save_for_backward(by_rows, columns.grad, by_pos)
         return total / len(rows)
