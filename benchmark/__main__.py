@@ -24,7 +24,7 @@ from attentionce import cli
 from attentionce.errors import UserError
 from attentionce.runs import files
 from attentionce.training import devices
-from benchmark import rows, this_code
+from benchmark import rows
 from benchmark.measuring import empty_if_out_of_memory
 from benchmark.report import line, markdown, record
 from model import ARCHS
@@ -83,7 +83,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.table and args.device:  # the table of another machine may be printed here
         return args
     device = devices.choose_device(args.device)
-    args.device, args.precisions = device.type, this_code.precisions(args.precision, device)
+    args.device, args.precisions = device.type, [args.precision]
+    devices.choose_precision(args.precision, device)  # refuses what the device cannot
+    if args.precision == "auto":
+        native = devices.half_precision(device) == "bf16"
+        args.precisions = ["fp32", "bf16"] if native else ["fp32"]
     column = 0 if args.quick else 2 if args.device == "cuda" else 1
     for name, values in SIZES.items():
         if getattr(args, name, None) is None:

@@ -118,6 +118,7 @@ def empty_if_out_of_memory(cell: str) -> Iterator[None]:
     """If the block runs out of memory, print one line and go on after it; other errors pass."""
     try:
         yield
+        return
     except (MemoryError, RuntimeError) as error:
         out = isinstance(error, (torch.OutOfMemoryError, MemoryError))
         if not out and not any(sign in str(error) for sign in OUT_OF_MEMORY):
@@ -125,8 +126,6 @@ def empty_if_out_of_memory(cell: str) -> Iterator[None]:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         print(f"{cell}: out of memory, left empty ({reason[:200]})", file=sys.stderr, flush=True)
         traceback.clear_frames(error.__traceback__)  # whose variables hold tensors
-    else:
-        return
     gc.unfreeze()
     gc.collect()
     if torch.cuda.is_initialized():
@@ -151,14 +150,6 @@ def peak_bytes(prepare: Prepare, device: str) -> int | None:
         return torch.cuda.max_memory_allocated()
     most = linux_bytes("/proc/self/status", "VmHWM")
     return most - before if device == "cpu" and before else None
-
-
-def free_bytes(device: str) -> int:
-    """Memory that can still be taken, in bytes; 0 if unknown."""
-    if device == "cuda":
-        torch.cuda.empty_cache()
-        return torch.cuda.mem_get_info()[0]
-    return linux_bytes("/proc/meminfo", "MemAvailable")
 
 
 def linux_bytes(table: str, name: str) -> int:

@@ -116,6 +116,14 @@ def attentionce(
     return -torch.log(positives / (positives + negatives)).mean()
 
 
+def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> float:
+    """One step of the optimiser; returns the loss."""
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
 class Recipe:
     """A pretraining run: encoder and optimiser."""
 
@@ -128,11 +136,7 @@ class Recipe:
         """Train on V views of B×3×S×S; returns the loss."""
         on_device = [view.to(self.device, non_blocking=True) for view in views]
         z = torch.stack([self.model(view)[1] for view in on_device])
-        loss = attentionce(z)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        return loss.item()
+        return update(self.optimizer, attentionce(z))
 
 
 def step(args: argparse.Namespace, views: Tensor) -> Call:
@@ -171,11 +175,7 @@ def linear_epoch(args: argparse.Namespace, train: Images, test: Images) -> Call:
     def train_and_test() -> float:
         f.train()
         for views, labels in train_batches:
-            loss = cross_entropy(scores(views), labels.to(device))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            loss.item()
+            update(optimizer, cross_entropy(scores(views), labels.to(device)))
         f.eval()
         hits = 0
         with torch.no_grad():

@@ -25,18 +25,6 @@ from model import Model
 from utils import load
 
 
-def precisions(name: str, device: torch.device) -> list[str]:
-    """The precisions to measure: the named one, or for `auto` fp32 and bf16 where it is native.
-
-    Raises:
-        UserError: the device cannot compute in it.
-    """
-    if name != "auto":
-        devices.choose_precision(name, device)
-        return [name]
-    return ["fp32", "bf16"] if devices.half_precision(device) == "bf16" else ["fp32"]
-
-
 def assemble(args: argparse.Namespace, variant: str, pixels: Tensor) -> Run:
     """A run on these images (uint8 N×3×H×W), as main.py assembles it.
 

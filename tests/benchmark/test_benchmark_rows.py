@@ -1,23 +1,17 @@
 """Every row is measured and written at once, and rates count what was done."""
 
-import importlib
 import json
 
 import pytest
 import torch
 from helpers.programs import Small
-from tiny_benchmark import ARGS, FLAGS, TINY
+from tiny_benchmark import ARGS, FLAGS, TINY, in_this_process
 
+from attentionce.training import devices
 from benchmark import __main__ as benchmark_main
 from benchmark import measuring, reference_recipe, report, rows, this_code
 from benchmark.report import Row
 from model import Model
-
-
-def in_this_process(function, *arguments):
-    """in_fresh_process without a process, which would take seconds."""
-    found = getattr(importlib.import_module(function.__module__), function.__qualname__)
-    return json.loads(json.dumps(found(*json.loads(json.dumps(arguments)))))
 
 
 def five_megabytes(prepare, device):
@@ -52,7 +46,7 @@ def measured(call, tmp_path, monkeypatch, small_encoder):
 
 def test_every_row_is_measured(measured, tmp_path, monkeypatch, capsys):
     both = ["fp32", "bf16"]
-    monkeypatch.setattr(this_code, "precisions", lambda name, device: both)
+    monkeypatch.setattr(devices, "half_precision", lambda device: "bf16")
     found = measured(*benchmark_main.ROWS, precision="auto")
     written = json.loads((tmp_path / "benchmark-cpu.json").read_text())
     assert written["flags"]["batch_size"] == 4 and written["machine"]["torch"]

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from test_benchmark_rows import in_this_process
+from tiny_benchmark import in_this_process
 
 from benchmark import gpu_profile, measuring, step_variants
 from benchmark.step_variants import captured, with_fields

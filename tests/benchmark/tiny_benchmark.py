@@ -1,5 +1,7 @@
 """What the tests of the benchmark share: sizes that take seconds, and flags for them."""
 
+import importlib
+import json
 from argparse import Namespace
 
 TINY = {
@@ -16,3 +18,9 @@ FLAGS = ["--device", "cpu", "--image_size", 8, "--compile", "off"]
 ARGS = Namespace(
     **TINY, device="cpu", image_size=8, compile="off", precision="fp32", precisions=["fp32"]
 )
+
+
+def in_this_process(function, *arguments):
+    """in_fresh_process without a process, which would take seconds."""
+    found = getattr(importlib.import_module(function.__module__), function.__qualname__)
+    return json.loads(json.dumps(found(*json.loads(json.dumps(arguments)))))
