@@ -303,6 +303,7 @@ def pretrain(
     if args.tensorboard and processes.rank() == 0:
         board = tensorboard.open_board(path, run.progress["epoch"])
     received = signals.catch_signals(path.with_name(path.name + ".state"))
+    run.saved = run.reported = time.monotonic()
     while (epoch := run.progress["epoch"]) <= args.epochs:
         try:
             stop = train_epoch(run, received, lambda: save_state(run, path, ".state"))

@@ -42,7 +42,7 @@ def writable_folder(path: Path) -> Path:
     Raises:
         UserError: It does not take a file as `replace` writes it, which a trial file shows.
     """
-    trial = path / f".{os.getpid()}.trial"
+    trial = path / f".trial.{os.getpid()}"
     try:
         path.mkdir(parents=True, exist_ok=True)
         replace(trial, lambda file: file.write(b"x"))

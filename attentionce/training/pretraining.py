@@ -2,9 +2,8 @@
 
 import argparse
 import math
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -47,8 +46,8 @@ class Run:
     steps_taken: int = 0  # by this process
     finite: Tensor | None = None  # whether all steps of this process were, on the device
     good_buffers: list[Tensor] | None = None  # BatchNorm's statistics at the last finite loss
-    saved: float = field(default_factory=time.monotonic)  # when the newest state was
-    reported: float = field(default_factory=time.monotonic)  # when the newest line was
+    saved: float = 0.0  # when the newest state was, by time.monotonic
+    reported: float = 0.0  # when the newest line was
 
     @property
     def views(self) -> int:

@@ -21,7 +21,7 @@ from attentionce.runs import states
 )
 def test_full_disk(call, refused, saving_flags, results, whole, in_step, ending, step):
     expected, path = whole(), results / "folder" / f"{STEM}.{ending}"
-    in_step(step, os.symlink, "/dev/full", f"{path}.tmp")
+    in_step(step, os.symlink, "/dev/full", f"{path}.{os.getpid()}.tmp")
     message = refused(main, *saving_flags)
     assert f"cannot write {path}: No space left on device" in message
     assert "unharmed" in message

@@ -69,7 +69,8 @@ def test_what_replace_does_is_on_the_disk_before_it_has_the_name(tmp_path, monke
     monkeypatch.setattr(os, "fsync", watched_fsync)
     monkeypatch.setattr(os, "replace", watched_replace)
     files.save_text(tmp_path / "a.csv", "text")
-    assert done == [str(tmp_path / "a.csv.tmp"), str(tmp_path / "a.csv"), str(tmp_path)]
+    temporary = tmp_path / f"a.csv.{os.getpid()}.tmp"
+    assert done == [str(temporary), str(tmp_path / "a.csv"), str(tmp_path)]
     assert (tmp_path / "a.csv").read_text() == "text"
 
 

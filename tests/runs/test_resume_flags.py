@@ -136,7 +136,6 @@ def test_a_flag_that_is_newer_than_a_state_had_its_default(
 ):
     """As if the code that wrote the files had not known it yet; the run does not start over."""
     edit(stopped, "flags", temperature=None)
-    edit(states.previous(stopped), "flags", temperature=None)
     written = last(results, ".json")
     content = json.loads(written.read_text())
     del content["flags"]["temperature"]
