@@ -128,6 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     how = args.store_size, cli.folder_options(args)
     train = processes.in_turn(load, *where, "train", *how)
     print(f"training on {summary(train)}", flush=True)
+    cli.warn_of_small_images(train, args)
     test = processes.in_turn(load, *where, "test", *how)
     print(f"testing on {summary(test)}", flush=True)
     results = []

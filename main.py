@@ -277,6 +277,7 @@ def load_images(args: argparse.Namespace) -> Images:
         load, args.dataset_name, args.root, "pretrain", args.store_size, options
     )
     print(f"pretraining on {summary(images)}", flush=True)
+    cli.warn_of_small_images(images, args)
     if not processes.alike(len(images.pixels)):
         raise UserError(f"--root {args.root}: not every machine has the same images there")
     if len(images.pixels) < args.batch_size:

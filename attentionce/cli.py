@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import torch
 
 from attentionce.data.image_folder import FolderOptions
+from attentionce.data.images import Images
 from attentionce.errors import UserError
 from attentionce.training import devices, processes
 
@@ -29,13 +30,17 @@ class Parser(argparse.ArgumentParser):
     """argparse whose errors are a UserError like all others.
 
     `--local-rank`, which torch.distributed.launch adds, is ignored: the environment has it too.
+    Unless `--store_size` is given, it is that of the views, and at least 64.
     """
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
         """As argparse's, without the launcher's flag."""
         words = sys.argv[1:] if args is None else list(args)
         words = [word for word in words if not re.match("--local[-_]rank=", word)]
-        return super().parse_known_args(words, namespace)
+        args, rest = super().parse_known_args(words, namespace)
+        if "store_size" in args and args.store_size is None:
+            args.store_size = max(64, args.image_size)
+        return args, rest
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; --help lists all flags")
@@ -56,7 +61,8 @@ def add_data_flags(parser: argparse.ArgumentParser, datasets: Sequence[str]) -> 
     add = parser.add_argument_group("images").add_argument
     add("--root", type=path, default="data", help="folder of the data sets, or of your own images")
     add("--dataset_name", default="cifar10", metavar="NAME", help=", ".join(datasets))
-    add("--store_size", type=int, default=64, help="side of a folder's images once read, in pixels")
+    text = "side of a folder's images once read, in pixels (default: --image_size, at least 64)"
+    add("--store_size", type=int, help=text)
     add("--test_split", metavar="NAME", help="folder of your test images (default: test or val)")
     add_folder_flags(add)
 
@@ -71,6 +77,15 @@ def add_folder_flags(add: Callable[..., Any]) -> None:
 def folder_options(args: argparse.Namespace) -> FolderOptions:
     """How to read a folder, by the flags of `add_data_flags`."""
     return FolderOptions(args.test_split, args.skip_broken, args.cache)
+
+
+def warn_of_small_images(images: Images, args: argparse.Namespace) -> None:
+    """Say so if views show less than their size promises."""
+    side = min(images.pixels.shape[2:])
+    if side < args.image_size:
+        more = "; a larger --store_size may help" if args.store_size < args.image_size else ""
+        text = f"views of --image_size {args.image_size} are made of images of {side} px{more}"
+        print(f"warning: {text}", flush=True)
 
 
 def add_device_flags(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import linear
 import main
-from attentionce.data.folder_layout import training_part
+from attentionce.data.folder_layout import find_split
 from attentionce.errors import UserError
 from attentionce.runs import file_names, states
 from experiments.studies import Row, Study, epochs_of_run
@@ -60,7 +60,7 @@ def check_images(study: Study) -> None:
     Raises:
         UserError: `--root` lacks a class of the study, has another, or has no images.
     """
-    if study.classes and training_part(study.root, None).classes != list(study.classes):
+    if study.classes and find_split(study.root, "pretrain", None)[0].classes != list(study.classes):
         raise UserError(
             f"--root {study.root}: the folder train must have the folders "
             f"{', '.join(study.classes)}, as docs/study-cifar10.md makes them"

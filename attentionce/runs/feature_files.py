@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from attentionce.errors import as_user_error
+from attentionce.progress import progress
 
 
 def fill_rows(
@@ -42,10 +43,13 @@ def fill_rows(
         if done:
             print(f"{done:,} of them are finished already", flush=True)
         file.truncate(4 * shape[1] * done)
-        for first in range(done, shape[0], block):
-            file.write(rows(first, min(first + block, shape[0])).tobytes())
-            file.flush()
-            os.fsync(file.fileno())
+        with progress(shape[0], "encoding", done) as bar:
+            for first in range(done, shape[0], block):
+                last = min(first + block, shape[0])
+                file.write(rows(first, last).tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+                bar.update(last - first)
     return np.memmap(path, np.float32, "r", shape=shape)
 
 
