@@ -75,13 +75,7 @@ def check_args(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Encode all images, block after block, and write `--out`.
-
-    Finished rows are in a file beside it, from which the same command continues.
-
-    Returns:
-        The exit status.
-    """
+    """Encode all images and write `--out`; finished rows are in a file beside it meanwhile."""
     args = parse_args(argv)
     check_args(args)
     device = devices.choose_device(args.device)

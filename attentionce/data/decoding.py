@@ -17,15 +17,6 @@ from attentionce.progress import progress
 
 # EPS would start Ghostscript, FITS unpacks without a limit, and PIL alone cannot decode the others.
 UNUSED_FORMATS = ("EPS", "FITS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF")
-TURNS = {  # by EXIF's orientation; 1 is upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 @functools.cache
@@ -135,12 +126,7 @@ def decode(
 
 
 def refuse(broken: dict[int, BrokenImage], advice: str = "") -> None:
-    """Raise one UserError for all broken images, if there are any: ten names and the number.
-
-    Args:
-        broken: As `decode` returns them.
-        advice: What else the user can do.
-    """
+    """Raise one UserError for all broken images, if there are any: ten names and the number."""
     if not broken:
         return
     images = list(broken.values())
@@ -163,7 +149,7 @@ def upright(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         refuse_other_channels(image)
-    image = turned(image)
+    turn(image)
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range; save it with 8 or 16 bits")
     if image.mode == "I" or image.mode.startswith("I;16"):  # PIL would clip 16 bits to 8
@@ -183,14 +169,11 @@ def upright(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image.crop((left, top, left + side, top + side))
 
 
-def turned(image: Image.Image) -> Image.Image:
-    """The image as EXIF says that it is seen; with malformed EXIF, as it lies."""
+def turn(image: Image.Image) -> None:
+    """Turn an image in place as EXIF says; where EXIF is malformed, leave it as it lies."""
     image.load()  # first of all, so that an error below is none of the pixels
-    with suppress(Exception):  # of whatever the reading of EXIF runs into
-        orientation = image.getexif().get(0x0112)
-        if orientation in TURNS:
-            return image.transpose(TURNS[orientation])
-    return image
+    with suppress(Exception):  # PIL reads EXIF, turns the image in place, then writes EXIF again
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 def refuse_other_channels(image: TiffImagePlugin.TiffImageFile) -> None:

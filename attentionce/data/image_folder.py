@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from attentionce.data import cache
-from attentionce.data.decoding import BrokenImage, open_file, turned, upright
+from attentionce.data.decoding import BrokenImage, open_file, turn, upright
 from attentionce.data.folder_layout import find_split
 from attentionce.data.image_files import ImageFile
 from attentionce.data.images import Images
@@ -36,23 +36,11 @@ class FolderOptions(NamedTuple):
 def image_folder(
     root: str, split: str, store_size: int, options: FolderOptions = FolderOptions()
 ) -> Images:
-    """Read the images of a split; folder_layout.py says which they are.
+    """Read the images of a split; folder_layout.py says which they are, cache.py where they go.
 
     Images become RGB on white, upright as EXIF says. Their short side is resized to `store_size`
     and the centre is cut out, unless all images of all splits have the same size and it is no
-    larger than that. EPS, FITS and videos are left out.
-
-    The result is a file of decoded images, mapped into memory: cache.py.
-
-    Args:
-        root: The folder with the images.
-        split: "pretrain", "train" (those with labels), "test" or "all".
-        store_size: Side in pixels at which the images are kept.
-        options: How to read them.
-
-    Raises:
-        NoLabels: "train" or "test" is asked for, and there are no labels.
-        UserError: A folder or an image is missing or unusable.
+    larger than that. The arguments and errors are those of `utils.load`.
     """
     with as_user_error(f"cannot list the images in {root!r}: repair or remove what cannot be read"):
         part, everything = find_split(root, split, options.test_split)
@@ -130,7 +118,7 @@ def common_size(paths: list[str], store_size: int) -> tuple[int, int]:
                 with open_file(path) as image:
                     # Turning an image decodes it, so do it only where it matters.
                     if image.width != image.height and max(image.size) <= store_size:
-                        image = turned(image)
+                        turn(image)
                     this = (image.height, image.width)
             except BrokenImage:  # decoding will name it
                 continue

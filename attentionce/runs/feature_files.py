@@ -17,16 +17,12 @@ from attentionce.progress import progress
 def fill_rows(
     path: Path, shape: tuple[int, int], block: int, rows: Callable[[int, int], np.ndarray]
 ) -> np.ndarray:
-    """Append rows to a file, block after block, after those that are there already.
+    """Append rows to a file, `block` at a time, after those that are there already.
 
     Args:
         path: The file, which holds nothing but the numbers of finished rows.
-        shape: Of all rows, float32.
-        block: How many rows to make at a time.
+        shape: Of all rows, float32, which are returned mapped into memory.
         rows: rows(first, last) makes the rows from `first` to `last` (exclusive).
-
-    Returns:
-        All rows, mapped into memory.
 
     Raises:
         UserError: The file cannot be written.
