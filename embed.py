@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # `python -P` leaves it out
 
@@ -76,13 +75,7 @@ def check_args(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Encode all images, block after block, and write `--out`.
-
-    Finished rows are in a file beside it, from which the same command continues.
-
-    Returns:
-        The exit status.
-    """
+    """Encode all images and write `--out`; finished rows are in a file beside it meanwhile."""
     args = parse_args(argv)
     check_args(args)
     device = devices.choose_device(args.device)
@@ -100,15 +93,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = ascii((digest(encoder), str(dtype), images.fingerprint, widths)).encode()
     partial = out.with_name(f"{out.name}.{hashlib.sha256(settings).hexdigest()[:16]}.partial")
     encoder = encoder.to(device).to(memory_format=torch.channels_last)
-    bar = tqdm(total=count, unit="image", leave=False, disable=None)
 
     def rows(first: int, last: int) -> np.ndarray:
-        bar.update(last - bar.n)
         pixels = images.pixels[first:last]
         return features(encoder, pixels, device, dtype, args.batch_size).cpu().numpy()
 
     taken = f"{out}: wait for it, or name another --out"
-    with signals.handled(), bar, locks.held(out.with_name(f"{out.name}.lock"), taken):
+    with signals.handled(), locks.held(out.with_name(f"{out.name}.lock"), taken):
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave as on Ctrl-C
         array = fill_rows(partial, (count, sum(widths.values())), args.batch_size, rows)
         parts = np.split(array, np.cumsum([*widths.values()])[:-1], axis=1)

@@ -116,6 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     source, options = (args.dataset_name, args.root), cli.folder_options(args)
     train = processes.in_turn(load, *source, "train", args.store_size, options)
     print(f"training on {summary(train)}", flush=True)
+    cli.warn_of_small_images(train, args)
     test = processes.in_turn(load, *source, "test", args.store_size, options)
     print(f"testing on {summary(test)}", flush=True)
     results = []

@@ -52,6 +52,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     cli.add_compile_flag(parser)
     add_run_flags(parser)
     args = parser.parse_args(argv)
+    if args.store_size is None:
+        args.store_size = max(64, args.image_size)
     if args.save_every is None:
         args.save_every = 100 if args.dataset_name == "tinyImageNet" else 200
     fill_in_loss(args)
@@ -342,6 +344,7 @@ def load_images(args: argparse.Namespace) -> Images:
         load, args.dataset_name, args.root, "pretrain", args.store_size, options
     )
     print(f"pretraining on {summary(images)}", flush=True)
+    cli.warn_of_small_images(images, args)
     if not processes.alike(len(images.pixels)):
         raise UserError(f"--root {args.root}: not every machine has the same images there")
     if len(images.pixels) < args.batch_size:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Any, NoReturn, TextIO
 
 from attentionce.data.image_folder import FolderOptions
+from attentionce.data.images import Images
 from attentionce.errors import UserError
 from attentionce.training import devices, processes
 
@@ -55,7 +56,8 @@ def add_data_flags(parser: argparse.ArgumentParser, datasets: Sequence[str]) -> 
     add = parser.add_argument_group("images").add_argument
     add("--root", type=path, default="data", help="folder of the data sets, or of your own images")
     add("--dataset_name", default="cifar10", metavar="NAME", help=", ".join(datasets))
-    add("--store_size", type=int, default=64, help="side of a folder's images once read, in pixels")
+    text = "side of a folder's images once read, in pixels (default: --image_size, at least 64)"
+    add("--store_size", type=int, help=text)
     add("--test_split", metavar="NAME", help="folder of your test images (default: test or val)")
     add_folder_flags(add)
 
@@ -70,6 +72,15 @@ def add_folder_flags(add: Callable[..., Any]) -> None:
 def folder_options(args: argparse.Namespace) -> FolderOptions:
     """How to read a folder, by the flags of `add_data_flags`."""
     return FolderOptions(args.test_split, args.skip_broken, args.cache)
+
+
+def warn_of_small_images(images: Images, args: argparse.Namespace) -> None:
+    """Say so if views show less than their size promises."""
+    side = min(images.pixels.shape[2:])
+    if side < args.image_size:
+        more = "; a larger --store_size may help" if args.store_size < args.image_size else ""
+        text = f"views of --image_size {args.image_size} are made of images of {side} px{more}"
+        print(f"warning: {text}", flush=True)
 
 
 def add_device_flags(parser: argparse.ArgumentParser) -> None:

@@ -10,13 +10,14 @@ from conftest import ROOT
 
 # What each file or package may import of this project, besides itself. A package's name stands for
 # everything in it; where several lines fit a file, the longest name counts.
-BOTTOM = ("attentionce.errors", "attentionce.presets")
+BOTTOM = ("attentionce.errors", "attentionce.presets", "attentionce.progress")
 SHARED = ("attentionce.data", "attentionce.training.devices", "attentionce.training.processes")
 PARTS = ("attentionce", "loss", "model", "utils")
 MAY_IMPORT = {
     "attentionce.__init__": (),
     "attentionce.errors": (),
     "attentionce.presets": (),
+    "attentionce.progress": (),
     "attentionce.weights": ("attentionce.errors", "attentionce.runs.files"),
     "attentionce.data": (*BOTTOM, "attentionce.runs.locks"),
     "attentionce.training": (*BOTTOM, "attentionce.data"),

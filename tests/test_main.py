@@ -102,9 +102,7 @@ def test_what_a_run_writes(call, tiny, results, small_encoder, capsys, contents)
     assert call(main, *tiny, *words.split()) == 0
     folder, stem = results / "folder", "folder_SimCLR_4model_8_{}_2.0_1.0"
     written = {stem.format(epoch) + ".pth" for epoch in (2, 3)}
-    written |= {
-        stem.format(3) + ending for ending in (".csv", ".json", ".state")
-    }
+    written |= {stem.format(3) + ending for ending in (".csv", ".json", ".state")}
     assert set(contents(results)) == {f"folder/{name}" for name in written}
 
     table = read_csv(folder / (stem.format(3) + ".csv"))

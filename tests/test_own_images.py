@@ -118,7 +118,7 @@ def test_flags_of_the_images(tmp_path, results, encoder, call, refused, capsys):
         assert call(module, *given, *flags) == 0
         out = capsys.readouterr().out
         assert "training on 8 images of 2 classes, 8×8 px" in out
-        assert "left out: broken images (1: 'train/a/broken.png')" in out
+        assert "left out: items beside train (1: 'test'), broken images (1: " in out
         assert f"on 2 images of 2 classes, 8×8 px ({root}/held)" in out
     assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == [
         ".npy",

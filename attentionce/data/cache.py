@@ -18,6 +18,7 @@ from PIL import Image
 
 from attentionce.data.decoding import BrokenImage, decode, refuse
 from attentionce.errors import as_user_error
+from attentionce.progress import progress
 
 DECODED, BROKEN = 1, 2
 BLOCK = 2**26  # bytes of pixels to decode at a time
@@ -106,20 +107,22 @@ def write(
             states = np.frombuffer(file.read(count).ljust(count, b"\0"), np.uint8).copy()
             if not skip_broken or DECODED not in states:
                 states[states == BROKEN] = 0  # they may have been repaired
-            for first in range(int(np.append(states, 0).argmin()), count, size):
-                pixels = np.empty((min(size, count - first), *shape[1:]), np.uint8)
-                broken_here = decode(read, pixels, what, first, count)
-                broken |= broken_here
-                state = np.full(len(pixels), DECODED, np.uint8)
-                state[[i - first for i in broken_here]] = BROKEN
-                file.seek(start + (rows + np.count_nonzero(states[:first] == DECODED)) * row)
-                file.write(pixels[state == DECODED].tobytes())
-                file.flush()
-                os.fsync(file.fileno())  # only then they count as decoded
-                states[first : first + len(pixels)] = state
-                file.seek(start)
-                file.write(states.tobytes())
-                file.flush()
+            done = int(np.append(states, 0).argmin())
+            with progress(count, f"decoding {what}", done) as bar:
+                for first in range(done, count, size):
+                    pixels = np.empty((min(size, count - first), *shape[1:]), np.uint8)
+                    broken_here = decode(read, pixels, what, first, bar)
+                    broken |= broken_here
+                    state = np.full(len(pixels), DECODED, np.uint8)
+                    state[[i - first for i in broken_here]] = BROKEN
+                    file.seek(start + (rows + np.count_nonzero(states[:first] == DECODED)) * row)
+                    file.write(pixels[state == DECODED].tobytes())
+                    file.flush()
+                    os.fsync(file.fileno())  # only then they count as decoded
+                    states[first : first + len(pixels)] = state
+                    file.seek(start)
+                    file.write(states.tobytes())
+                    file.flush()
             file.truncate(start + (rows + count) * row)
     if not skip_broken or DECODED not in states:
         refuse(broken, ", or train without them (--skip_broken)")

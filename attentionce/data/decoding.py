@@ -4,19 +4,19 @@ import functools
 import importlib
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from multiprocessing.pool import ThreadPool
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 from tqdm import tqdm
 
 from attentionce.errors import UserError
+from attentionce.progress import progress
 
 # EPS would start Ghostscript, FITS unpacks without a limit, and PIL alone cannot decode the others.
 UNUSED_FORMATS = ("EPS", "FITS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF")
-BAR: dict[str, Any] = {"unit": "image", "leave": False, "disable": None}  # only in a terminal
 
 
 @functools.cache
@@ -97,7 +97,7 @@ def decode(
     out: np.ndarray,
     what: str,
     first: int = 0,
-    total: int | None = None,
+    bar: tqdm | None = None,
 ) -> dict[int, BrokenImage]:
     """Decode images in several threads, since PIL releases Python's lock while it decodes.
 
@@ -105,7 +105,7 @@ def decode(
         read: Given i, returns image i in RGB.
         out: The array to fill with the images from `first` on, uint8 N×3×H×W.
         what: What the progress bar calls the images.
-        total: How many images there are in all; None: those of `out`.
+        bar: Is moved by every image; None: one of its own.
 
     Returns:
         The broken images by i, in order. Their pixels in `out` are undefined.
@@ -118,20 +118,15 @@ def decode(
         except BrokenImage as error:
             broken[i] = error
 
-    bar = tqdm(total=total or len(out), initial=first, desc=f"decoding {what}", **BAR)
-    with bar, ThreadPool(cpus()) as pool:
+    own_bar = progress(len(out), f"decoding {what}") if bar is None else nullcontext(bar)
+    with own_bar as shown, ThreadPool(cpus()) as pool:
         for _ in pool.imap_unordered(decode_one, range(first, first + len(out)), chunksize=16):
-            bar.update()
+            shown.update()
     return dict(sorted(broken.items()))
 
 
 def refuse(broken: dict[int, BrokenImage], advice: str = "") -> None:
-    """Raise one UserError for all broken images, if there are any: ten names and the number.
-
-    Args:
-        broken: As `decode` returns them.
-        advice: What else the user can do.
-    """
+    """Raise one UserError for all broken images, if there are any: ten names and the number."""
     if not broken:
         return
     images = list(broken.values())
@@ -152,7 +147,9 @@ def upright(image: Image.Image, size: tuple[int, int]) -> Image.Image:
         size: Height and width to bring it to: its short side is resized to the height, and the
             centre is cropped. An image of this size is kept as it is.
     """
-    ImageOps.exif_transpose(image, in_place=True)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        refuse_other_channels(image)
+    turn(image)
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range; save it with 8 or 16 bits")
     if image.mode == "I" or image.mode.startswith("I;16"):  # PIL would clip 16 bits to 8
@@ -170,6 +167,25 @@ def upright(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     left = round((image.width - side) / 2)
     top = round((image.height - side) / 2)
     return image.crop((left, top, left + side, top + side))
+
+
+def turn(image: Image.Image) -> None:
+    """Turn an image in place as EXIF says; where EXIF is malformed, leave it as it lies."""
+    image.load()  # first of all, so that an error below is none of the pixels
+    with suppress(Exception):  # PIL reads EXIF, turns the image in place, then writes EXIF again
+        ImageOps.exif_transpose(image, in_place=True)
+
+
+def refuse_other_channels(image: TiffImagePlugin.TiffImageFile) -> None:
+    """Raise a ValueError for a TIFF of which PIL would read a part, or read it as another kind."""
+    tags, bands = image.tag_v2, image.getbands()
+    alpha = bands[-1] == "A" and tags.get(338, (0,))[0] not in (1, 2)
+    if image.n_frames > 1:
+        raise ValueError(f"it has {image.n_frames} pages: save each as a file of its own")
+    if alpha or tags.get(277, 1) != len(bands):
+        raise ValueError(f"its {tags.get(277)} channels are not gray, RGB, CMYK or one with alpha")
+    if max(tags.get(258, (1,))) > 16:
+        raise ValueError("pixels of 32 bits have no known range; save it with 8 or 16 bits")
 
 
 def on_white(image: Image.Image) -> Image.Image:

@@ -1,7 +1,6 @@
 """Which of the user's folders hold which images, and which of them are classes."""
 
 import os
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from attentionce.data.decoding import extensions
@@ -15,12 +14,13 @@ from attentionce.data.image_files import (
 )
 from attentionce.errors import UserError
 
-# The names that a split's folder may have, in the order in which they are looked for.
+# The names that a split's folder may have, in any case, in the order in which they are looked for.
 SPLITS = {
-    "train": ("train",),
-    "test": ("test", "val"),
+    "train": ("train", "training"),
+    "test": ("test", "testing", "val", "valid", "validation"),
     "unlabeled": ("unlabeled", "unlabelled"),
 }
+NEEDS = "--root {!r} needs a folder train with one folder per class, or just images"
 
 
 class NoLabels(UserError):
@@ -48,13 +48,19 @@ def find_split(root: str, split: str, test_split: str | None) -> tuple[Part, lis
         NoLabels: "train" or "test" is asked for, and there are no labels.
         UserError: There are no images, or test images of a class that the training images lack.
     """
+    if not os.path.isdir(root):
+        raise UserError(f"{NEEDS.format(root)}: there is no such folder")
+    inner = [os.path.join(root, name) for name in folders_in(root)]
+    if len(inner) == 1 and split_folders(inner[0])["train"]:
+        raise UserError(f"--root {root!r} has no folder train: did you mean --root {inner[0]!r}?")
     if split == "all":
         part = all_images(root)
         return part, part.files
-    training = training_part(root, test_split)
+    folders = split_folders(root, test_split)
+    training = training_part(root, folders)
     everything = training.files
     try:
-        test = test_part(root, training, test_split)
+        test = test_part(root, training, folders["test"])
         everything = training.files + test.files
     except NoLabels:
         if split == "test":
@@ -77,72 +83,51 @@ def all_images(root: str) -> Part:
 
     The first folder that an image lies in is its class. The folder of a split does not count.
     """
-    left_out = LeftOut()
-    if not os.path.isdir(root):
-        raise UserError(f"--root {root!r} is not a folder")
-    files = []
+    files, left_out = [], LeftOut()
     for file in sorted(find_images(root, left_out), key=lambda file: file.inside(root)):
         _, *inner = file.inside(root).split("/")
-        if file.folder in SPLITS["train"] + SPLITS["test"]:
+        if file.folder.casefold() in SPLITS["train"] + SPLITS["test"]:
             file = file._replace(folder=inner[0] if len(inner) > 1 else "")
         files.append(without_label(file))
-    if not files:
-        raise UserError(f"no images in --root {root!r}; left out: {left_out or 'nothing'}")
+    refuse_empty(root, files, left_out)
     return Part(files, classes_of(files), left_out, root)
 
 
-def training_part(root: str, test_split: str | None) -> Part:
-    """Find the images to pretrain on.
+def training_part(root: str, folders: dict[str, list[str]]) -> Part:
+    """The images to pretrain on: those of a folder train and of folders for unlabelled images.
 
-    They are those of root/train and of root/unlabeled. Where there is neither a folder train nor
-    one for a test split, they are all images below root. Folders in root/train or root are classes.
-    The arguments and errors are those of `find_split`.
+    Where there is neither a folder train nor one for a test split, they are all images below root.
+    Folders in train, or in root, are classes.
     """
     left_out = LeftOut()
-    sources = existing(root, SPLITS["train"])
-    if sources or existing(root, (test_split,) if test_split else SPLITS["test"]):
+    if folders["train"] or folders["test"]:
+        sources = folders["train"][:1]
         files = [file for folder in sources for file in find_images(folder, left_out)]
         if classes_of(files):
             files = in_folders(files, sources[0], left_out)
-        sources = sources if files else []
-        for folder in existing(root, SPLITS["unlabeled"]):
+        for folder in folders["unlabeled"]:
             files += [file._replace(folder="") for file in find_images(folder, left_out)]
-            sources.append(folder)
-        used = {test_split, *sum(SPLITS.values(), ())}
+        used = [*sources, *folders["unlabeled"], *folders["test"]]
+        sources = (sources if files else []) + folders["unlabeled"]
         for name in sorted(os.listdir(root)):
-            image = extension(name) in extensions() or os.path.isdir(os.path.join(root, name))
-            if image and name not in used and not is_hidden(name):
+            path = os.path.join(root, name)
+            image = extension(name) in extensions() or os.path.isdir(path)
+            if image and not is_hidden(name) and path not in used:
                 left_out["items beside train"][name] += 1
     else:
-        sources = [root] if os.path.isdir(root) else []
-        files = [without_label(f) for folder in sources for f in find_images(folder, left_out)]
+        sources, files = [root], [without_label(file) for file in find_images(root, left_out)]
         files.sort(key=lambda file: not file.folder)
-    if not files:
-        message = f"--root {root!r} needs a folder train with one folder per class, or just images"
-        message += ": there are none in it" if os.path.isdir(root) else ": there is no such folder"
-        raise UserError(f"{message}; left out: {left_out}" if left_out else message)
+    refuse_empty(root, files, left_out)
     return Part(files, classes_of(files), left_out, " and ".join(sources))
 
 
-def test_part(root: str, training: Part, test_split: str | None) -> Part:
-    """Find the test images.
-
-    Args:
-        root: The user's folder.
-        training: The images to pretrain on.
-        test_split: As for `find_split`; None: the first of test and val that has class folders.
+def test_part(root: str, training: Part, folders: list[str]) -> Part:
+    """The test images: those of the first of these folders that has class folders.
 
     Raises:
         NoLabels: There are no labels to test with.
-        UserError: The folder that `test_split` names has no class folders.
     """
-    names = (test_split,) if test_split else SPLITS["test"]
-    folders = [folder for folder in existing(root, names) if folders_in(folder)]
-    if test_split and not folders:
-        raise UserError(
-            f"--test_split {test_split}: {os.path.join(root, test_split)!r} is not a folder that "
-            "has one folder per class"
-        )
+    folders = [folder for folder in folders if folders_in(folder)]
     if not training.classes:
         raise NoLabels(no_labels(root, training))
     if not folders:
@@ -154,6 +139,8 @@ def test_part(root: str, training: Part, test_split: str | None) -> Part:
     files = in_folders(find_images(folders[0], left_out), folders[0], left_out)
     if not files:
         raise NoLabels(f"no images in {folders[0]!r}: it needs one folder per class, with images")
+    for name in sorted(set(training.classes).difference(classes_of(files))):
+        left_out["classes of which there are no images here"][name] += 1
     return Part(files, training.classes, left_out, folders[0])
 
 
@@ -164,7 +151,7 @@ def classes_of(files: list[ImageFile]) -> list[str]:
 
 def without_label(file: ImageFile) -> ImageFile:
     """The file, in no class if it lies in a folder for unlabelled images."""
-    return file._replace(folder="") if file.folder in SPLITS["unlabeled"] else file
+    return file._replace(folder="") if file.folder.casefold() in SPLITS["unlabeled"] else file
 
 
 def in_folders(files: list[ImageFile], top: str, left_out: LeftOut) -> list[ImageFile]:
@@ -175,10 +162,33 @@ def in_folders(files: list[ImageFile], top: str, left_out: LeftOut) -> list[Imag
     return [file for file in files if file.folder]
 
 
-def existing(root: str, names: Sequence[str]) -> list[str]:
-    """The paths of those of these folders that are there."""
-    paths = [os.path.join(root, name) for name in names]
-    return [path for path in paths if os.path.isdir(path)]
+def split_folders(root: str, test_split: str | None = None) -> dict[str, list[str]]:
+    """The paths of every split's folders in root, in the order of preference.
+
+    Raises:
+        UserError: There is no folder `test_split` with class folders, or it is trained on.
+    """
+    found = {name.casefold(): os.path.join(root, name) for name in folders_in(root)}
+    folders = {
+        split: [found[name] for name in names if name in found] for split, names in SPLITS.items()
+    }
+    if test_split is not None:
+        folder = os.path.join(root, test_split)
+        folders["test"] = [folder]
+        if not os.path.isdir(folder) or not folders_in(folder):
+            raise UserError(
+                f"--test_split {test_split}: {folder!r} is not a folder with one folder per class"
+            )
+        if any(os.path.samefile(folder, train) for train in folders["train"]):
+            raise UserError(f"--test_split {test_split}: these images are trained on; name others")
+    return folders
+
+
+def refuse_empty(root: str, files: list[ImageFile], left_out: LeftOut) -> None:
+    """Raise a UserError where there are no images."""
+    if not files:
+        message = f"{NEEDS.format(root)}: there are none in it"
+        raise UserError(f"{message}; left out: {left_out}" if left_out else message)
 
 
 def no_labels(root: str, training: Part) -> str:

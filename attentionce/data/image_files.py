@@ -62,14 +62,8 @@ def extension(name: str) -> str:
 def find_images(top: str, left_out: LeftOut) -> list[ImageFile]:
     """Find the images below a folder: a folder's own, then those of the folders in it, by name.
 
-    A file with an image's extension counts as an image whatever it holds. Links are followed.
-
-    Args:
-        top: The folder.
-        left_out: Gets what is not read.
-
-    Raises:
-        OSError: A folder cannot be read.
+    A file with an image's extension counts as an image whatever it holds. Links are followed. What
+    is not read is added to `left_out`. A folder that cannot be listed is an OSError.
     """
     found: list[ImageFile] = []
     empty = set(folders_in(top))

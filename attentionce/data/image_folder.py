@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
-from tqdm import tqdm
+from PIL import Image
 
 from attentionce.data import cache
-from attentionce.data.decoding import BAR, BrokenImage, open_file, upright
+from attentionce.data.decoding import BrokenImage, open_file, turn, upright
 from attentionce.data.folder_layout import find_split
 from attentionce.data.image_files import ImageFile
 from attentionce.data.images import Images
 from attentionce.errors import UserError, as_user_error
+from attentionce.progress import progress
 from attentionce.runs.locks import held
 
 READING = 3  # part of a cache's name: to be raised whenever an image's pixels come out differently
@@ -36,23 +36,11 @@ class FolderOptions(NamedTuple):
 def image_folder(
     root: str, split: str, store_size: int, options: FolderOptions = FolderOptions()
 ) -> Images:
-    """Read the images of a split; folder_layout.py says which they are.
+    """Read the images of a split; folder_layout.py says which they are, cache.py where they go.
 
     Images become RGB on white, upright as EXIF says. Their short side is resized to `store_size`
     and the centre is cut out, unless all images of all splits have the same size and it is no
-    larger than that. EPS, FITS and videos are left out.
-
-    The result is a file of decoded images, mapped into memory: cache.py.
-
-    Args:
-        root: The folder with the images.
-        split: "pretrain", "train" (those with labels), "test" or "all".
-        store_size: Side in pixels at which the images are kept.
-        options: How to read them.
-
-    Raises:
-        NoLabels: "train" or "test" is asked for, and there are no labels.
-        UserError: A folder or an image is missing or unusable.
+    larger than that. The arguments and errors are those of `utils.load`.
     """
     with as_user_error(f"cannot list the images in {root!r}: repair or remove what cannot be read"):
         part, everything = find_split(root, split, options.test_split)
@@ -123,18 +111,20 @@ def read_image(files: list[ImageFile], size: tuple[int, int], i: int) -> Image.I
 def common_size(paths: list[str], store_size: int) -> tuple[int, int]:
     """Height and width of all images, or `store_size` as soon as one differs or is larger."""
     size = None
-    for path in tqdm(paths, desc="reading sizes", **BAR):
-        try:
-            with open_file(path) as image:
-                # Turning an image decodes it, so do it only where it matters.
-                if image.width != image.height and max(image.size) <= store_size:
-                    ImageOps.exif_transpose(image, in_place=True)
-                this = (image.height, image.width)
-        except BrokenImage:  # decoding will name it
-            continue
-        if max(this) > store_size or size not in (None, this):
-            return store_size, store_size
-        size = this
+    with progress(len(paths), "reading sizes") as bar:
+        for path in paths:
+            bar.update()
+            try:
+                with open_file(path) as image:
+                    # Turning an image decodes it, so do it only where it matters.
+                    if image.width != image.height and max(image.size) <= store_size:
+                        turn(image)
+                    this = (image.height, image.width)
+            except BrokenImage:  # decoding will name it
+                continue
+            if max(this) > store_size or size not in (None, this):
+                return store_size, store_size
+            size = this
     return size or (store_size, store_size)
 
 

@@ -11,21 +11,18 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from attentionce.errors import as_user_error
+from attentionce.progress import progress
 
 
 def fill_rows(
     path: Path, shape: tuple[int, int], block: int, rows: Callable[[int, int], np.ndarray]
 ) -> np.ndarray:
-    """Append rows to a file, block after block, after those that are there already.
+    """Append rows to a file, `block` at a time, after those that are there already.
 
     Args:
         path: The file, which holds nothing but the numbers of finished rows.
-        shape: Of all rows, float32.
-        block: How many rows to make at a time.
+        shape: Of all rows, float32, which are returned mapped into memory.
         rows: rows(first, last) makes the rows from `first` to `last` (exclusive).
-
-    Returns:
-        All rows, mapped into memory.
 
     Raises:
         UserError: The file cannot be written.
@@ -42,10 +39,13 @@ def fill_rows(
         if done:
             print(f"{done:,} of them are finished already", flush=True)
         file.truncate(4 * shape[1] * done)
-        for first in range(done, shape[0], block):
-            file.write(rows(first, min(first + block, shape[0])).tobytes())
-            file.flush()
-            os.fsync(file.fileno())
+        with progress(shape[0], "encoding", done) as bar:
+            for first in range(done, shape[0], block):
+                last = min(first + block, shape[0])
+                file.write(rows(first, last).tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+                bar.update(last - first)
     return np.memmap(path, np.float32, "r", shape=shape)
 
 

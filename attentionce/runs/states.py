@@ -208,21 +208,21 @@ def _check_flags(
 def take_sizes(args: Namespace, paths: list[str]) -> None:
     """Fill in `--image_size` and `--store_size` where they are not given.
 
-    They are those of pretraining, by the JSON beside the weights; else 32 and 64.
+    They are those of pretraining, by the JSON beside the weights; else 32, and at least 64.
 
     Raises:
         UserError: The weights were trained at different sizes.
     """
-    for name, default in (("image_size", 32), ("store_size", 64)):
-        if getattr(args, name) is not None:
+    for name in ("image_size", "store_size"):
+        if getattr(args, name, None) is not None:
             continue
-        sizes = {path: flags_beside(path).get(name, default) for path in paths}
-        if len(set(sizes.values())) > 1:
+        default = 32 if name == "image_size" else max(64, args.image_size)
+        sizes = {flags_beside(path).get(name, default) for path in paths} or {default}
+        if len(sizes) > 1:
             raise UserError(f"the weights were trained with different --{name}: give one for all")
-        size = next(iter(sizes.values()), default)
-        setattr(args, name, size)
-        if size != default:
-            print(f"--{name} {size}, as in pretraining", flush=True)
+        setattr(args, name, sizes.pop())
+        if getattr(args, name) != default:
+            print(f"--{name} {getattr(args, name)}, as in pretraining", flush=True)
 
 
 def flags_beside(path: str | Path) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """Decoding: broken images are all named or skipped, and white lies below what is transparent."""
 
 import os
+import struct
 
 import numpy as np
 import pytest
 import torch
 from helpers.samples import noise, picture, put, refusal, two_classes, write
-from PIL import Image
+from PIL import Image, ImageOps
 
 from attentionce.data import decoding, image_folder
 from attentionce.data.image_folder import FolderOptions
@@ -141,3 +142,74 @@ def test_sixteen_bits_with_a_transparent_level(tmp_path):
     values = np.full((9, 9), 257 * 40, np.uint16)
     Image.fromarray(values).save(tmp_path / "x.png", transparency=257 * 40)
     assert (load("folder", str(tmp_path), "pretrain").pixels == 40).all()
+
+
+# ---- orientation, and other channels ----
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+@pytest.mark.parametrize("turned", [True, False])
+def test_malformed_exif(tmp_path, suffix, turned):
+    """A resolution in letters, which PIL cannot write again, or what is not EXIF at all."""
+    orientation = struct.pack("<HHLHH", 0x112, 3, 1, 6, 0)
+    resolution = struct.pack("<HHL4s", 0x11A, 2, 4, b"72")
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + orientation + resolution + bytes(4)
+    image = Image.fromarray(noise(20, 30, 3))
+    image.save(tmp_path / f"x{suffix}", exif=exif if turned else b"Exif\0\0nothing", quality=100)
+    pixels = load("folder", str(tmp_path), "pretrain").pixels[0]
+    assert pixels.shape == ((3, 30, 20) if turned else (3, 20, 30))
+
+
+def test_all_orientations(tmp_path):
+    for orientation in range(10):
+        exif = Image.Exif()
+        exif[0x112] = orientation
+        Image.fromarray(noise(20, 20, 3)).save(tmp_path / f"{orientation}.png", exif=exif)
+    pixels = load("folder", str(tmp_path), "pretrain").pixels
+    for orientation in range(10):
+        right = ImageOps.exif_transpose(Image.open(tmp_path / f"{orientation}.png"))
+        assert np.array_equal(pixels[orientation].permute(1, 2, 0), np.array(right))
+
+
+def tiff(samples, extra=(), bits=8, pages=1, photometric=2):
+    """An uncompressed TIFF of 2×2 pixels, which are all 100."""
+    pixels = (100).to_bytes(bits // 8, "little") * 4 * samples
+    entries = [(256, 3, [2]), (257, 3, [2]), (258, 3, [bits] * samples), (259, 3, [1])]
+    entries += [(262, 3, [photometric]), (273, 4, [8]), (277, 3, [samples]), (278, 3, [2])]
+    entries += [(279, 4, [len(pixels)])] + ([(338, 3, list(extra))] if extra else [])
+    end = 8 + len(pixels)
+    directory, outside = b"", b""
+    for tag, kind, values in entries:
+        data = struct.pack(f"<{len(values)}{'H' if kind == 3 else 'L'}", *values)
+        if len(data) > 4:
+            outside, data = outside + data, struct.pack("<L", end + len(outside))
+        directory += struct.pack("<HHL", tag, kind, len(values)) + data.ljust(4, b"\0")
+    first = end + len(outside)
+    size = 2 + len(directory) + 4
+    content = b"II*\0" + struct.pack("<L", first) + pixels + outside
+    for page in range(pages):
+        following = first + size * (page + 1) if page + 1 < pages else 0
+        content += struct.pack("<H", len(entries)) + directory + struct.pack("<L", following)
+    return content
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"samples": 3}, ""),
+        ({"samples": 4, "extra": [2]}, ""),
+        ({"samples": 4}, "its 4 channels are not"),
+        ({"samples": 4, "extra": [0]}, "its 4 channels are not"),
+        ({"samples": 5, "extra": [0, 0]}, "its 5 channels are not"),
+        ({"samples": 2, "extra": [0], "photometric": 1}, "its 2 channels are not"),
+        ({"samples": 3, "pages": 3}, "it has 3 pages"),
+        ({"samples": 1, "photometric": 1, "bits": 32}, "32 bits have no known range"),
+    ],
+)
+def test_other_channels_and_pages_are_named(tmp_path, given, reason):
+    write(f"{tmp_path}/x.tif", tiff(**given))
+    if reason:
+        assert reason in refusal("folder", str(tmp_path), "pretrain")
+    else:
+        pixels = load("folder", str(tmp_path), "pretrain").pixels
+        assert set(pixels.unique().tolist()) == ({100} if given["samples"] == 3 else {194})

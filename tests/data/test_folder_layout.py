@@ -110,8 +110,8 @@ def test_all_images_by_path(tmp_path):
     assert [[*images.classes, ""][i] for i in images.labels] == list(labels.values())
     assert torch.equal(images.pixels[5], load("folder", root, "train").pixels[0])
     (tmp_path / "none").mkdir()
-    assert "no images" in refusal("folder", str(tmp_path / "none"), "all")
-    assert "not a folder" in refusal("folder", str(tmp_path / "missing"), "all")
+    assert "there are none in it" in refusal("folder", str(tmp_path / "none"), "all")
+    assert "no such folder" in refusal("folder", str(tmp_path / "missing"), "all")
 
 
 # ---- test splits ----
@@ -146,7 +146,10 @@ def test_val_where_test_has_no_class_folders(tmp_path):
     images_in(tmp_path, "test/a/z.png")
     test = load("folder", root, "test")
     assert test.labels.tolist() == [0] and test.source == f"{root}/test"
-    assert test.left_out == "images beside the class folders (1: '1.png')"
+    assert test.left_out == (
+        "images beside the class folders (1: '1.png'), "
+        "classes of which there are no images here (1: 'b')"
+    )
 
 
 def test_named_test_split(tmp_path):
@@ -154,13 +157,29 @@ def test_named_test_split(tmp_path):
     root = images_in(tmp_path, *names)
     test = load("folder", root, "test", options=FolderOptions(test_split="held"))
     assert test.labels.tolist() == [1] and test.source == f"{root}/held"
-    assert line(root, test_split="held").endswith("items beside train (1: 'flat')")
-    for name in ("flat", "nowhere"):
+    assert line(root, test_split="held").endswith("items beside train (2: 'flat', 'test')")
+    for name in ("flat", "nowhere", "train"):
         message = refusal("folder", root, "pretrain", options=FolderOptions(test_split=name))
-        assert f"--test_split {name}" in message
+        assert f"--test_split {name}" in message and ("trained on" in message) == (name == "train")
     shutil.rmtree(tmp_path / "train")  # the test split is not a class
     message = refusal("folder", root, "pretrain", options=FolderOptions(test_split="held"))
     assert "needs a folder train" in message
+
+
+@pytest.mark.parametrize(
+    ("train", "test"), [("Train", "TEST"), ("Training", "testing"), ("train", "Validation")]
+)
+def test_usual_names_of_splits(tmp_path, train, test):
+    root = images_in(tmp_path, f"{train}/a/x.png", f"{test}/a/y.png", "Unlabeled/z.png")
+    assert load("folder", root, "pretrain").labels.tolist() == [0, -1]
+    assert load("folder", root, "test").source == f"{root}/{test}"
+    assert load("folder", root, "all").labels.tolist().count(-1) == 1
+
+
+def test_a_root_one_folder_too_high(tmp_path):
+    root = images_in(tmp_path, "data/Train/a/x.png", "data/test/a/y.png", "readme.txt")
+    for split in ("pretrain", "test", "all"):
+        assert f"did you mean --root '{root}/data'?" in refusal("folder", root, split)
 
 
 # ---- classes ----
