@@ -207,7 +207,7 @@ def in_step(monkeypatch):
 
 @pytest.fixture
 def stop_after(in_step):
-    """stop_after(4): this process gets SIGTERM, or another signal, in the fourth step from now."""
+    """stop_after(4): a SIGTERM, or another signal, comes in the fourth step from now."""
     return lambda step, number=signal.SIGTERM: in_step(step, os.kill, os.getpid(), number)
 
 
