@@ -4,7 +4,6 @@ python linear.py --dataset_name cifar10 --model_path results/cifar10/….pth
 """
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ from attentionce.data.images import Images, summary
 from attentionce.data.transfer import batches, to_device
 from attentionce.errors import UserError
 from attentionce.evaluation.knn import clamp_k, features, knn
-from attentionce.runs import files
+from attentionce.runs import file_names, files
 from attentionce.training import devices, processes
 from model import ARCHS, STEMS, Model, as_resnet, load_encoder, stem_of
 from utils import DATASETS, load
@@ -169,28 +168,14 @@ def open_encoder(path: str, args: argparse.Namespace) -> tuple[nn.Sequential, st
 def open_encoders(args: argparse.Namespace) -> list[tuple[str, nn.Sequential, str, Path]]:
     """Every encoder of `--model_path`, all before any of them takes hours.
 
-    Results go beside the weights. A data set other than that of the weights, and another mode than
-    frozen, are part of their name.
-
     Returns:
         For each (path, encoder, arch, path of its results without ending).
     """
     opened = []
     for path in args.model_path:
         f, arch = open_encoder(path, args)
-        folder = Path(args.results) / args.dataset_name
-        if path == "random":
-            stem = "" if args.stem in (None, "small") else f"_{args.stem}"
-            name = f"random_{arch}{stem}_{args.seed}"
-        else:
-            name = Path(path).name.removesuffix(".pth")
-            if name.split("_")[0] != args.dataset_name:
-                name += f"_{args.dataset_name}"
-            if os.access(Path(path).parent, os.W_OK):
-                folder = Path(path).parent
-        if args.encoder_mode != "frozen":
-            name += f"_{args.encoder_mode}"
-        opened.append((path, f, arch, files.writable_folder(folder) / name))
+        out = file_names.evaluation_path(path, args, arch)
+        opened.append((path, f, arch, files.writable_folder(out.parent) / out.name))
     return opened
 
 
@@ -274,8 +259,8 @@ def evaluate(
         "best_epoch": max(rows, key=lambda row: row["top1"]),
     }
     if processes.rank() == 0:
-        files.save_csv(out.with_name(out.name + "_linear.csv"), rows)
-        files.save_json(out.with_name(out.name + "_linear.json"), result)
+        files.save_csv(out.with_name(out.name + ".csv"), rows)
+        files.save_json(out.with_name(out.name + ".json"), result)
     return result
 
 

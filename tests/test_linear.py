@@ -97,7 +97,7 @@ def test_untrained_encoders_have_the_stem_that_is_asked_for(tmp_path):
     words = ["--model_path", "random", "--arch", "resnet10", "--stem", "imagenet"]
     args = linear.parse_args([*words, "--results", str(tmp_path)])
     ((_, f, _, out),) = linear.open_encoders(args)
-    assert stem_of(f[0].weight) == "imagenet" and out.name == "random_resnet10_imagenet_0"
+    assert stem_of(f[0].weight) == "imagenet" and out.name == "random_resnet10_imagenet_0_linear"
     encoder, _ = embed.open_encoder(embed.parse_args(words))
     assert same_bits(encoder.f.state_dict(), f.state_dict())
 
@@ -136,14 +136,14 @@ def test_where_results_go_and_how_they_are_called(tiny, results, encoder, monkey
         args = linear.parse_args([str(flag) for flag in flags])
         return linear.open_encoders(args)[0][-1]
 
-    assert out(encoder) == here / "encoder_folder"
-    assert out(encoder, "--encoder_mode", "reference") == here / "encoder_folder_reference"
-    assert out(foreign) == here / f"{foreign.stem}_folder"
-    assert out(foreign, "--dataset_name", "stl10") == here / foreign.stem
+    assert out(encoder) == here / "encoder_folder_linear"
+    assert out(encoder, "--encoder_mode", "reference") == here / "encoder_folder_reference_linear"
+    assert out(foreign) == here / f"{foreign.stem}_folder_linear"
+    assert out(foreign, "--dataset_name", "stl10") == here / f"{foreign.stem}_linear"
     untrained = out("random", "--arch", "resnet10", "--seed", 3)
-    assert untrained == results / "folder" / "random_resnet10_3"
+    assert untrained == results / "folder" / "random_resnet10_3_linear"
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert out(encoder) == results / "folder" / "encoder_folder"
+    assert out(encoder) == results / "folder" / "encoder_folder_linear"
 
 
 # ---- accuracy ----

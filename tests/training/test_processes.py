@@ -147,7 +147,7 @@ def evaluation(folder):
     bank = Images(pixels[:23], labels[:23], list("abcdefg"))
     test = Images(pixels[23:], labels[23:], list("abcdefg"))
     words = "--model_path random --batch_size 10 --epochs 2 --image_size 8 --k 5"
-    args, path = linear.parse_args(words.split()), folder / f"of{processes.rank()}"
+    args, path = linear.parse_args(words.split()), folder / f"of{processes.rank()}_linear"
     before = copy.deepcopy(f.state_dict())
     result = linear.evaluate(f, bank, test, args, CPU, torch.float32, path)
     assert all(torch.equal(value, before[key]) for key, value in f.state_dict().items())
