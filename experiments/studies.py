@@ -86,8 +86,8 @@ STUDIES = [
 ]
 NAMES = [study.name for study in STUDIES]
 
-# The published figures, and files of the weights. DCL's, HCL's and BCL's figures are their authors'.
-# On STL10 SimCLR's figure and weights, like DCL's, are those of DCL's repository.
+# The published figures, and files of the weights. DCL's, HCL's and BCL's are their authors', and on
+# STL10 SimCLR's are those of DCL's repository.
 PUBLISHED: dict[str, list[tuple[Any, ...]]] = {
     "stl10": [
         ("simclr", {}, 400, 80.15, "1qQE03ztnQCK4dtG-GPwCvF66nq_Mk_mo"),

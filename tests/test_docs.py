@@ -149,19 +149,6 @@ BLOCKS = {
 }
 
 
-class Images(torch.utils.data.Dataset):
-    """What LightlyDataset gives: views, label and file name of an image."""
-
-    def __init__(self, path, transform):
-        self.transform = transform
-
-    def __len__(self):
-        return 64
-
-    def __getitem__(self, index):
-        return self.transform(torch.full((3, 8, 8), index / 64)), 0, f"{index}.jpg"
-
-
 class Solo(nn.Module):
     """solo-learn's BaseMethod and SimCLR as one: projections, and the online classifier's loss."""
 
@@ -189,12 +176,25 @@ class CIFAR10(list):
         super().__init__((Image.new("RGB", (32, 32), (s, s, s)), s // 40 % 2) for s in shades)
 
 
+def noisy(image):
+    return image + 0.1 * torch.randn(image.shape)
+
+
+def many_views(transforms):
+    return lambda image: [transform(image) for transform in transforms]
+
+
+def lightly_dataset(path, transform):
+    """What LightlyDataset gives: views, label and file name of an image."""
+    return [(transform(torch.full((3, 8, 8), i / 64)), 0, f"{i}.jpg") for i in range(64)]
+
+
 @pytest.fixture
 def packages(monkeypatch, tmp_path):
     """Stand-ins for other packages, a clone ./AttentioNCE, and weights of the example's name."""
     for name, content in {
         "lightning": {"LightningModule": nn.Module},
-        "lightly.data": {"LightlyDataset": Images},
+        "lightly.data": {"LightlyDataset": lightly_dataset},
         "lightly.transforms.multi_view_transform": {
             "MultiViewTransform": lambda transforms: lambda image: [t(image) for t in transforms]
         },

@@ -139,6 +139,11 @@ def test_the_study_on_a_cpu():
         moved += [abs(cpu - gpu) for cpu, gpu in both]
         cells = " | ".join(f"{cpu:.2f} / {gpu:.2f}" for cpu, gpu in both)
         says(page, f"| {method} | {cells} | {hours[run]}|")
+    minutes = [60 * float(text) for text in hours.values() if text]
+    says(
+        page,
+        f"takes [{min(minutes):.0f} to {max(minutes):.0f} minutes](#the-same-on-two-cpu-cores)",
+    )
     says(page, f"the hardware alone moves an accuracy by up to {max(moved):.1f} points")
 
 
