@@ -79,13 +79,15 @@ def run(row: Row, seed: int) -> None:
     """Run the commands that pretrain and evaluate a row, unless they have been run already.
 
     Raises:
-        UserError: A command failed; its own line says why. Or the images are not the study's.
+        UserError: A command failed; its own line says why. Or the images are not the study's, or a
+            flag makes a program write something else than results.
     """
-    pretraining, evaluation = results.read(row, seed)
-    if evaluation:
+    pretraining, evaluations = results.read(row, seed)
+    missing = [mode for mode in results.modes(row) if mode not in evaluations]
+    if not missing:
         return
     check_images(row)
-    commands = [["linear.py", *results.evaluation_flags(row, seed)]]
+    commands = [["linear.py", *results.evaluation_flags(row, seed, mode)] for mode in missing]
     if not pretraining or not results.run_file(row, seed, row.epochs, ".pth").exists():
         commands.insert(0, ["main.py", *results.pretraining_flags(row, seed)])
     for program, *flags in commands:
@@ -96,6 +98,8 @@ def run(row: Row, seed: int) -> None:
             raise UserError(
                 f"{program} ended with status {status}; run the same again to resume it"
             )
+    if results.read(row, seed).evaluations.keys() != set(results.modes(row)):
+        raise UserError("these commands left no result of this row: see --pretrain and --linear")
 
 
 def check_images(row: Row) -> None:
@@ -144,10 +148,13 @@ def print_rows(rows: dict[int, Row]) -> None:
 
 def status(row: Row, seed: int) -> str:
     """Not run, begun and how long the rest will take, pretrained, or done and how accurate."""
-    pretraining, evaluation = results.read(row, seed)
-    if evaluation:
-        best, last = (evaluation[f"{which}_epoch"]["top1"] for which in ("best", "last"))
-        return f"done: {best:.2f} % best epoch, {last:.2f} % last"
+    pretraining, evaluations = results.read(row, seed)
+    if len(evaluations) == len(results.modes(row)):
+        texts = []
+        for mode, found in evaluations.items():
+            best, last = (found[f"{which}_epoch"]["top1"] for which in ("best", "last"))
+            texts.append(f"{mode} {best:.2f} % best epoch, {last:.2f} % last".strip())
+        return f"done: {', '.join(texts)}"
     if not pretraining:
         return "not run"
     done = pretraining["epochs_done"]
@@ -160,7 +167,8 @@ def status(row: Row, seed: int) -> str:
 # ---- the tables ----
 
 COLUMNS = ["Method", "d_pos", "d_neg", "Arch", "Epochs"]
-PUBLISHED = ["Batch size", "Paper, %", "Download", "Here, best epoch, %", "Here, last epoch, %"]
+PUBLISHED = ["Batch size", "Published, %", "Download"]
+PUBLISHED += ["As published, best epoch, %", "Frozen, last epoch, %"]
 OWN = ["Views per image", "Views × epochs", "Best epoch, %", "Last epoch, %", "kNN, %", "Seeds"]
 
 
@@ -179,25 +187,24 @@ def table(name: str, args: argparse.Namespace) -> str:
     lines = [markdown(columns), "|---|" + ":---:|" * (len(columns) - 1)]
     lines += [markdown(cells(row)) for row in rows]
     title = rows[0].study.title
-    if name == "folder" and any(results.evaluations(row) for row in rows):
+    if name == "folder" and any(results.evaluations(row, 0) for row in rows):
         title += f" ({Path(rows[0].study.root).name})"
     return "\n".join([f"### {title}", "", *lines, ""])
 
 
 def cells(row: Row) -> list[Any]:
     """A row's cells: mean and deviation over seeds, in percent. What was not measured is empty."""
-    found = results.evaluations(row)
-    best = results.mean_text([evaluation["best_epoch"]["top1"] for evaluation in found])
-    last = results.mean_text([evaluation["last_epoch"]["top1"] for evaluation in found])
-    knn = results.mean_text([evaluation["knn_top1"] for evaluation in found])
     d_pos, d_neg = (row.flags.get(name, "–") for name in ("d_pos", "d_neg"))
     line: list[Any] = [row.method, d_pos, d_neg, row.study.arch, row.epochs]
+    best, last = (results.mean_text(results.top1(row, epoch)) for epoch in ("best", "last"))
+    found = results.evaluations(row, -1)
     if row.published:
         url = f"https://drive.google.com/file/d/{row.weights}/view"
         link = f"[model]({url})" if row.weights else ""
         line += [row.study.batch_size, f"{row.published:.2f}", link, best, last]
     else:
         views = results.views_per_image(row)
+        knn = results.mean_text([evaluation["knn_top1"] for evaluation in found])
         line += [views, views * row.epochs, best, last, knn, len(found)]
     hardware = f"{found[0]['machine']['device_name']}, {results.hours(row):.2f} h" if found else ""
     return [*line, hardware]

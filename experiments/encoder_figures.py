@@ -4,6 +4,7 @@ Each takes the flags of experiments/plot.py and shows every encoder of `--model_
 """
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +24,23 @@ from model import Model, load_encoder, load_model, stem_of
 from utils import load
 
 
-def untrained(args: argparse.Namespace) -> Model:
-    """An untrained model with an encoder like that of the first weights."""
+def opened(args: argparse.Namespace, part: str) -> Iterator[tuple[str, nn.Module]]:
+    """The name and the model, or its encoder alone (part "f"), of every `--model_path`.
+
+    `random` is an untrained one, like that of the first weights.
+    """
     arch, stem = "resnet10", "small"
     for path in [path for path in args.model_path if path != "random"][:1]:
         f, arch = load_encoder(path)
         stem = stem_of(f.state_dict()["0.weight"])
-    torch.manual_seed(args.seed)
-    return Model(arch=arch, stem=stem)
+    for path in args.model_path:
+        if path == "random":
+            torch.manual_seed(args.seed)
+            model = Model(arch=arch, stem=stem)
+            yield "untrained", (model.f if part == "f" else model).to(args.device)
+        else:
+            found = load_encoder(path)[0] if part == "f" else load_model(path)[0]
+            yield results.title(Path(path)), found.to(args.device)
 
 
 def embeddings(args: argparse.Namespace) -> tuple[Tensor, list[tuple[str, Tensor]]]:
@@ -49,29 +59,12 @@ def embeddings(args: argparse.Namespace) -> tuple[Tensor, list[tuple[str, Tensor
             f"{count} images are too few for a picture: --batch_size must be at least 4"
         )
     made = some_views(images.pixels, count, args.num_pos, args.image_size, args.seed)
-    found = []
-    for path in args.model_path:
-        model = untrained(args) if path == "random" else load_model(path)[0]
-        found.append((name_of(path), projections(model.to(args.device), made)))
-    return made, found
-
-
-def encoders(args: argparse.Namespace) -> list[tuple[str, nn.Module]]:
-    """The name and the encoder of every model, also of weights without a projection head."""
-    return [
-        (name_of(path), (untrained(args).f if path == "random" else load_encoder(path)[0]))
-        for path in args.model_path
-    ]
-
-
-def name_of(path: str) -> str:
-    """A model's name in pictures."""
-    return "untrained" if path == "random" else results.title(Path(path))
+    return made, [(name, projections(model, made)) for name, model in opened(args, "model")]
 
 
 def features_of(f: nn.Module, pixels: Tensor, args: argparse.Namespace) -> Tensor:
     """Features of length 1 on the CPU."""
-    return normalize(features(f.to(args.device), pixels, args.device, torch.float32), dim=1).cpu()
+    return normalize(features(f, pixels, args.device, torch.float32), dim=1).cpu()
 
 
 def plot_attention(args: argparse.Namespace) -> plt.Figure:
@@ -135,7 +128,7 @@ def plot_neighbours(args: argparse.Namespace) -> plt.Figure:
     chosen = torch.linspace(0, len(test.pixels) - 1, 6).long()
     figure = plt.figure(figsize=(5.2 * len(args.model_path), 5))
     panels = figure.subfigures(1, len(args.model_path), squeeze=False)[0]
-    for panel, (name, f) in zip(panels, encoders(args), strict=True):
+    for panel, (name, f) in zip(panels, opened(args, "f"), strict=True):
         bank, queries = (features_of(f, p, args) for p in (train.pixels, test.pixels[chosen]))
         nearest = (queries @ bank.T).topk(6).indices
         text = f"{name}\ntest image, its nearest training images (framed: same class)"
@@ -167,7 +160,7 @@ def plot_map(args: argparse.Namespace) -> plt.Figure:
     count = len(args.model_path)
     size = (5.4 * count, 5.2)
     figure, axes = plt.subplots(1, count, figsize=size, squeeze=False, layout="constrained")
-    for axis, (name, f) in zip(axes[0], encoders(args), strict=True):
+    for axis, (name, f) in zip(axes[0], opened(args, "f"), strict=True):
         feature = features_of(f, images.pixels[chosen], args).numpy()
         perplexity = min(30, len(chosen) / 3)  # it must be less than the number of images
         tsne = TSNE(metric="cosine", init="pca", perplexity=perplexity, random_state=args.seed)

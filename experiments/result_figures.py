@@ -14,7 +14,7 @@ import numpy as np
 
 from attentionce.errors import UserError
 from experiments import results, studies
-from experiments.style import plt
+from experiments.style import COLOURS, plt
 
 Metrics = dict[str, np.ndarray]  # the columns of a CSV file of main.py, NaN where it has no figure
 
@@ -81,43 +81,45 @@ def read_metrics(path: str) -> Metrics:
 
 
 def plot_accuracy(args: argparse.Namespace) -> plt.Figure:
-    """Linear accuracy (best epoch) of a study; hollow marks are the published figures.
+    """Linear accuracy of a study, best and last epoch; hollow marks are the published figures.
 
     Raises:
         UserError: There is nothing to draw.
     """
     options = studies.parse_flags(shlex.split(args.study))
     rows = [row for row in studies.all_rows(options) if row.study.name in options.datasets]
-    measured: dict[str, list[tuple[int, int, float, float]]] = {}
+    curves: dict[str, list[studies.Row]] = {}
     for row in rows:
-        top1 = [found["best_epoch"]["top1"] for found in results.evaluations(row)]
-        if top1:
-            views = row.epochs * results.views_per_image(row)
-            deviation = statistics.stdev(top1) if len(top1) > 1 else 0
-            point = row.epochs, views, statistics.mean(top1), deviation
-            measured.setdefault(f"{row.method} {row.settings}".strip(), []).append(point)
+        if results.evaluations(row, 0) and results.evaluations(row, -1):
+            curves.setdefault(f"{row.method} {row.settings}".strip(), []).append(row)
     paper = studies.all_rows(studies.parse_flags(options.datasets))
     published = [row for row in paper if row.published and row.study.name in options.datasets]
-    if not measured and not published:
+    if not curves and not published:
         raise UserError(
             f"no results of --study {args.study!r}: run python reproduce.py {args.study} first"
         )
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True, layout="constrained")
     style: dict[str, Any]
-    for label, points in measured.items():
-        epochs, encoded, means, deviations = zip(*points, strict=True)
-        style = {"fmt": ".-", "capsize": 3, "label": label}
-        left.errorbar(epochs, means, deviations, **style)
-        right.errorbar(encoded, means, deviations, **style)
-    for row, mark in zip(published, "osD^vP", strict=False):
-        style = {"marker": mark, "linestyle": "", "markerfacecolor": "none", "color": "black"}
-        style["label"] = f"{row.method}, {row.epochs} epochs (published)"
-        left.plot(row.epochs, row.published, **style)
-        right.plot(row.epochs * results.views_per_image(row), row.published, **style)
-    left.set(xlabel="epochs", ylabel="linear top-1, best epoch (%)")
-    right.set(xlabel="encoded views of each image")
-    lines, labels = left.get_legend_handles_labels()
-    figure.legend(lines, labels, loc="outside lower center", ncol=3, fontsize=8)
+    for axis, text, views in (
+        (axes[0], "epochs", lambda row: 1),
+        (axes[1], "encoded views of each image", results.views_per_image),
+    ):
+        for number, (label, stops) in enumerate(curves.items()):
+            x = [row.epochs * views(row) for row in stops]
+            for epoch, fmt in (("best", ".-"), ("last", ".:")):
+                top1 = [results.top1(row, epoch) for row in stops]
+                deviations = [statistics.stdev(y) if len(y) > 1 else 0 for y in top1]
+                style = {"fmt": fmt, "capsize": 3, "color": COLOURS[number % len(COLOURS)]}
+                style["label"] = f"{label}, {epoch} epoch"
+                axis.errorbar(x, [statistics.mean(y) for y in top1], deviations, **style)
+        for row, mark in zip(published, "osD^vP", strict=False):
+            style = {"marker": mark, "linestyle": "", "markerfacecolor": "none", "color": "black"}
+            style["label"] = f"{row.method}, {row.epochs} epochs, best epoch (published)"
+            axis.plot(row.epochs * views(row), row.published, **style)
+        axis.set_xlabel(text)
+    axes[0].set_ylabel("linear top-1 (%)")
+    lines, labels = axes[0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside lower center", ncol=2, fontsize=8)
     return figure
 
 
@@ -127,21 +129,25 @@ def plot_grid(args: argparse.Namespace) -> plt.Figure:
     Raises:
         UserError: There are no results.
     """
-    options = studies.parse_flags(["--results", args.results])
-    found = {
-        (row.flags["d_pos"], row.flags["d_neg"]): results.evaluations(row)
-        for row in studies.all_rows(options)
+    rows = {
+        (row.flags["d_pos"], row.flags["d_neg"]): row
+        for row in studies.all_rows(studies.parse_flags(["--results", args.results]))
         if row.study.name == "photos" and row.flags.get("num_pos") == 4
     }
-    if not any(found.values()):
+    if not any(results.evaluations(row, 0) for row in rows.values()):
         raise UserError(f"no results in {args.results}: run python reproduce.py photos first")
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    d_pos, d_neg = (sorted({pair[i] for pair in found}) for i in (0, 1))
-    for axis, label, pick in (
-        (axes[0], "kNN top-1 (%)", lambda result: result["knn_top1"]),
-        (axes[1], "linear top-1, best epoch (%)", lambda result: result["best_epoch"]["top1"]),
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
+    d_pos, d_neg = (sorted({pair[i] for pair in rows}) for i in (0, 1))
+    for axis, label, measure in (
+        (
+            axes[0],
+            "kNN top-1 (%)",
+            lambda row: [e["knn_top1"] for e in results.evaluations(row, 0)],
+        ),
+        (axes[1], "linear top-1, last epoch (%)", lambda row: results.top1(row, "last")),
+        (axes[2], "linear top-1, best epoch (%)", lambda row: results.top1(row, "best")),
     ):
-        cells = [[[pick(result) for result in found[p, n]] for n in d_neg] for p in d_pos]
+        cells = [[measure(rows[p, n]) for n in d_neg] for p in d_pos]
         table = np.array([[np.mean(values or np.nan) for values in line] for line in cells])
         figure.colorbar(axis.imshow(table, cmap="cividis"), label=label)
         middle = (np.nanmax(table) + np.nanmin(table)) / 2

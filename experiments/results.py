@@ -20,10 +20,15 @@ LINEAR_FREE_FLAGS = states.FREE_FLAGS - {"epochs", "k", "test_split"} | {"export
 
 
 class Result(NamedTuple):
-    """The content of the JSON files of a row and a seed; None where there is no such file yet."""
+    """The content of the JSON files of a row and a seed, as far as there are any."""
 
     pretraining: dict[str, Any] | None
-    evaluation: dict[str, Any] | None
+    evaluations: dict[str, dict[str, Any]]  # by mode
+
+
+def modes(row: Row) -> tuple[str, ...]:
+    """How the row is evaluated: a published one as it was published, too; others as their study."""
+    return ("reference", "frozen") if row.published else ("",)
 
 
 def pretraining_flags(row: Row, seed: int) -> list[str]:
@@ -41,11 +46,12 @@ def pretraining_flags(row: Row, seed: int) -> list[str]:
     return [*flags, "--epochs", str(row.stops[-1]), "--save_every", str(math.gcd(*row.stops))]
 
 
-def evaluation_flags(row: Row, seed: int) -> list[str]:
-    """The flags of linear.py that evaluate the row."""
-    study = row.study
+def evaluation_flags(row: Row, seed: int, mode: str) -> list[str]:
+    """The flags of linear.py that evaluate the row in one of its modes."""
+    study, weights = row.study, run_file(row, seed, row.epochs, ".pth")
     flags = ["--dataset_name", study.dataset, "--root", study.root, "--seed", str(seed)]
-    return [*flags, "--model_path", str(run_file(row, seed, row.epochs, ".pth")), *study.linear]
+    flags += ["--model_path", str(weights), *study.linear]
+    return [*flags, "--encoder_mode", mode] if mode else flags
 
 
 def run_file(row: Row, seed: int, epochs: int, ending: str) -> Path:
@@ -88,13 +94,17 @@ def read(row: Row, seed: int) -> Result:
     path = run_file(row, seed, row.stops[-1], ".json")
     pretraining = read_json(path) if path.exists() else None
     if pretraining and not matches(pretraining, args, states.FREE_FLAGS, row):
-        return Result(None, None)  # an evaluation would be of the other flags' weights
-    args = linear.parse_args(evaluation_flags(row, seed))
-    path = run_file(row, seed, row.epochs, "_linear.json")
-    evaluation = read_json(path) if path.exists() else None
-    if evaluation and not matches(evaluation, args, LINEAR_FREE_FLAGS, row):
-        evaluation = None
-    return Result(pretraining, evaluation)
+        return Result(None, {})  # an evaluation would be of the other flags' weights
+    evaluations = {}
+    for mode in modes(row):
+        args = linear.parse_args(evaluation_flags(row, seed, mode))
+        out = linear.result_path(args.model_path[0], "", args)
+        for folder in {path.parent, out.parent}:  # the same unless the first is read-only
+            file = folder / f"{out.name}.json"
+            evaluation = read_json(file) if file.exists() else {}
+            if evaluation and matches(evaluation, args, LINEAR_FREE_FLAGS, row):
+                evaluations[mode] = evaluation
+    return Result(pretraining, evaluations)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -126,20 +136,29 @@ def matches(found: dict[str, Any], args: argparse.Namespace, free: set[str], row
     )
 
 
-def evaluations(row: Row) -> list[dict[str, Any]]:
-    """The linear evaluations of the row's seeds that there are."""
-    found = [read(row, seed).evaluation for seed in row.seeds]
-    return [evaluation for evaluation in found if evaluation]
+def evaluations(row: Row, which: int) -> list[dict[str, Any]]:
+    """The linear evaluations of the row's seeds that there are, in the first (0) or last mode (-1).
+
+    As published, and frozen; both are the same for rows that were not published.
+    """
+    mode, found = modes(row)[which], [read(row, seed).evaluations for seed in row.seeds]
+    return [evaluations[mode] for evaluations in found if mode in evaluations]
 
 
 def hours(row: Row) -> float:
     """The hours of all seeds that were evaluated, of a longer pretraining in proportion."""
     total = 0.0
-    for pretraining, evaluation in (read(row, seed) for seed in row.seeds):
-        total += evaluation["hours"] if evaluation else 0
-        if evaluation and pretraining:
+    for pretraining, evaluations in (read(row, seed) for seed in row.seeds):
+        total += sum(evaluation["hours"] for evaluation in evaluations.values())
+        if evaluations and pretraining:
             total += pretraining["hours"] * row.epochs / pretraining["epochs_done"]
     return total
+
+
+def top1(row: Row, epoch: str) -> list[float]:
+    """Linear accuracies of the seeds: "best" epoch as published, or "last" epoch frozen."""
+    found = evaluations(row, 0 if epoch == "best" else -1)
+    return [evaluation[f"{epoch}_epoch"]["top1"] for evaluation in found]
 
 
 def mean_text(values: list[float]) -> str:

@@ -78,7 +78,8 @@ def test_untrained_encoders_are_those_of_seed_and_stem(tmp_path, stem):
     torch.manual_seed(4)
     assert same_bits(f.state_dict(), Model(128, "resnet10", stem).f.state_dict())
     assert stem_of(f[0].weight) == stem
-    assert out.name == ("random_resnet10_4" if stem == "small" else "random_resnet10_imagenet_4")
+    name = "random_resnet10_4" if stem == "small" else "random_resnet10_imagenet_4"
+    assert out.name == f"{name}_linear"
     encoder, _ = embed.open_encoder(embed.parse_args(words))
     assert same_bits(encoder.f.state_dict(), f.state_dict())
 
@@ -118,14 +119,14 @@ def test_where_results_go_and_how_they_are_called(tiny, results, encoder, monkey
         args = linear.parse_args([str(flag) for flag in flags])
         return linear.open_encoders(args)[0][-1]
 
-    assert out(encoder) == here / "encoder_folder"
-    assert out(encoder, "--encoder_mode", "reference") == here / "encoder_folder_reference"
-    assert out(foreign) == here / f"{foreign.stem}_folder"
-    assert out(foreign, "--dataset_name", "stl10") == here / foreign.stem
+    assert out(encoder) == here / "encoder_folder_linear"
+    assert out(encoder, "--encoder_mode", "reference") == here / "encoder_folder_reference_linear"
+    assert out(foreign) == here / f"{foreign.stem}_folder_linear"
+    assert out(foreign, "--dataset_name", "stl10") == here / f"{foreign.stem}_linear"
     untrained = out("random", "--arch", "resnet10", "--seed", 3)
-    assert untrained == results / "folder" / "random_resnet10_3"
+    assert untrained == results / "folder" / "random_resnet10_3_linear"
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert out(encoder) == results / "folder" / "encoder_folder"
+    assert out(encoder) == results / "folder" / "encoder_folder_linear"
 
 
 # ---- accuracy ----

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shlex
 import shutil
 import signal
 import sys
@@ -11,7 +10,6 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from helpers.programs import wait_for
 
 import linear
@@ -23,14 +21,31 @@ from experiments import results, studies
 
 @pytest.fixture
 def commands(monkeypatch):
-    """The commands that reproduce.py would run, each as one text. None is run."""
+    """The commands that reproduce.py runs. Each writes what it would, without training."""
     found = []
 
-    def note(command):
+    def run(command):
+        program, words = Path(command[1]).name, command[2:]
         found.append(" ".join(command[1:]))
+        args = {"main.py": main, "linear.py": linear}[program].parse_args(words)
+        if program == "main.py":
+            folder = Path(args.results, args.dataset_name)
+            folder.mkdir(parents=True, exist_ok=True)
+            for epoch in range(args.save_every, args.epochs + 1, args.save_every):
+                (folder / f"{main.file_stem(args, epoch)}.pth").touch()
+            path = folder / f"{main.file_stem(args, args.epochs)}.json"
+            result = {"epochs_done": args.epochs, "hours": 0.5}
+        else:
+            path = linear.result_path(args.model_path[0], "", args)
+            path = path.with_name(f"{path.name}.json")
+            best = 12.5 if args.encoder_mode == "frozen" else 13.5
+            result = {"best_epoch": {"top1": best}, "last_epoch": {"top1": best - 1}}
+            result |= {"knn_top1": 10, "hours": 0.25, "machine": {"device_name": "abacus"}}
+        if program == "main.py" or not args.export:
+            path.write_text(json.dumps({"flags": vars(args), **result}))
         return 0
 
-    monkeypatch.setattr(reproduce, "call", note)
+    monkeypatch.setattr(reproduce, "call", run)
     return found
 
 
@@ -55,16 +70,29 @@ def toy_rows(toy):
     return [rows[number - 1] for number in reproduce.parse_args(toy.flags).row]
 
 
-def test_commands_of_the_paper(commands, call, tmp_path):
-    """A row of the paper runs with the paper's settings; both rows of a run come from one run."""
-    call(reproduce, "--row", 5, "--results", tmp_path)
-    pretrain, evaluate = commands
+def test_a_row_of_the_paper(commands, call, capsys, tmp_path):
+    """It runs with the paper's settings and is evaluated as published and frozen.
+
+    Both rows of a run come from one run.
+    """
+    words = ["--results", tmp_path, "--row", 5]
+    call(reproduce, *words, 6)
+    pretrain, *evaluate = commands
     for flag in (
         *("--dataset_name stl10", "--loss attentionce", "--d_pos 2", "--d_neg 0.5"),
         *("--arch resnet50", "--batch_size 256", "--epochs 400", "--save_every 200", "--seed 0"),
     ):
         assert flag in pretrain
-    assert "stl10_SimCLR_4model_256_200_2.0_0.5.pth" in evaluate
+    modes = [text.split("--encoder_mode ")[1] for text in evaluate]
+    assert modes == ["reference", "frozen"] * 2
+    assert all("_256_200_2.0_0.5.pth" in text for text in evaluate[:2])
+    done = "done: reference 13.50 % best epoch, 12.50 % last, frozen 12.50 % best epoch, 11.50 % l"
+    assert capsys.readouterr().out.count(done) == 2
+    call(reproduce, *words)
+    assert len(commands) == 5  # nothing is run twice
+    table = reproduce.table("stl10", reproduce.parse_args(["--results", str(tmp_path)]))
+    link = "[model](https://drive.google.com/file/d/1f3d8LYeX_8VLtqK1oai6SywmHAV0TwK9/view)"
+    assert f"| 200 | 256 | 87.12 | {link} | 13.50 | 11.50 | abacus, 0.75 h |" in table
 
 
 def test_a_study_of_your_own_images(commands, call, monkeypatch, tmp_path):
@@ -78,19 +106,40 @@ def test_a_study_of_your_own_images(commands, call, monkeypatch, tmp_path):
     call(reproduce, "folder", "--root", "mine", *size.split(), *further)
     for command in commands:  # main.py and linear.py, seen from here
         assert (tmp_path / command.split()[0]).resolve().is_file()
-    pretrained = [text for text in commands if "--save_every" in text]
-    assert len(pretrained) == 7  # nothing is written here, so every row starts its run
-    assert len(set(pretrained)) == 2
+    ours, simclr = (text for text in commands if "--save_every" in text)
     for flag in (
         *("--dataset_name folder", "--root mine", "--batch_size 64", "--epochs 8"),
         *("--save_every 2", "--precision bf16", f"--results {Path('results/resnet10-8/seed0')}"),
     ):
-        assert flag in pretrained[0]
-    assert "--loss simclr" in pretrained[-1] and "--epochs 24" in pretrained[-1]
+        assert flag in ours
+    assert "--loss simclr" in simclr and "--epochs 24" in simclr
     evaluated = [text for text in commands if "--model_path" in text]
     assert all(text.endswith("--epochs 10 --lr 0.01") for text in evaluated)
     epochs = [int(re.search("_64_([0-9]+)", text)[1]) for text in evaluated]
     assert epochs == [2, 4, 8, 6, 8, 12, 24]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--linear=--encoder_mode reference"],
+        ["--linear=--dataset_name stl10"],
+        ["--pretrain=--num_pos 2"],
+        ["--pretrain=--estimator MoCo", "--linear=--epochs 3"],
+    ],
+)
+def test_flags_that_change_a_files_name(commands, call, capsys, tmp_path, flags):
+    """The row is filled, and not run again."""
+    words = ["--row", 39, "--epochs", 4, "--results", tmp_path, *flags]
+    call(reproduce, *words)
+    assert "done: " in capsys.readouterr().out and len(commands) == 2
+    call(reproduce, *words)
+    assert len(commands) == 2
+
+
+def test_a_command_that_leaves_no_result_is_named(commands, refused, tmp_path):
+    words = ["--row", 39, "--epochs", 4, "--results", tmp_path, "--linear=--export f.safetensors"]
+    assert "left no result of this row" in refused(reproduce, *words)
 
 
 @pytest.fixture
@@ -101,54 +150,21 @@ def small(tmp_path):
     return ["--root", str(tmp_path / "cifar10-jpeg"), "--results", str(tmp_path / "results")]
 
 
-def test_the_small_study_runs_one_seed_of_every_row_first(commands, call, small, tmp_path):
-    """Its images are a folder; what it writes lies apart from studies of the user's own images."""
+def test_the_small_study(commands, call, small, capsys, tmp_path):
+    """Its images are a folder; what it writes lies apart from studies of the user's own images.
+
+    One seed of every row is first. Its results are known whatever the folder is called.
+    """
     call(reproduce, "cifar10-small", *small)
     pretrained = [text for text in commands if "--save_every" in text]
     seeds = [int(re.search("--seed ([0-9]+)", text)[1]) for text in pretrained]
-    assert seeds == [0] * 11 + [1] * 5 + [2] * 5
-    assert len(set(pretrained)) == 15  # two rows come from one run, which is not begun here
+    assert seeds == [0] * 7 + [1] * 4 + [2] * 4 and len(commands) == 15 + 21
     assert all("--dataset_name folder --" in text for text in commands)
     folder = tmp_path / "results" / "cifar10-small-resnet10-4" / "seed0"
     assert f"--results {folder}" in pretrained[0]
-
-
-@pytest.fixture
-def pretend(monkeypatch):
-    """The programs that reproduce.py runs; each writes what it would, without training."""
-    found = []
-
-    def run(command):
-        program, words = Path(command[1]).name, command[2:]
-        found.append(program)
-        args = {"main.py": main, "linear.py": linear}[program].parse_args(words)
-        if program == "main.py":
-            folder = Path(args.results, args.dataset_name)
-            folder.mkdir(parents=True, exist_ok=True)
-            for epoch in range(args.save_every, args.epochs + 1, args.save_every):
-                (folder / f"{main.file_stem(args, epoch)}.pth").touch()
-            path = folder / f"{main.file_stem(args, args.epochs)}.json"
-            result = {"epochs_done": args.epochs, "hours": 0.5}
-        else:
-            path = Path(args.model_path[0])
-            path = path.with_name(f"{path.stem}_linear.json")
-            result = {"best_epoch": {"top1": 12.5}, "last_epoch": {"top1": 11.5}, "knn_top1": 10}
-            result |= {"hours": 0.25, "machine": {"device_name": "abacus"}}
-        path.write_text(json.dumps({"flags": vars(args), **result}))
-        return 0
-
-    monkeypatch.setattr(reproduce, "call", run)
-    return found
-
-
-def test_a_study_knows_its_results(pretend, call, small, capsys):
-    """Those that main.py and linear.py write for its commands, whatever the folder is called."""
-    call(reproduce, "cifar10-small", *small)
-    assert pretend.count("main.py") == 15 and pretend.count("linear.py") == 21
-    capsys.readouterr()
-    call(reproduce, "cifar10-small", *small)
-    assert len(pretend) == 36  # nothing is run twice
     assert capsys.readouterr().out.count("done: 12.50 % best epoch, 11.50 % last") == 21
+    call(reproduce, "cifar10-small", *small)
+    assert len(commands) == 15 + 21  # nothing is run twice
     args = reproduce.parse_args(["--root", "elsewhere", *small[2:]])
     hours = 3 * (0.5 * 4 / 12 + 0.25)  # of 12 epochs, 4 are the row's
     cells = f"12.50 ± 0.00 | 11.50 ± 0.00 | 10.00 ± 0.00 | 3 | abacus, {hours:.2f} h |"
@@ -167,13 +183,12 @@ def test_the_small_study_refuses_other_images(commands, call, small, tmp_path):
 
 def test_runs_what_is_missing_and_no_more(copied, call, commands, capsys):
     """Where only the evaluation is missing, only that is run; the list says so."""
-    row, _ = toy_rows(copied)
+    row, other = toy_rows(copied)
     call(reproduce, *copied.flags)
     assert commands == []
     printed = capsys.readouterr().out
-    for done in toy_rows(copied):
-        top1 = results.read(done, 0).evaluation["best_epoch"]["top1"]
-        assert f"{top1:.2f} % best epoch" in printed
+    for done in (row, other):
+        assert f"{results.top1(done, 'best')[0]:.2f} % best epoch" in printed
     results.run_file(row, 0, row.epochs, "_linear.json").unlink()
     assert reproduce.status(row, 0) == "pretrained, to be evaluated"
     call(reproduce, *copied.flags)
@@ -198,7 +213,7 @@ def test_table_is_what_was_measured(toy):
     lines = reproduce.table("folder", reproduce.parse_args(toy.flags)).splitlines()
     assert re.fullmatch(r"### Your own images \(pictures\d\)", lines[0])
     row = next(line for line in lines if line.startswith("| AttentioNCE | 1 | 10 | resnet10 | 4 |"))
-    result = results.read(toy_rows(toy)[1], 0).evaluation
+    (result,) = results.evaluations(toy_rows(toy)[1], -1)
     best, last = result["best_epoch"]["top1"], result["last_epoch"]["top1"]
     assert f"| 6 | 24 | {best:.2f} | {last:.2f} | {result['knn_top1']:.2f} | 1 |" in row
     not_run = next(line for line in lines if line.startswith("| SimCLR"))
@@ -236,23 +251,6 @@ def test_a_signal_waits_for_the_program_to_save(tmp_path, number):
     assert reproduce.call([sys.executable, "-c", PROGRAM, str(tmp_path)]) == 7
     sender.join()
     assert (tmp_path / "saved").exists()
-
-
-def test_the_pages_have_the_tables(call, capsys):
-    """The tables of README.md and docs/ are the program's, so they cannot drift from the results.
-
-    The table of your own images is the one that the command on the same page prints.
-    """
-    text = "\n\n".join(page.read_text() for page in ROOT.glob("docs/*.md"))
-    call(reproduce, "--table", "--results", ROOT / "results")
-    tables = re.split("^(?=### )", capsys.readouterr().out, flags=re.MULTILINE)[1:]
-    assert len(tables) == len(studies.STUDIES) - 1
-    assert all(table.strip() in text for table in tables), "python tests/test_docs.py"
-    command = re.search(r"python reproduce.py (folder --root data/.*?)\n\n", text, re.DOTALL)[1]
-    flags = shlex.split(command.replace("\\\n", ""))
-    call(reproduce, "--table", *flags, "--results", ROOT / "results")
-    table = capsys.readouterr().out
-    assert "(cifar10-jpeg)" in table and table.strip() in text
 
 
 @pytest.mark.parametrize("flags", [["cifar11"], ["--row", "0"], ["--row", "99"]])

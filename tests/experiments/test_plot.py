@@ -84,11 +84,14 @@ def test_map_tells_many_classes_by_colour_and_mark():
     assert len(looks) == 24 and len(axis.texts) == 0
 
 
-def evaluate(row, seed, **result):
-    """Write a linear evaluation of this content."""
-    path = results.run_file(row, seed, row.epochs, "_linear.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"flags": {}, **result}))
+def evaluate(row, seed, knn, best, last):
+    """Write the row's linear evaluations, in every mode."""
+    for mode in results.modes(row):
+        ending = "_reference_linear.json" if mode == "reference" else "_linear.json"
+        path = results.run_file(row, seed, row.epochs, ending)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found = {"knn_top1": knn, "best_epoch": {"top1": best}, "last_epoch": {"top1": last}}
+        path.write_text(json.dumps({"flags": {}, **found}))
 
 
 def test_grid_shows_the_mean_over_seeds(tmp_path):
@@ -96,11 +99,9 @@ def test_grid_shows_the_mean_over_seeds(tmp_path):
     rows = [row for row in rows if row.flags.get("num_pos") == 4]
     for number, row in enumerate(rows):
         for seed in (0, 1):
-            best = {"top1": 10 + number + 2 * seed}
-            evaluate(row, seed, knn_top1=50 + number + 2 * seed, best_epoch=best)
+            evaluate(row, seed, *(first + number + 2 * seed for first in (50, 10, 30)))
     figure = result_figures.plot_grid(plot.parse_args(["grid", "--results", str(tmp_path)]))
-    knn, linear = figure.axes[:2]  # the colour bars come after them
-    for axis, first in ((knn, 51), (linear, 11)):
+    for axis, first in zip(figure.axes, (51, 31, 11), strict=False):  # then the colour bars
         texts = {text.get_text() for text in axis.texts}
         assert texts == {f"{first + number:.2f}\n± 1.41" for number in range(len(rows))}
     with pytest.raises(UserError, match="no results in"):
@@ -112,21 +113,19 @@ def test_accuracy_shows_the_study_beside_the_published(tmp_path):
     words = f"cifar10 --seeds 0 1 --epochs 8 --results {tmp_path}"
     for row in studies.all_rows(studies.parse_flags(words.split())):
         for seed in row.seeds if row.study.name == "cifar10" else ():
-            evaluate(row, seed, best_epoch={"top1": row.epochs + 2 * seed})
-    args = plot.parse_args(["accuracy", "--study", words])
-    epochs, views = result_figures.plot_accuracy(args).axes
-    stops = [[8], [8], [4, 8]]
-    for axis, factors in ((epochs, (1, 1, 1)), (views, (2, 2, 6))):
-        lines = [bars.lines[0] for bars in axis.containers]
-        for line, expected, factor in zip(lines, stops, factors, strict=True):
-            assert line.get_xdata().tolist() == [factor * stop for stop in expected]
-            assert line.get_ydata().tolist() == [stop + 1 for stop in expected]
-        tops = [bars.lines[1][1].get_ydata()[0] for bars in axis.containers]
-        assert tops == pytest.approx([9 + 2**0.5, 9 + 2**0.5, 5 + 2**0.5])
-    published = [line for line in epochs.lines if "published" in line.get_label()]
-    assert [line.get_ydata()[0] for line in published] == [91.12, 92.52, 92.42, 93.08]
-    assert [line.get_xdata()[0] for line in published] == [400, 400, 200, 400]
-    published = [line for line in views.lines if "published" in line.get_label()]
+            evaluate(row, seed, 50, row.epochs + 2 * seed, row.epochs + 2 * seed - 3)
+    figure = result_figures.plot_accuracy(plot.parse_args(["accuracy", "--study", words]))
+    views_per_image, stops = (2, 2, 6), ([8], [8], [4, 8])  # of SimCLR, BCL, AttentioNCE
+    for axis, factors in zip(figure.axes, ((1, 1, 1), views_per_image), strict=True):
+        for number, (expected, factor) in enumerate(zip(stops, factors, strict=True)):
+            best, last = axis.containers[2 * number : 2 * number + 2]
+            for bars, mean in ((best, 1), (last, -2)):
+                assert bars.lines[0].get_xdata().tolist() == [factor * stop for stop in expected]
+                assert bars.lines[0].get_ydata().tolist() == [stop + mean for stop in expected]
+                top = bars.lines[1][1].get_ydata()[0]
+                assert top == pytest.approx(expected[0] + mean + 2**0.5)
+        published = [line for line in axis.lines if "published" in line.get_label()]
+        assert [line.get_ydata()[0] for line in published] == [91.12, 92.52, 92.42, 93.08]
     assert [line.get_xdata()[0] for line in published] == [800, 800, 1200, 2400]
     empty = plot.parse_args(["accuracy", "--study", f"photos --results {tmp_path}"])
     with pytest.raises(UserError, match="no results of"):

@@ -24,24 +24,23 @@ def changed(row, **changes):
 
 def test_results_with_other_flags_do_not_count(row):
     linear, pretrain = row.study.linear, row.study.pretrain
-    assert results.read(row, 0).evaluation
+    assert results.read(row, 0).evaluations
     for flag in ("--lr=10e-4", "--compile=off", "--cache=elsewhere"):  # 1e-3 is the default
-        assert results.read(changed(row, linear=[*linear, flag]), 0).evaluation
-    pretraining, evaluation = results.read(changed(row, linear=[*linear, "--lr=1e-2"]), 0)
-    assert pretraining and not evaluation
-    assert results.read(changed(row, pretrain=[*pretrain, "--lr=7"]), 0) == (None, None)
+        assert results.read(changed(row, linear=[*linear, flag]), 0).evaluations
+    pretraining, evaluations = results.read(changed(row, linear=[*linear, "--lr=1e-2"]), 0)
+    assert pretraining and not evaluations
+    assert results.read(changed(row, pretrain=[*pretrain, "--lr=7"]), 0) == (None, {})
 
 
 def test_results_on_other_images_do_not_count(row):
-    assert results.read(changed(row, root="elsewhere/pictures0"), 0).evaluation
-    assert results.read(changed(row, root="elsewhere/cats"), 0) == (None, None)
+    assert results.read(changed(row, root="elsewhere/pictures0"), 0).evaluations
+    assert results.read(changed(row, root="elsewhere/cats"), 0) == (None, {})
 
 
 def test_seeds_that_were_not_run_are_left_out(row):
     some = row._replace(seeds=[5, 0, 7])
-    evaluation = results.read(row, 0).evaluation
-    assert results.evaluations(some) == [evaluation]
-    assert results.hours(some) == results.hours(row) > evaluation["hours"]
+    assert results.evaluations(some, 0) == results.evaluations(row, 0) and results.top1(row, "last")
+    assert results.hours(some) == results.hours(row) > results.evaluations(row, 0)[0]["hours"]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"flags": 3}'])

@@ -20,6 +20,7 @@ def test_published_figures():
     found = [(row.study.name, row.loss, row.epochs, row.published) for row in rows if row.weights]
     assert found == [
         ("stl10", "simclr", 400, 80.15),
+        ("stl10", "dcl", 400, 84.26),
         ("stl10", "attentionce", 200, 87.12),
         ("stl10", "attentionce", 400, 89.45),
         ("cifar10", "simclr", 400, 91.12),

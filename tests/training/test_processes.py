@@ -122,8 +122,10 @@ def evaluation(folder):
     test = Images(pixels[23:], labels[23:], list("abcdefg"))
     words = "--model_path random --batch_size 10 --epochs 2 --image_size 8 --k 5"
     args = linear.parse_args(words.split())
-    encoder = linear_classifier.Encoder("", f, "", folder / f"of{processes.rank()}")
+    encoder = linear_classifier.Encoder("", f, "", folder / f"of{processes.rank()}_linear")
+    before = copy.deepcopy(f.state_dict())
     result = linear_classifier.evaluate(encoder, bank, test, args, CPU, torch.float32, [])
+    assert all(torch.equal(value, before[key]) for key, value in f.state_dict().items())
     return result, knn.features(f, bank.pixels, CPU, torch.float32, 5)
 
 
