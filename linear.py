@@ -4,6 +4,7 @@ python linear.py --dataset_name cifar10 --model_path results/cifar10/….pth
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,5 +1,6 @@
 """Several processes compute what one computes, and exchange it as one. On gloo, with 2 and 3."""
 
+import copy
 import functools
 import itertools
 import os
