@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # `python -P` leaves it out
 
@@ -17,6 +17,7 @@ from attentionce import cli
 from attentionce.data.folder_layout import NoLabels
 from attentionce.data.images import Images, labelled, summary
 from attentionce.errors import UserError
+from attentionce.evaluation.collapse import collapse_numbers
 from attentionce.evaluation.knn import clamp_k, features, knn
 from attentionce.presets import BAYES, PARAMETERS, PRESETS, file_stem, preset_of
 from attentionce.runs import files, locks, report, signals, states, tensorboard
@@ -381,8 +382,9 @@ def chosen_loss(args: argparse.Namespace) -> tuple[Callable[..., Tensor], Callab
 
 def knn_evaluation(
     args: argparse.Namespace, images: Images, device: torch.device, dtype: torch.dtype
-) -> Callable[[nn.Module], tuple[float, float]] | None:
-    """A function of the model: its kNN accuracy on the test images, top-1 and top-5 in percent.
+) -> Callable[[Any], dict[str, float]] | None:
+    """A function of the model: its kNN accuracy on the test images, in percent, and three numbers
+    that show collapse.
 
     The images with labels vote. Without any, or without test images, there is no such function.
     """
@@ -394,13 +396,15 @@ def knn_evaluation(
     print(f"kNN accuracy on {summary(test)}; {len(bank.labels):,} images vote", flush=True)
     k = clamp_k(args.k, len(bank.pixels))
 
-    def evaluate(model: nn.Module) -> tuple[float, float]:
+    def evaluate(model: Any) -> dict[str, float]:
         processes.same_buffers(model)
-        train_features = features(model.get_submodule("f"), bank.pixels, device, dtype)
-        test_features = features(model.get_submodule("f"), test.pixels, device, dtype)
-        classes = len(bank.classes)
-        return knn(
-            train_features, bank.labels, test_features, test.labels, classes, k, args.temperature
+        train = features(model.f, bank.pixels, device, dtype)
+        tested = features(model.f, test.pixels, device, dtype)
+        neighbours = train, bank.labels, tested, test.labels, len(bank.classes)
+        top1, top5 = knn(*neighbours, k, args.temperature)
+        accuracy = {"knn_top1": top1, "knn_top5": top5}
+        return accuracy | collapse_numbers(
+            model.f, test.pixels, tested, args.image_size, args.seed, dtype
         )
 
     return evaluate

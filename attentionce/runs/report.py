@@ -14,15 +14,17 @@ from attentionce.runs import files, states
 from attentionce.training import devices, processes
 from attentionce.training.pretraining import Run
 
+EVALUATION = ("knn_top1", "knn_top5", "alignment", "uniformity", "rankme")
+
 
 def finish_epoch(
-    run: Run, path: Path, accuracy: tuple[float, float] | None, command: list[str]
+    run: Run, path: Path, accuracy: dict[str, float] | None, command: list[str]
 ) -> None:
     """Print the epoch's line, add its row to the metrics, and write what is due.
 
     Args:
         path: The run's files, without ending.
-        accuracy: kNN top-1 and top-5 in percent, if it was measured.
+        accuracy: The columns of EVALUATION, if it was measured.
         command: The program and its flags.
     """
     progress = run.progress
@@ -33,13 +35,11 @@ def finish_epoch(
         "views": epoch * run.steps * run.args.batch_size * run.views,  # encoded so far
         "seconds": round(progress["seconds"], 3),  # of training so far, without evaluation
         "skipped": int(progress["skipped"]),  # by fp16's gradient scaler
-        **dict.fromkeys(("effective_positives", "effective_negatives"), ""),
+        **dict.fromkeys(("effective_positives", "effective_negatives", *EVALUATION), ""),
         **progress["attention"],
-        "knn_top1": "",
-        "knn_top5": "",
+        **(accuracy or {}),
     }
     if accuracy is not None:
-        row["knn_top1"], row["knn_top5"] = accuracy
         progress["best_knn"] = max(progress["best_knn"], row["knn_top1"])
     print_epoch(run, row)
     progress["rows"].append(row)

@@ -111,9 +111,14 @@ def gather(anchors: Tensor) -> tuple[Tensor, int]:
         The anchors, 2 × b·world × dim in the order of the ranks, and the index of this process's
         first image. The gradient that comes back is the sum over the processes' losses. Averaged
         over the processes, gradients are then those of the whole batch's mean loss.
+
+    Raises:
+        ValueError: The processes have different numbers of images.
     """
     if world() == 1:
         return anchors, 0
+    if not alike(anchors.shape[1]):
+        raise ValueError(f"every process must have as many images; this one has {anchors.shape[1]}")
     return _Gather.apply(anchors), rank() * anchors.shape[1]
 
 
