@@ -288,7 +288,8 @@ def pretrain(
 ) -> int:
     """Images, model and state; then for every epoch: steps, evaluation, files."""
     chosen = ["--positives", args.positives, "--negatives", args.negatives]
-    defaults = vars(parse_args([*chosen, "--dataset_name", args.dataset_name]))
+    chosen += ["--estimator", args.estimator, "--dataset_name", args.dataset_name]
+    defaults = vars(parse_args(chosen))
     state = processes.from_first(lambda: states.find_state(args, defaults, folder, file_stem(args)))
     path = folder / file_stem(args, args.epochs)
     if state is not None and report.is_done(state, path, args.epochs):
