@@ -45,7 +45,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of an untrained encoder")
     add = parser.add_argument_group("images").add_argument
     add("--root", type=cli.path, default="data", help="folder of your images, or of the data sets")
-    add("--dataset_name", default="folder", metavar="NAME", help=", ".join(DATASETS))
+    add("--dataset_name", default="folder", choices=DATASETS, help="which images")
     text = "side that a folder's images are resized and cropped to, in pixels"
     add("--image_size", "--store_size", type=int, default=64, help=text)
     cli.add_folder_flags(add)
@@ -63,8 +63,6 @@ def check_args(args: argparse.Namespace) -> None:
     """Raise a UserError for what cannot work, before anything is loaded or written."""
     if processes.world() > 1:
         raise UserError("embed.py works in one process: start it without torchrun")
-    if args.dataset_name not in DATASETS:
-        raise UserError(f"--dataset_name {args.dataset_name} is not one of {', '.join(DATASETS)}")
     cli.check_seed(args)
     cli.check_at_least(args, batch_size=1, image_size=4, seed=0)
     out = Path(args.out)

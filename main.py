@@ -134,7 +134,7 @@ def add_method_flags(parser: argparse.ArgumentParser) -> None:
         choices=STEMS,
         help="small: 3×3 conv1; imagenet: torchvision's 7×7 and max-pool, for 96 px and more",
     )
-    add("--init", type=cli.path, metavar="FILE", help="weights to start from (default: random)")
+    add("--init", type=cli.path, default="random", metavar="FILE", help="weights to start from")
     add("--feature_dim", type=int, default=128, help="size of the projection")
     add(
         "--bn",
@@ -361,7 +361,7 @@ def new_model(args: argparse.Namespace, fresh: bool) -> Model:
     """The model as `--seed` makes it or `--init` has it; one printed line says what it costs."""
     torch.manual_seed(args.seed)
     model = Model(args.feature_dim, args.arch, args.stem)
-    if args.init is not None and fresh:
+    if args.init != "random" and fresh:
         start_from(model, args.init)
     parameters, macs = cost(model, args.image_size)
     operations = "" if macs is None else f", {macs / 1e9:.2f} G multiply-adds"

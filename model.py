@@ -198,14 +198,17 @@ def start_from(model: Model, path: str | Path) -> None:
     One printed line says what was taken.
 
     Raises:
-        UserError: The file has no encoder of the model's arch and stem.
+        UserError: The file has no encoder of the model's arch and stem, or a value in it is not
+            finite.
     """
     found, shapes = weights.read_weights(path), model.state_dict()
-    state = found.fitting({key: shapes[key] for key in shapes if key[0] == "f"}, "this --arch")
-    head = {key: value for key, value in found.state.items() if key[0] == "g"}
-    wanted = {key: shapes[key].shape for key in shapes if key[0] == "g"}
-    fits = {key: getattr(value, "shape", None) for key, value in head.items()} == wanted
-    model.load_state_dict({**state, **(head if fits else {})}, strict=False)
+    head, wanted = (
+        {key: getattr(value, "shape", None) for key, value in state.items() if key[0] == "g"}
+        for state in (found.state, shapes)
+    )
+    fits = head == wanted
+    taken = {key: value for key, value in shapes.items() if fits or key[0] == "f"}
+    model.load_state_dict(found.fitting(taken, "this --arch"), strict=False)
     what = "encoder and projection head" if fits else "encoder; the projection head is untrained"
     print(f"starting from {path}: {what}", flush=True)
 

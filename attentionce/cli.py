@@ -55,7 +55,7 @@ def add_data_flags(parser: argparse.ArgumentParser, datasets: Sequence[str]) -> 
     """Which images, for all programs that read any."""
     add = parser.add_argument_group("images").add_argument
     add("--root", type=path, default="data", help="folder of the data sets, or of your own images")
-    add("--dataset_name", default="cifar10", metavar="NAME", help=", ".join(datasets))
+    add("--dataset_name", default="cifar10", choices=datasets, help="which images")
     text = "side of a folder's images once read, in pixels (default: --image_size, at least 64)"
     add("--store_size", type=int, help=text)
     add("--test_split", metavar="NAME", help="folder of your test images (default: test or val)")

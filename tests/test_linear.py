@@ -1,17 +1,21 @@
-"""linear.py: what it trains, measures, writes and prints, and what it leaves unchanged."""
+"""linear.py: its flags, what it writes and prints, and where its results go."""
 
-import copy
 import json
 import os
+from argparse import Namespace
 
 import pytest
 import torch
 from helpers.outputs import read_csv, same_bits
-from torch import nn
 
 import embed
 import linear
+from attentionce.data.images import Images
+from attentionce.evaluation import linear_classifier
+from attentionce.runs import states
 from model import Model, stem_of
+
+RUN = "cifar10_SimCLR_4model_256_{}_1.0_1.0"  # of main.py
 
 
 def test_flags_and_defaults_of_the_reference():
@@ -24,57 +28,45 @@ def test_flags_and_defaults_of_the_reference():
         "dataset_name": "cifar10",
         "lr": 1e-3,
         "weight_decay": 1e-6,
-        "image_size": 32,
         "arch": None,
         "encoder_mode": "frozen",
-        "results": "results",
     }
     assert {name: flags[name] for name in expected} == expected
     assert linear.parse_args([*random, "--dataset_name", "stl10"]).lr == 1e-2
     assert linear.parse_args([*random, "--dataset_name", "stl10", "--lr", "0.5"]).lr == 0.5
 
 
-# ---- the encoder ----
+def test_sizes_are_those_of_pretraining(tmp_path, capsys):
+    """By the JSON beside the weights, also of an earlier epoch; flags win."""
+
+    def sizes(*weights, image_size=None, store_size=None):
+        args = Namespace(image_size=image_size, store_size=store_size)
+        states.take_sizes(args, [str(tmp_path / f"{RUN.format(epoch)}.pth") for epoch in weights])
+        return args.image_size, args.store_size
+
+    assert sizes() == sizes(200) == (32, 64) and sizes(image_size=96) == (96, 96)
+    assert capsys.readouterr().out == ""
+    flags = {"image_size": 24, "store_size": 80}
+    (tmp_path / f"{RUN.format(400)}.json").write_text(json.dumps({"flags": flags}))
+    assert sizes(200) == sizes(400) == sizes(200, 400) == (24, 80)
+    assert "--image_size 24, as in pretraining\n" in capsys.readouterr().out
+    assert sizes(400, image_size=8, store_size=9) == (8, 9)
+    assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("mode", ["frozen", "reference"])
-def test_the_encoder_is_frozen(call, evaluation, encoder, monkeypatch, mode):
-    """Frozen, no bit of it changes; as in the reference, BatchNorm's statistics and no others."""
-    opened, training, forward = [], [], nn.BatchNorm2d.forward
-    load_encoder = linear.load_encoder
-
-    def load(*arguments):
-        model, arch = load_encoder(*arguments)
-        opened.append((model, copy.deepcopy(model.state_dict())))
-        return model, arch
-
-    def watched(self, x):
-        training.append(self.training)
-        return forward(self, x)
-
-    monkeypatch.setattr(linear, "load_encoder", load)
-    monkeypatch.setattr(nn.BatchNorm2d, "forward", watched)
-    call(linear, *evaluation, "--encoder_mode", mode, "--model_path", encoder)
-    ((model, before),) = opened
-    after = model.state_dict()
-    assert after.keys() == before.keys()
-    changed = {key for key in before if not torch.equal(before[key], after[key].cpu())}
-    assert any(training) == (mode == "reference")
-    if mode == "frozen":
-        assert not changed
-    else:
-        modules = model.named_modules()
-        norms = [name for name, module in modules if isinstance(module, nn.BatchNorm2d)]
-        statistics = ("running_mean", "running_var", "num_batches_tracked")
-        assert changed == {f"{name}.{which}" for name in norms for which in statistics}
-    assert all(p.grad is None for p in model.parameters())
+def test_weights_of_different_sizes_need_flags(refused, tmp_path, nothing_loaded):
+    for size in (8, 16):
+        (tmp_path / f"a{size}.json").write_text(json.dumps({"flags": {"image_size": size}}))
+    paths = [tmp_path / f"a{size}.pth" for size in (8, 16)]
+    message = refused(linear, "--model_path", *paths)
+    assert "trained with different --image_size: give one for all" in message
 
 
 @pytest.mark.parametrize("stem", ["small", "imagenet"])
 def test_untrained_encoders_are_those_of_seed_and_stem(tmp_path, stem):
     words = ["--model_path", "random", "--arch", "resnet10", "--stem", stem, "--seed", "4"]
     args = linear.parse_args([*words, "--results", str(tmp_path)])
-    ((_, f, _, out),) = linear.open_encoders(args)
+    _, f, _, out = linear.open_encoder("random", args)
     torch.manual_seed(4)
     assert same_bits(f.state_dict(), Model(128, "resnet10", stem).f.state_dict())
     assert stem_of(f[0].weight) == stem
@@ -87,83 +79,69 @@ def test_untrained_encoders_are_those_of_seed_and_stem(tmp_path, stem):
 # ---- results ----
 
 
-def test_what_an_evaluation_writes(call, evaluation, encoder, capsys, monkeypatch, contents):
+def test_what_an_evaluation_writes(call, evaluation, results, encoder, capsys, monkeypatch):
     """The last epoch and the best one (the first of equals), each under its name."""
-    accuracies = iter([(10.0, 50.0), (30.0, 60.0), (30.0, 70.0), (20.0, 55.0)])
-    monkeypatch.setattr(linear, "accuracy", lambda *_: next(accuracies))
+    measured = [(10.0, 50.0), (30.0, 60.0), (30.0, 70.0), (20.0, 55.0)]
+    accuracies = iter({"top1": top1, "top5": top5, "class_mean": 25.0} for top1, top5 in measured)
+    monkeypatch.setattr(linear_classifier, "accuracy", lambda *_: next(accuracies))
     words = ["--epochs", "4", "--k", "5", "--seed", "2"]
     call(linear, *evaluation, *words, "--model_path", encoder)
-    written = {"encoder_folder_linear.csv", "encoder_folder_linear.json"}
-    assert set(contents(encoder.parent)) == {"encoder.pth", *written}
-    table = read_csv(encoder.parent / "encoder_folder_linear.csv")
+    out = results / "folder" / "encoder_folder_linear"
+    written = {out.with_name(out.name + ending) for ending in (".csv", ".json", ".pth")}
+    assert set(out.parent.iterdir()) == written
+    table = read_csv(f"{out}.csv")
     assert [row["epoch"] for row in table] == ["1", "2", "3", "4"]
     assert [float(row["top1"]) for row in table] == [10, 30, 30, 20]
     assert all(0 < float(row["loss"]) < 20 for row in table)
-    result = json.loads((encoder.parent / "encoder_folder_linear.json").read_text())
+    result = json.loads(out.with_name(f"{out.name}.json").read_text())
     assert [result["last_epoch"][key] for key in ("epoch", "top1", "top5")] == [4, 20, 55]
     assert [result["best_epoch"][key] for key in ("epoch", "top1", "top5")] == [2, 30, 60]
     assert result["flags"]["seed"] == 2 and result["flags"]["encoder_mode"] == "frozen"
-    assert "torch" in result["machine"]
-    out = capsys.readouterr().out
-    assert "last epoch (4): top-1 20.00 %, top-5 55.00 %" in out
-    assert "best epoch (2): top-1 30.00 %, top-5 60.00 %" in out
+    assert "torch" in result["machine"] and "loss.py" in result["code"]
+    said = capsys.readouterr().out
+    assert "\nepoch 2/4: loss " in said and ", top-1 30.00 %, 00:00 left\n" in said
+    assert "last epoch (4): top-1 20.00 %, top-5 55.00 %\n" in said
+    assert "best epoch (2): top-1 30.00 %, top-5 60.00 %\n" in said
 
 
-def test_where_results_go_and_how_they_are_called(tiny, results, encoder, monkeypatch):
+def test_classes_of_different_sizes_have_a_mean_of_their_own(encoder, capsys):
+    row = {"epoch": 1, "top1": 93.75, "top5": 100.0, "class_mean": 50.0}
+    result = {"knn_top1": 90.0, "last_epoch": row, "best_epoch": row}
+    labels = torch.tensor([0] * 60 + [1] * 4)
+    test = Images(torch.zeros(64, 3, 1, 1, dtype=torch.uint8), labels, ["cat", "dog"])
+    path = str(encoder)
+    linear.print_result(linear.Encoder(path, None, "resnet10", encoder), result, test)
+    words = "top-1 93.75 %, top-5 100.00 %, mean over classes 50.00 %"
+    assert capsys.readouterr().out.count(words) == 2
+
+
+def test_where_results_go_and_how_they_are_called(results, encoder, monkeypatch):
     """Data set, mode and seed are in the name where they are not those of the weights."""
-    here, foreign = encoder.parent, encoder.with_name("stl10_SimCLR_4model_256_400_2.0_0.5.pth")
-    foreign.write_bytes(encoder.read_bytes())
+    here, foreign = encoder.parent, f"{RUN.format(400)}.pth"
 
-    def out(*words):
-        flags = [*tiny[:4], "--results", results, "--model_path", *words]
-        args = linear.parse_args([str(flag) for flag in flags])
-        return linear.open_encoders(args)[0][-1]
+    def out(path, *words):
+        words = ["--dataset_name", "folder", "--model_path", path, *words]
+        args = linear.parse_args([str(word) for word in words])
+        return linear.result_path(str(path), "resnet10", args)
 
     assert out(encoder) == here / "encoder_folder_linear"
     assert out(encoder, "--encoder_mode", "reference") == here / "encoder_folder_reference_linear"
-    assert out(foreign) == here / f"{foreign.stem}_folder_linear"
-    assert out(foreign, "--dataset_name", "stl10") == here / f"{foreign.stem}_linear"
-    untrained = out("random", "--arch", "resnet10", "--seed", 3)
-    assert untrained == results / "folder" / "random_resnet10_3_linear"
+    assert out(here / foreign) == here / f"{RUN.format(400)}_folder_linear"
+    assert out(here / foreign, "--dataset_name=cifar10") == here / f"{RUN.format(400)}_linear"
+    named = ["--results", results]
+    assert out(encoder, *named) == results / "folder" / "encoder_folder_linear"
+    assert out("random", *named, "--seed", 3) == results / "folder" / "random_resnet10_3_linear"
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert out(encoder) == results / "folder" / "encoder_folder_linear"
+    assert str(out(encoder)) == os.path.join("results", "folder", "encoder_folder_linear")
 
 
-# ---- accuracy ----
-
-
-def test_a_classifier_learns_what_the_seed_decides(call, evaluation, encoder):
-    """The classes differ in colour, which even an untrained encoder shows."""
-    tables, words = [], ["--epochs", "12", "--lr", "0.01", "--k", "5", "--model_path", encoder]
-    for seed in (0, 0, 1):
-        call(linear, *evaluation, *words, "--seed", seed)
-        tables.append(read_csv(encoder.parent / "encoder_folder_linear.csv"))
-    assert tables[0] == tables[1] != tables[2]
-    assert float(tables[0][-1]["loss"]) < float(tables[0][0]["loss"])
-    assert max(float(row["top1"]) for row in tables[0]) > 60  # 33 % is chance
-
-
-def test_accuracy():
-    classifier = nn.Linear(7, 7, bias=False)
-    with torch.no_grad():
-        classifier.weight.copy_(torch.eye(7))
-    scores = torch.tensor([[7.0, 6, 5, 4, 3, 2, 1]]).repeat(4, 1)
-    assert linear.accuracy(classifier, scores, torch.tensor([0, 1, 4, 5])) == (25, 75)
-    few = nn.Linear(3, 3)
-    assert linear.accuracy(few, torch.randn(5, 3), torch.zeros(5, dtype=torch.long))[1] == 100
-
-
-def test_several_encoders(call, evaluation, results, encoder, capsys, contents):
+def test_several_encoders(call, evaluation, results, encoder, capsys):
     """They are listed in a table, an untrained one among them."""
-    flags = [*evaluation, "--results", results, "--arch", "resnet10", "--k", 5]
-    call(linear, *flags, "--model_path", "random", encoder)
-    stem = "folder/random_resnet10_0_linear"
-    assert set(contents(results)) == {f"{stem}.csv", f"{stem}.json"}
+    call(linear, *evaluation, "--arch", "resnet10", "--k", 5, "--model_path", "random", encoder)
     table = capsys.readouterr().out.split("\n\n")[-1].splitlines()
     assert "kNN" in table[0] and "linear, last" in table[0] and "linear, best" in table[0]
     assert [line.split()[-1] for line in table[1:]] == ["random", "encoder.pth"]
-    paths = results / f"{stem}.json", encoder.parent / "encoder_folder_linear.json"
-    for line, path in zip(table[1:], paths, strict=True):
-        result = json.loads(path.read_text())
+    for line, name in zip(table[1:], ("random_resnet10_0", "encoder_folder"), strict=True):
+        result = json.loads((results / "folder" / f"{name}_linear.json").read_text())
         expected = result["knn_top1"], result["last_epoch"]["top1"], result["best_epoch"]["top1"]
         assert line.split()[:3] == [f"{value:.2f}" for value in expected]

@@ -2,14 +2,15 @@
 
 import os
 import random
+import re
 import sys
 
 import pytest
 import torch
-from conftest import ROOT
 from helpers.outputs import last, same_bits
 from helpers.samples import mutated
 from helpers.weights import refusal
+from torch import nn
 
 import hubconf
 import linear
@@ -32,6 +33,8 @@ def resnet10(dim=16):
 MODEL = resnet10()
 STATE = MODEL.state_dict()
 RESNET = as_resnet(MODEL.f, "resnet10").state_dict()
+CHILDREN = nn.Sequential(*as_resnet(MODEL.f, "resnet10").children()).state_dict()
+OTHER = {key: value + 1 for key, value in RESNET.items()}
 
 
 @pytest.fixture
@@ -79,9 +82,15 @@ CONTENTS = {
     "another model": ({"model": {"w": torch.ones(1)}, "net": STATE}, "model"),
     "Lightning's": (LIGHTNING, "epoch, pytorch-lightning_version, hyper_parameters, criterion"),
     "a prefix": ({**prefixed("backbone.", RESNET), "head.weight": torch.ones(1)}, "head"),
-    "two encoders": (
-        {**prefixed("momentum_model.", STATE), **prefixed("model.", STATE)},
-        "momentum_model",
+    "a ResNet's children": (CHILDREN, ""),
+    "a ResNet's children, prefixed": ({**prefixed("backbone.", CHILDREN), "head": 1}, "head"),
+    "MoCo's": (
+        {**prefixed("module.encoder_k.", OTHER), **prefixed("module.encoder_q.", RESNET)},
+        "encoder_k",
+    ),
+    "a momentum encoder": (
+        {**prefixed("backbone.", RESNET), **prefixed("momentum_backbone.", OTHER)},
+        "momentum_backbone",
     ),
     "many": (
         {**STATE, **{f"extra{i}\n": torch.zeros(1) for i in range(12)}},
@@ -98,7 +107,6 @@ def test_what_holds_an_encoder_opens(path, capsys, name):
     assert arch == "resnet10" and same(f)
     line = f"{path}: passed over {passed_over}\n" if passed_over else ""
     assert capsys.readouterr().out == line
-    assert same(load_encoder(path, "resnet10")[0])
 
 
 def test_arch_and_projection_are_read_off_the_weights(path):
@@ -115,24 +123,34 @@ def test_this_projects_own_files(tiny, call, results, tmp_path, capsys, monkeypa
     trained = load_model(weights)[0]
     exported, hub = tmp_path / "w.safetensors", tmp_path / "hub.pth"
     call(linear, "--model_path", state, "--export", exported)
-    resnet = hubconf.encoder(weights=str(weights))
-    torch.save(resnet.state_dict(), hub)
+    torch.save(hubconf.encoder(weights=str(weights)).state_dict(), hub)
     capsys.readouterr()
     assert all(same(load_encoder(path)[0], trained) for path in (state, exported, hub))
     said = capsys.readouterr().out
     assert said.startswith(f"{state}: passed over flags, machine, optimizer, scaler")
     assert said.count("\n") == 1
-    flags = [*tiny[:4], "--image_size", 8, "--batch_size", 8, "--epochs", 1, "--k", 5]
-    call(linear, *flags, "--model_path", exported, hub)
-    table = capsys.readouterr().out.split("\n\n")[-1].splitlines()
-    assert table[1].split()[:3] == table[2].split()[:3]
-    encoder = torch.hub.load(str(ROOT), "encoder", source="local", weights=str(exported))
-    assert torch.equal(encoder.eval()(IMAGES), resnet.eval()(IMAGES))
-
     weights.rename(tmp_path / "moved.pth")
     assert f"there is no file {weights}, but {state} has" in refusal(load_encoder, weights)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert same(load_encoder("~/moved.pth")[0], trained)
+
+
+@pytest.mark.parametrize("content", [STATE, RESNET], ids=["a model", "an encoder"])
+def test_pretraining_starts_from_weights(call, refused, tiny, results, path, capsys, content):
+    """A projection head of another kind stays untrained; a run without --init is another one."""
+    flags = [*tiny, "--num_pos", 1, "--feature_dim", 16, "--lr", 1e-30, "--seed", 1]
+    torch.save({**STATE, "g.0.weight": torch.full((512, 512), torch.nan)}, path)
+    assert "g.0.weight has values that are not" in refused(main, *flags, "--init", path)
+    torch.save(content, path)
+    assert "does not fit this --arch" in refused(main, *flags, "--init", path, "--arch=resnet18")
+    assert call(main, *flags, "--init", path) == 0
+    head = "and projection head" if content is STATE else "; the projection head is untrained"
+    assert re.search(f"starting from {path}: encoder *{head}\n", capsys.readouterr().out)
+    trained = load_model(last(results, ".pth"))[0]
+    for name in ("f.0.weight", "f.6.0.conv2.weight", "g.0.weight"):
+        same_weight = torch.equal(trained.get_parameter(name), STATE[name])
+        assert same_weight == (name[0] == "f" or content is STATE)
+    assert f"--init random (there: {path})" in refused(main, *flags)
 
 
 # ---- what does not fit ----
@@ -141,46 +159,53 @@ def test_this_projects_own_files(tiny, call, results, tmp_path, capsys, monkeypa
 @pytest.mark.parametrize(
     "prefix, state, key",
     [
-        ("", STATE, "f.0.weight"),
-        ("", STATE, "f.1.num_batches_tracked"),
         ("", STATE, "g.1.bias"),
         ("", RESNET, "layer2.0.conv1.weight"),
-        ("backbone.", RESNET, "bn1.running_var"),
+        ("backbone.", CHILDREN, "1.running_var"),
     ],
 )
 def test_what_is_wrong_has_its_name_in_the_file(path, prefix, state, key):
     load = load_model if state is STATE else load_encoder
-    shape, state, key = tuple(state[key].shape), prefixed(prefix, state), prefix + key
+    good, state, key = state[key], prefixed(prefix, state), prefix + key
     torch.save({"state_dict": {k: value for k, value in state.items() if k != key}}, path)
     assert f"{key} is missing" in refusal(load, path)
-    torch.save({"state_dict": {**state, key: torch.ones(5, 2)}}, path)
-    assert f"{key} has shape (5, 2) instead of {shape}" in refusal(load, path)
-    for value in (3.5, None, {"weight": torch.zeros(1)}, [torch.zeros(1)], "text"):
-        torch.save({**state, key: value}, path)
-        assert f"{key} holds a {type(value).__name__}, not a tensor" in refusal(load, path)
+    nan = good.clone()
+    nan.view(-1)[-1] = torch.nan
+    for value, why in (
+        (torch.ones(5, 2), f"has shape (5, 2) instead of {tuple(good.shape)}"),
+        (nan, "has values that are not finite"),
+        (3.5, "holds a float, not a tensor"),
+        ([torch.zeros(1)], "holds a list, not a tensor"),
+    ):
+        torch.save({"state_dict": {**state, key: value}}, path)
+        assert f"{key} {why}" in refusal(load, path)
 
 
 @pytest.mark.parametrize(
-    "state, key",
-    [(STATE, "f.8.weight"), (STATE, "g.4.weight"), (RESNET, "layer1.0.se.weight")],
+    "state, key, why",
+    [
+        (STATE, "f.8.weight", "'f.8.weight' is not part of the model"),
+        (STATE, "g.4.weight", "'g.4.weight' is not part of the model"),
+        (RESNET, "layer1.0.se.weight", "'layer1.0.se.weight' is not part of the model"),
+        (STATE, "module.f.0.weight", "f.0.weight twice"),
+    ],
 )
-def test_a_key_too_many_is_named(path, state, key):
+def test_a_key_too_many_is_named(path, state, key, why):
     torch.save({**state, key: torch.zeros(1)}, path)
-    load = load_model if state is STATE else load_encoder
-    assert f"{key!r} is not part of the model" in refusal(load, path)
+    assert why in refusal(load_model if state is STATE else load_encoder, path)
 
 
-def test_a_key_that_is_there_twice_is_named(path):
-    torch.save({**STATE, "module.f.0.weight": torch.zeros(64, 3, 3, 3)}, path)
-    assert "f.0.weight twice" in refusal(load_model, path)
+@torch.no_grad()
+def test_counters_of_batches_may_be_missing(path):
+    counted = ("num_batches_tracked",)
+    torch.save({key: value for key, value in STATE.items() if not key.endswith(counted)}, path)
+    assert torch.equal(load_encoder(path)[0].eval()(IMAGES), MODEL.f(IMAGES))
 
 
 def test_another_arch_and_another_stem_are_named(path):
     torch.save(STATE, path)
     message = refusal(load_model, path, "resnet18")
-    assert "resnet18" in message and "f.3.1.conv1.weight is missing" in message
-    assert "more" in message
-    refusal(load_model, path, "resnet50")
+    assert "does not fit resnet18: f.3.1.conv1.weight is missing" in message and "more" in message
     assert "has stem small, not imagenet" in refusal(load_encoder, path, None, "imagenet")
 
 
@@ -194,7 +219,7 @@ def test_the_model_needs_its_projection_head(path):
 
 def test_of_several_encoders_none_is_guessed(path):
     torch.save({**prefixed("student.", STATE), **prefixed("teacher.", STATE)}, path)
-    assert "several encoders, 'student.', 'teacher.'" in refusal(load_encoder, path)
+    assert "several encoders, 'student.f.', 'teacher.f.'" in refusal(load_encoder, path)
 
 
 def contains_itself(state):

@@ -35,7 +35,16 @@ def start() -> None:
         sys.stdout = open(os.devnull, "w")
     print(f"waiting for {os.environ['WORLD_SIZE']} processes, as WORLD_SIZE says", flush=True)
     backends = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backends, timeout=timedelta(minutes=30))
+    # After a failure torchrun's store still holds the addresses of the processes that are gone.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store, number, count = next(dist.rendezvous("env://"))
+    dist.init_process_group(
+        backends,
+        store=dist.PrefixStore(f"attempt {attempt}", store),
+        rank=number,
+        world_size=count,
+        timeout=timedelta(minutes=30),
+    )
     _patient = dist.new_group(backend="gloo", timeout=timedelta(days=1))
 
 
