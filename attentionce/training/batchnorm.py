@@ -20,17 +20,9 @@ class _PerView:
         return torch.cat([normalise(part) for part in x.chunk(self.views)])
 
 
-class BatchNorm1dPerView(_PerView, nn.BatchNorm1d):
-    """BatchNorm1d, per view."""
-
-
-class BatchNorm2dPerView(_PerView, nn.BatchNorm2d):
-    """BatchNorm2d, per view."""
-
-
 PER_VIEW: dict[type, type] = {
-    nn.BatchNorm1d: BatchNorm1dPerView,
-    nn.BatchNorm2d: BatchNorm2dPerView,
+    kind: type(f"{kind.__name__}PerView", (_PerView, kind), {})
+    for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 }
 
 

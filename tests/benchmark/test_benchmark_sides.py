@@ -57,7 +57,7 @@ def test_both_steps_are_the_same_work(variant, monkeypatch):
     assert shapes == [(4, 3, 8, 8)] * (12 if "grad_cache" in variant else 6)
     (run,) = runs
     assert run.progress["losses"][0].item() == pytest.approx(expected, rel=1e-5)
-    assert run.progress["effective"] == []
+    assert run.progress["attention"] == {}
     for (name, a), b in zip(recipe.model.named_parameters(), run.model.parameters(), strict=True):
         # Adam's first step is lr · sign(gradient), except where the gradient is rounding error.
         assert ((a - b).abs() < 1e-4).float().mean() > 0.95, name

@@ -85,7 +85,7 @@ def run_at_once(run, forward_and_backward):
 
 def test_a_variant_must_be_the_same_step(monkeypatch):
     def other(run, batch):
-        return with_fields(run, batch, args=Namespace(**{**vars(run.args), "temperature": 0.4}))
+        return with_fields(run, batch, loss=partial(run.loss, temperature=0.4))
 
     def broken(run, batch):
         raise RuntimeError("no such plan")

@@ -9,14 +9,16 @@ import functools
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from helpers.device import DEVICE, ON_CPU
 from helpers.faults import SOAK
 from helpers.programs import Small
-from helpers.runs import new_run
+from helpers.runs import new_run, take_steps
+from torch._dynamo.backends.common import aot_autograd
 
 from attentionce.data import views
 from attentionce.evaluation.knn import features
-from attentionce.training import one_epoch, one_step, pretraining, processes
+from attentionce.training import one_epoch, pretraining, processes
 from model import Model
 
 # Adam's first steps move a weight by the learning rate, up or down, however small its gradient is.
@@ -26,7 +28,19 @@ MOCO = "--estimator MoCo --queue 8"
 
 
 @pytest.fixture
-def graphs(monkeypatch):
+def compile_with(monkeypatch):
+    """compile_with(backend): what is compiled from now on goes through it."""
+
+    def function(backend):
+        monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+
+    torch.compiler.reset()
+    yield function
+    torch.compiler.reset()
+
+
+@pytest.fixture
+def graphs(compile_with):
     """Graphs that were compiled so far, by the function that they come from."""
     found = collections.Counter()
 
@@ -35,62 +49,96 @@ def graphs(monkeypatch):
         found["encoder" if any("conv" in call for call in calls) else "view"] += 1
         return graph.forward
 
-    torch.compiler.reset()
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=record))
-    yield found
-    torch.compiler.reset()
+    compile_with(record)
+    return found
 
 
 def compiled_run(*words, **options):
-    return new_run("--num_pos", 1, "--compile", "on", *words, **options)
-
-
-def take_steps(run, count):
-    for _ in range(count):
-        one_step.take_step(run, run.pixels[:4])
-        run.progress["step"] += 1
+    return new_run("--num_pos", 1, "--compile", "on", *words, count=12, **options)
 
 
 @pytest.mark.parametrize(
-    "encoder, words, encoders, per_view",
+    "encoder, words, views_per_pass, encoders, per_view",
     [
-        (Model, "", 1, 1),
-        (Small, "--grad_cache", 2, 2),
-        (Small, MOCO, 2, 2),
-        (Small, f"{MOCO} --grad_cache", 3, 2),
+        (Model, "", 1, 1, 1),
+        (Small, "", 3, 1, 1),
+        (Small, "--grad_cache", 1, 2, 2),
+        (Small, f"{MOCO} --grad_cache", 2, 3, 2),
     ],
 )
-def test_steps_compile_once(encoder, words, encoders, per_view, graphs):
+def test_steps_compile_once(encoder, words, views_per_pass, encoders, per_view, graphs):
     """One graph per function, two where it also runs without gradients; none after two steps."""
     torch._dynamo.utils.counters.clear()
-    run = compiled_run(*words.split(), encoder=encoder, count=12, dtype=torch.bfloat16)
+    options = {"dtype": torch.bfloat16, "views_per_pass": views_per_pass}
+    run = compiled_run(*words.split(), encoder=encoder, **options)
     take_steps(run, 2)
     steps_to_a_view = len(views.Ops().jitter) + 2
     assert graphs == {"encoder": encoders, "view": per_view * steps_to_a_view}
     assert not torch._dynamo.utils.counters["graph_break"]
-    before = dict(graphs)
     run.progress.update(epoch=2, step=0)  # another order of the jitter
-    take_steps(run, 1)
-    assert graphs == before
+    with torch.compiler.set_stance("fail_on_recompile"):
+        take_steps(run, 2)
 
 
-@pytest.mark.parametrize("words", ["", "--grad_cache", MOCO])
-def test_compiled_steps_are_uncompiled_ones(words, graphs):
-    compiled, eager = (
-        compiled_run(*words.split(), "--compile", choice, encoder=Small, count=12)
-        for choice in ("on", "off")
+def operations(compile_with, views_per_pass):
+    """Convolutions, and casts to bfloat16, that the forward graphs of one step compute."""
+    found = collections.Counter()
+
+    def record(graph, example_inputs):
+        aten, kinds = torch.ops.aten, collections.Counter()
+        for node in graph.graph.nodes:
+            kinds["convolutions"] += node.target is aten.convolution.default
+            kinds["casts"] += node.kwargs.get("dtype") is torch.bfloat16
+
+        def call(*inputs):
+            found.update(kinds)
+            return graph(*inputs)
+
+        return make_boxed_func(call)
+
+    compile_with(
+        aot_autograd(fw_compiler=record, bw_compiler=lambda graph, _: make_boxed_func(graph))
     )
+    run = compiled_run(encoder=Small, dtype=torch.bfloat16, views_per_pass=views_per_pass)
+    run.view_ops = views.Ops()
+    take_steps(run)
+    return found
+
+
+def test_several_views_per_pass_are_fewer_convolutions_and_casts(compile_with):
+    one_by_one, at_once = (operations(compile_with, views_per_pass) for views_per_pass in (1, 3))
+    assert at_once["convolutions"] == 1 and at_once["casts"] >= 3  # two weights, and the images
+    assert one_by_one == {name: 3 * count for name, count in at_once.items()}
+
+
+@pytest.mark.parametrize(
+    "words, views_per_pass",
+    [
+        ("", 1),
+        ("", 3),
+        ("--grad_cache", 1),
+        (MOCO, 1),
+        pytest.param("inductor", 1, marks=pytest.mark.soak),
+    ],
+)
+def test_compiled_steps_are_uncompiled_ones(words, views_per_pass, graphs, compile_with):
+    """Through all of inductor on a CPU only in `make soak`: its C++ takes half a minute."""
+    tolerance = {} if ON_CPU and words != "inductor" else {"rtol": 1e-4, "atol": 1e-4}
+    if words == "inductor":
+        compile_with("inductor" if SOAK or not ON_CPU else "aot_eager_decomp_partition")
+        words = ""
+    compiled = compiled_run(*words.split(), encoder=Small, views_per_pass=views_per_pass)
+    eager = compiled_run(*words.split(), "--compile", "off", encoder=Small)
+    assert compiled.encoder is not compiled.model
     for run in (compiled, eager):
         # With its own epsilon Adam turns the rounding of a tiny gradient into a whole step.
         run.optimizer.param_groups[0]["eps"] = 0.01
-        take_steps(run, 1)
-    assert graphs["encoder"]
+        take_steps(run)
     moments = (run.optimizer.state.values() for run in (compiled, eager))
     for one, other in zip(*moments, strict=True):  # a tenth of the gradient
         assert (one["exp_avg"] - other["exp_avg"]).norm() <= 1e-3 * other["exp_avg"].norm()
     for run in (compiled, eager):
-        take_steps(run, 1)
-    tolerance = {} if ON_CPU else {"rtol": 1e-4, "atol": 1e-4}
+        take_steps(run)
     torch.testing.assert_close(compiled.progress["losses"], eager.progress["losses"], **tolerance)
     for name, value in eager.model.state_dict().items():
         there = compiled.model.state_dict()[name]
@@ -99,7 +147,7 @@ def test_compiled_steps_are_uncompiled_ones(words, graphs):
 
 def test_no_new_graph_after_evaluation_saving_and_resuming(graphs):
     """Nor does any of them change what is trained."""
-    run, untouched = (compiled_run(encoder=Small, count=12) for _ in range(2))
+    run, untouched = (compiled_run(encoder=Small) for _ in range(2))
 
     def train():
         for each in (run, untouched):
@@ -116,22 +164,6 @@ def test_no_new_graph_after_evaluation_saving_and_resuming(graphs):
     pairs = zip(run.model.state_dict().values(), untouched.model.state_dict().values(), strict=True)
     for one, other in pairs:
         torch.testing.assert_close(one, other, rtol=small, atol=small)
-
-
-@pytest.mark.soak
-def test_a_step_through_the_whole_compiler(monkeypatch):
-    """Inductor as on CUDA; on a CPU only in `make soak`, because its C++ takes half a minute."""
-    backend = "inductor" if SOAK or not ON_CPU else "aot_eager_decomp_partition"
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
-    torch.compiler.reset()
-    compiled, eager = (compiled_run("--compile", on, encoder=Small) for on in ("on", "off"))
-    for run in (compiled, eager):
-        take_steps(run, 1)
-    assert compiled.encoder is not compiled.model
-    torch.testing.assert_close(
-        compiled.progress["losses"], eager.progress["losses"], rtol=1e-4, atol=1e-4
-    )
-    torch.compiler.reset()
 
 
 def test_synchronised_batchnorm_is_not_compiled(monkeypatch, capsys):

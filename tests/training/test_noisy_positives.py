@@ -3,11 +3,14 @@
 import pytest
 import torch
 from helpers.outputs import rows
-from helpers.runs import new_run
+from helpers.programs import Small
+from helpers.runs import new_run, take_steps
 
 import main
 from attentionce.data import views
 from attentionce.training import one_step
+
+NOISE = ["--noisy_positives", 1]
 
 
 def test_that_share_shows_another_image():
@@ -24,7 +27,9 @@ def test_that_share_shows_another_image():
     assert way.min() >= 1 and way.max() <= 399 and way.float().mean() == pytest.approx(200, rel=0.1)
 
 
-def test_anchors_and_the_parameters_of_views_stay(monkeypatch):
+@pytest.mark.parametrize("moco", [[], ["--estimator", "MoCo", "--queue", 4]])
+def test_anchors_and_the_parameters_of_views_stay(moco, monkeypatch):
+    """MoCo's keys are the positives."""
     made = {}
 
     def watch(images, draw, v, *arguments):
@@ -33,38 +38,24 @@ def test_anchors_and_the_parameters_of_views_stay(monkeypatch):
 
     make_view = views.make_view
     monkeypatch.setattr(views, "make_view", watch)
-    run = new_run("--num_pos", 1, "--noisy_positives", 1)
-    plain = new_run("--num_pos", 1)
-    pixels = run.pixels[:4]
+    run, plain = (new_run("--num_pos", 1, *noise, *moco, encoder=Small) for noise in (NOISE, []))
+    sources = one_step.draw_sources(run, 4)
     for one in (run, plain):
-        batch = one_step.Batch(
-            pixels.float(), one_step.draw_views(one, pixels), one_step.draw_sources(one, 4)
-        )
-        one_step.plain_step(one, batch, 3, lambda z: z.sum())
+        take_steps(one)
     for v in (0, 1):
         assert torch.equal(*made[v])
     noisy, own = made[2]
     assert not (noisy == own).flatten(1).all(1).any()
-    assert torch.equal(noisy, own[one_step.draw_sources(run, 4)[0]])
+    assert torch.equal(noisy, own[sources[0]])
 
 
-def test_each_process_draws_its_part(monkeypatch):
-    run = new_run("--num_pos", 2, "--batch_size", 8, "--noisy_positives", 0.5)
-    noisy = one_step.draw_sources(run, 8) != torch.arange(8)
-    for rank in (0, 1):
-        monkeypatch.setattr(one_step.processes, "rank", lambda rank=rank: rank)
-        part = one_step.draw_sources(run, 4)
-        assert part.max() < 4
-        assert torch.equal(part != torch.arange(4), noisy[:, 4 * rank : 4 * rank + 4])
-
-
-def test_the_metrics_say_what_attention_gave_them(call, tiny, results):
+def test_the_metrics_say_what_attention_gave_them(call, tiny, results, small_encoder):
     words = "--noisy_positives 0.5 --num_pos 4 --d_pos 0.1"
     call(main, *tiny, *words.split())
     (row,) = rows(results)
-    assert 0.2 < float(row["noisy_positives"]) < 0.8
+    share, attention = float(row["noisy_positives"]), float(row["attention_on_noisy"])
     # An encoder that tells images apart at all gives them less than their share.
-    assert 0 < float(row["attention_on_noisy"]) < 1
+    assert 0.2 < share < 0.8 and 0 < attention < share
 
 
 def test_refusals(refused, tiny):

@@ -1,21 +1,21 @@
-"""One step: every view is encoded by itself, and the ways to save memory change no number."""
+"""One step: every view is encoded by itself, and the ways to save memory or time change nothing."""
 
 import copy
-from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers.device import DEVICE, ON_CPU
-from helpers.runs import new_run
+from helpers.runs import Exact, new_run, take_steps
 from torch import nn
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import loss as losses
 from attentionce.data import views
 from attentionce.training import one_step
-from attentionce.training.batchnorm import recomputed
+from attentionce.training.batchnorm import set_views_per_pass
 from model import Model
+
+MOCO = "--estimator MoCo --queue 8"
 
 
 def test_every_view_is_encoded_by_itself():
@@ -23,7 +23,7 @@ def test_every_view_is_encoded_by_itself():
     run = new_run("--num_pos", 2, "--feature_dim", 8, "--seed", 3)
     batch, expected, embeddings = run.pixels[:4], copy.deepcopy(run.model), []
     run.progress.update(epoch=2, step=1)  # the last of two
-    run.effective_numbers = lambda z, queue: embeddings.append(z)
+    run.attention_numbers = lambda z, queue, noisy: embeddings.append(z)
     one_step.take_step(run, batch)
 
     draw = views.draw(4, 4, 8, 8, views.generator(3, 2, 1))  # of seed, epoch and step
@@ -38,11 +38,16 @@ def test_every_view_is_encoded_by_itself():
 
 
 @pytest.mark.parametrize(
-    "flag, views_made, stage_passes",
-    [("--compile off", 6, 12), ("--grad_cache", 12, 12), ("--compile on", 6, 6)],
+    "flag, views_per_pass, passes, stage_passes",
+    [
+        ("--compile off", 1, 6, 12),
+        ("--compile off", 4, 2, 4),  # 6 views are two passes of 3
+        ("--grad_cache", 1, 12, 12),
+        ("--compile on", 1, 6, 6),
+    ],
 )
-def test_who_recomputes(flag, views_made, stage_passes, monkeypatch):
-    """The first stage, of 6 views: not where a compiler decides, nor in `--grad_cache`."""
+def test_passes(flag, views_per_pass, passes, stage_passes, monkeypatch):
+    """Of 6 views. The first stage is recomputed, but not compiled, nor in `--grad_cache`."""
 
     def uncompiled(module, **_):
         return module.forward if isinstance(module, nn.Module) else module
@@ -57,58 +62,72 @@ def test_who_recomputes(flag, views_made, stage_passes, monkeypatch):
         monkeypatch.setattr(owner, name, watched)
 
     monkeypatch.setattr(torch, "compile", uncompiled)
-    run, seen = new_run(*flag.split(), count=4), []
+    run, seen = new_run(*flag.split(), count=4, views_per_pass=views_per_pass), []
     stage = run.model.f[3]
     watch(type(stage), "forward")
     watch(one_step, "project")
-    one_step.take_step(run, run.pixels)
-    assert (seen.count(run), seen.count(stage)) == (views_made, stage_passes)
+    take_steps(run)
+    assert (seen.count(run), seen.count(stage)) == (passes, stage_passes)
 
 
-# ---- the two ways through the encoder, without views ----
-
-
-def minimal_run(model, dtype=torch.float32, scale=1.0, recompute=False):
-    """As much of a run as a step needs."""
-    return SimpleNamespace(
-        model=model,
-        encoder=model,
-        device=DEVICE,
-        dtype=dtype,
-        scaler=SimpleNamespace(scale=lambda x: x * scale),
-        recompute=recompute,
-    )
-
-
-@pytest.fixture
-def made_views(monkeypatch):
-    """The images of a step are V views, made beforehand: V×B×3×S×S."""
-
-    def project(run, encoder, images, draw, v):
-        return encoder(images[v], recomputed if run.recompute else None)[1]
-
-    monkeypatch.setattr(one_step, "project", project)
+def after_two_steps(words, views_per_pass=1, scale=1.0):
+    """What two steps of a small encoder in float64 leave."""
+    options = {"encoder": Exact, "views_per_pass": views_per_pass}
+    run = new_run("--num_pos", 4, "--feature_dim", 8, *words.split(), **options)
+    run.scaler = torch.amp.GradScaler(DEVICE.type, init_scale=scale, enabled=scale > 1)
+    run.model.f[1].momentum = None  # its statistics depend on the counter
+    take_steps(run, 2)
+    assert (run.model.f[1].momentum, run.model.g[1].momentum) == (None, 0.1)
+    moments = run.optimizer.state_dict()["state"]  # the gradients
+    moco = run.moco.state_dict() if run.moco else {}
+    return run.progress["losses"], moments, run.model.state_dict(), moco
 
 
 @pytest.mark.parametrize(
-    "arch, dtype",
+    "words, way",
     [
-        ("resnet10", torch.bfloat16),
-        ("resnet10", torch.float64),
-        ("resnet50", torch.float32),
+        ("", {"words": "--grad_cache", "scale": 1024.0}),
+        ("", {"words": "", "views_per_pass": 6}),
+        ("", {"words": "--grad_cache", "views_per_pass": 3}),
+        (MOCO, {"words": f"{MOCO} --grad_cache", "views_per_pass": 2}),
     ],
 )
-def test_recomputing_changes_no_bit(arch, dtype, made_views):
+def test_every_way_is_the_same_step(words, way):
+    """Losses, gradients, weights, BatchNorm's buffers and MoCo's keys."""
+    expected = after_two_steps(words)
+    assert_close(after_two_steps(**way), expected, rtol=1e-9, atol=1e-11)
+    assert not expected[0].requires_grad and expected[1][0]["exp_avg"].abs().max() > 1e-6
+
+
+def test_synchronised_batchnorm_is_per_view_too():
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(Exact())
+    set_views_per_pass(model, 3)
+    assert [norm.views for norm in (model.f[1], model.g[1])] == [3, 3]
+    assert isinstance(model.f[1], nn.SyncBatchNorm)
+
+
+@pytest.fixture
+def step_on(monkeypatch):
+    """step_on(made, model, …): loss and embeddings of a step on views V×B×3×S×S."""
+
+    def function(made, model, dtype=torch.float32, views_per_pass=1, recompute=False):
+        monkeypatch.setattr(views, "make_view", lambda images, draw, v, *_: made[v])
+        run = new_run(encoder=lambda *_: model, dtype=dtype, views_per_pass=views_per_pass)
+        run.recompute, model.f[3][0].bn1.momentum = recompute, None  # it depends on the counter
+        batch = one_step.Batch(made[0], None, None)
+        return one_step.plain_step(run, batch, len(made), run.loss)
+
+    return function
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_recomputing_changes_no_bit(dtype, step_on):
     """Less is kept for the backward pass; gradients and BatchNorm's buffers have the same bits.
 
     On a GPU, whose convolutions' gradients may differ from run to run, they are close.
     """
-    model_dtype, random = torch.promote_types(dtype, torch.float32), torch.manual_seed(0)
-    images = torch.randn(4, 4, 3, 16, 16, generator=random, dtype=model_dtype).to(DEVICE)
-    start = Model(16, arch).to(DEVICE, model_dtype)
-    start.f[3][0].bn1.momentum = None  # its statistics depend on the counter
-    # What autocast computes in; float64 is the model's own.
-    computed_in = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+    images = torch.randn(4, 4, 3, 16, 16, generator=torch.manual_seed(0)).to(DEVICE)
+    start = Model(16, "resnet10").to(DEVICE)
     ends, kept = [], []
     for recompute in (False, True):
         model, sizes = copy.deepcopy(start), []
@@ -118,8 +137,7 @@ def test_recomputing_changes_no_bit(arch, dtype, made_views):
             return t
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            run = minimal_run(model, computed_in, recompute=recompute)
-            loss, z = one_step.plain_step(run, images, None, 4, losses.attentionce)
+            loss, z = step_on(images, model, dtype, recompute=recompute)
         ends.append([loss, z, *(p.grad for p in model.parameters()), *model.buffers()])
         kept.append(sum(sizes))
     if ON_CPU:
@@ -128,45 +146,6 @@ def test_recomputing_changes_no_bit(arch, dtype, made_views):
         assert (again - plain).abs().sum() <= 0.1 * plain.abs().sum()
     assert model.f[3][0].bn1.num_batches_tracked == 4 and model.f[3][0].bn1.momentum is None
     assert kept[1] < 0.75 * kept[0]
-
-
-def test_cached_step_is_plain_step(made_views):
-    """Gradients, a step of Adam and BatchNorm's buffers, of a whole model in float64."""
-    images = torch.randn(4, 6, 3, 8, 8, dtype=torch.float64, generator=torch.manual_seed(0))
-    images, start = images.to(DEVICE), Model(16, "resnet10").double().to(DEVICE)
-    start.f[1].momentum = None  # its statistics depend on the counter
-    ends = []
-    for step in (one_step.plain_step, one_step.cached_step):
-        model = copy.deepcopy(start)
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-        for _ in range(2):
-            run = minimal_run(model, scale=1024.0)
-            loss, z = step(run, images, None, 4, losses.attentionce)
-            gradients = [p.grad.clone() for p in model.parameters()]
-            optimizer.step()
-            optimizer.zero_grad()
-        assert not loss.requires_grad and not z.requires_grad
-        ends.append((loss, z, gradients, model.state_dict()))
-        assert model.f[1].momentum is None and model.f[3][0].bn1.momentum == 0.1
-    assert_close(ends[1], ends[0], rtol=1e-9, atol=1e-9)
-    assert ends[1][3]["f.1.num_batches_tracked"] == 8
-    moved = ends[0][3]["f.0.weight"] - start.f[0].weight
-    assert moved.abs().mean() > 1e-3
-
-
-def test_cached_step_leaves_batchnorm_tracking_when_it_fails(monkeypatch):
-    model = Model(8, "resnet10").to(DEVICE)
-
-    def project(run, encoder, images, draw, v):
-        if torch.is_grad_enabled():
-            raise RuntimeError("out of memory")
-        return model(torch.randn(2, 3, 8, 8, device=DEVICE))[1]
-
-    monkeypatch.setattr(one_step, "project", project)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        one_step.cached_step(minimal_run(model), None, None, 2, losses.simclr)
-    model(torch.randn(2, 3, 8, 8, device=DEVICE))
-    assert model.f[1].num_batches_tracked == 3
 
 
 class Casts(TorchDispatchMode):
@@ -182,22 +161,24 @@ class Casts(TorchDispatchMode):
         return function(*args, **kwargs or {})
 
 
-def test_a_step_in_bf16_casts_every_weight_once(made_views):
+def test_a_step_in_bf16_casts_every_weight_once(step_on):
     """The views share the cast weights; gradients are float32, close to those without casts."""
     images = torch.randn(4, 6, 3, 8, 8, generator=torch.manual_seed(0)).to(DEVICE)
-    gradients = {}
-    for dtype in (torch.float32, torch.bfloat16):
+    gradients = []
+    for dtype, views_per_pass in ((torch.float32, 1), (torch.bfloat16, 1), (torch.bfloat16, 4)):
         torch.manual_seed(0)
-        model = Model(16, "resnet10").to(DEVICE)
+        model = Model(16, "resnet10").to(DEVICE, memory_format=torch.channels_last)
         with Casts(model) as casts:
-            one_step.plain_step(minimal_run(model, dtype), images, None, 4, losses.attentionce)
-        gradients[dtype] = torch.cat([p.grad.flatten() for p in model.parameters()])
+            step_on(images, model, dtype, views_per_pass)
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
         multiplied = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
         # One of them has a bias.
         assert casts.count == (0 if dtype == torch.float32 else len(multiplied) + 1)
-        with torch.autocast(DEVICE.type, dtype, enabled=dtype == torch.bfloat16):
-            for vector in model(images[0]):
-                assert vector.dtype == torch.float32 and (vector.norm(dim=1) - 1).abs().max() < 1e-6
-    assert gradients[torch.bfloat16].dtype == torch.float32
+    with torch.autocast(DEVICE.type, torch.bfloat16):
+        for vector in model(images[0]):
+            assert vector.dtype == torch.float32 and (vector.norm(dim=1) - 1).abs().max() < 1e-6
+    in_float32, one_by_one, at_once = gradients
+    assert one_by_one.dtype == at_once.dtype == torch.float32
     # No closer, because BatchNorm's statistics are those of 6 images in 8 bits.
-    assert torch.cosine_similarity(*gradients.values(), dim=0) > 0.9
+    assert torch.cosine_similarity(one_by_one, in_float32, dim=0) > 0.9
+    assert torch.cosine_similarity(at_once, one_by_one, dim=0) > 0.99

@@ -4,11 +4,10 @@ import pytest
 import torch
 from helpers.device import DEVICE
 from helpers.programs import Small
-from helpers.runs import new_run
+from helpers.runs import new_run, take_steps
 
 from attentionce.errors import UserError
 from attentionce.runs import files
-from attentionce.training import one_step
 from attentionce.training.pretraining import restore, state_of
 
 
@@ -21,8 +20,7 @@ def scaled_run(scaled=False):
 
 def state_after_a_step(scaled=False):
     run = scaled_run(scaled)
-    one_step.take_step(run, run.pixels[:4])
-    run.progress["step"] = 1
+    take_steps(run)
     return state_of(run)
 
 
@@ -36,7 +34,7 @@ def test_another_precision_continues(before, after):
     assert run.position == (1, 1)
     assert run.scaler.get_scale() == (2.0**7 if before and after else 2.0**10 if after else 1)
     weight = run.model.g.weight.detach().clone()
-    one_step.take_step(run, run.pixels[4:])
+    take_steps(run)
     assert run.progress["losses"].isfinite().all() and not torch.equal(run.model.g.weight, weight)
 
 
@@ -45,9 +43,9 @@ def test_what_older_code_did_not_save_starts_fresh(tmp_path):
     state, run = state_after_a_step(), scaled_run()
     del state["progress"]["skipped"], state["fingerprint"]
     rows = [{"epoch": 1, "seconds": 2.0}, {"epoch": 2, "seconds": 4, "new": 7}]
-    state["progress"]["rows"] = rows
+    state["progress"].update(epoch=3, rows=rows)
     restore(run, state)
-    assert run.position == (1, 1) and run.progress["skipped"] == 0
+    assert run.position == (3, 1) and run.progress["skipped"] == 0
     files.save_csv(tmp_path / "a.csv", run.progress["rows"])
     assert (tmp_path / "a.csv").read_text() == "epoch,seconds,new\n1,2.0,\n2,4,7\n"
 
@@ -91,4 +89,4 @@ def test_the_optimisers_settings_are_those_of_the_flags():
     state["optimizer"]["param_groups"][0]["lr"] = 7.0
     restore(run, state)
     assert [dict(group, params=None) for group in run.optimizer.param_groups] == settings
-    one_step.take_step(run, run.pixels[4:])
+    take_steps(run)

@@ -11,6 +11,7 @@ from unittest import mock
 import pytest
 import torch
 from helpers.groups import Tiny
+from helpers.runs import new_run
 from torch import nn
 from torch.nn.functional import normalize
 
@@ -19,8 +20,7 @@ import loss
 import main
 from attentionce.data.images import Images
 from attentionce.evaluation import knn, linear_classifier
-from attentionce.training import one_epoch, one_step, pretraining, processes
-from attentionce.training.moco import MoCo
+from attentionce.training import one_epoch, one_step, processes
 
 CPU = torch.device("cpu")
 assert_close = functools.partial(torch.testing.assert_close, rtol=1e-9, atol=1e-12)
@@ -59,28 +59,11 @@ def exact_view(images, draw, v, size, ops):
     return images / 255 * draw.brightness[v][:, None, None, None] + draw.hue[v][:, None, None, None]
 
 
-def three_steps(flags):
+def three_steps(flags, views_per_pass=1):
     """Train for three steps; what they leave, and the images and views that this process saw."""
-    words = "--batch_size 12 --num_pos 2 --d_neg 0.5"
-    args = main.parse_args([*words.split(), *flags.split()])
-    torch.manual_seed(0)
-    pixels = torch.randint(256, (40, 3, 8, 8), dtype=torch.uint8)
-    model = Tiny(5)
-    chosen, numbers = main.chosen_loss(args)
-    run = pretraining.Run(
-        args=args,
-        device=CPU,
-        dtype=torch.float32,
-        pixels=pixels,
-        model=model,
-        encoder=processes.replicated(model),
-        optimizer=torch.optim.Adam(model.parameters(), lr=1e-2, fused=True),
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
-        loss=chosen,
-        attention_numbers=numbers,
-        progress=pretraining.new_progress(3, CPU),
-        moco=MoCo(model, 30, 0.9, 5).double() if args.estimator == "MoCo" else None,
-    )
+    words = "--batch_size 12 --num_pos 2 --d_neg 0.5 --feature_dim 5 --lr 0.01"
+    options = {"encoder": Tiny, "count": 40, "views_per_pass": views_per_pass, "device": CPU}
+    run = new_run(*words.split(), *flags.split(), **options)
     seen, made = [], []
 
     def watched(images, *arguments):
@@ -91,8 +74,9 @@ def three_steps(flags):
     with mock.patch.object(one_step.views, "make_view", watched):
         assert one_epoch.train_epoch(run, [], lambda: None) == 0
     return {
-        "model": model.state_dict(),
+        "model": run.model.state_dict(),
         "moco": run.moco.state_dict() if run.moco else {},  # queue and momentum encoder
+        "attention": run.progress["attention"],
         "losses": run.progress["losses"],
         "images": torch.stack(seen),
         "views": torch.stack(made),
@@ -100,45 +84,74 @@ def three_steps(flags):
 
 
 @pytest.mark.parametrize(
-    "flags, count", [("", 2), ("--grad_cache", 3), ("--estimator MoCo --queue 30", 2)]
+    "flags, views_per_pass, count",
+    [("", 4, 2), ("--grad_cache", 1, 3), ("--estimator MoCo --queue 30", 1, 2)],
 )
-def test_training_steps_are_those_of_one_process(flags, count, group):
+def test_training_steps_are_those_of_one_process(flags, views_per_pass, count, group):
     one = three_steps(flags)
-    several = group(count, three_steps, flags).results()
+    several = group(count, three_steps, flags, views_per_pass).results()
     for found in several:
-        for part in ("model", "moco"):
+        for part in ("model", "moco", "attention"):
             assert_close(found[part], one[part], atol=1e-9)
         torch.testing.assert_close(found["losses"], one["losses"])
     for part in ("images", "views"):
         assert torch.equal(torch.cat([found[part] for found in several], dim=1), one[part])
 
 
-def evaluation(folder):
-    """kNN and linear evaluation of an untrained encoder, and its features of some images."""
+def noisy(found):
+    """Which positives show another image than the anchors: steps × M × b."""
+    anchors, _, *positives = found["images"].unflatten(0, (3, 4)).unbind(1)
+    pairs = torch.stack(positives, dim=1).flatten(3), anchors.flatten(2)
+    among_anchors = (pairs[0][:, :, :, None] == pairs[1][:, None, None]).all(-1)
+    assert among_anchors.any(-1).all()  # of the process's own batch
+    return ~among_anchors.diagonal(dim1=2, dim2=3)
+
+
+def test_noisy_positives_are_as_many_as_in_one_process(group):
+    one = three_steps("--noisy_positives 0.5")
+    several = group(2, three_steps, "--noisy_positives 0.5").results()
+    assert torch.equal(torch.cat([noisy(found) for found in several], dim=2), noisy(one))
+    for found in several:
+        assert found["attention"] == several[0]["attention"]
+        assert found["attention"]["noisy_positives"] == one["attention"]["noisy_positives"]
+        assert 0 < found["attention"]["attention_on_noisy"] < 1
+        assert_close(found["model"], several[0]["model"])
+
+
+def evaluation(folder, *epochs):
+    """kNN and linear evaluation of an untrained encoder, and its features of some images.
+
+    The classifier is trained for so many epochs, then on to so many, …
+    """
     torch.manual_seed(0)
     f = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2))
     pixels, labels = torch.randint(256, (37, 3, 8, 8), dtype=torch.uint8), torch.arange(37) % 7
     pixels[:, 0] = (labels * 30)[:, None, None]
     bank = Images(pixels[:23], labels[:23], list("abcdefg"))
     test = Images(pixels[23:], labels[23:], list("abcdefg"))
-    words = "--model_path random --batch_size 10 --epochs 2 --image_size 8 --k 5"
-    args = linear.parse_args(words.split())
-    encoder = linear_classifier.Encoder("", f, "", folder / f"of{processes.rank()}_linear")
-    before = copy.deepcopy(f.state_dict())
-    result = linear_classifier.evaluate(encoder, bank, test, args, CPU, torch.float32, [])
-    assert all(torch.equal(value, before[key]) for key, value in f.state_dict().items())
+    for number in epochs:
+        words = f"--model_path random --batch_size 10 --epochs {number} --image_size 8 --k 5"
+        args = linear.parse_args(words.split())
+        encoder = linear_classifier.Encoder("", f, "", folder / f"of{processes.rank()}_linear")
+        before = copy.deepcopy(f.state_dict())
+        result = linear_classifier.evaluate(encoder, bank, test, args, CPU, torch.float32, [])
+        assert all(torch.equal(value, before[key]) for key, value in f.state_dict().items())
     return result, knn.features(f, bank.pixels, CPU, torch.float32, 5)
 
 
 def test_evaluation_is_that_of_one_process(group, tmp_path):
+    """And it continues from what rank 0 wrote."""
     several = tmp_path / "several"
     several.mkdir()
-    one, expected = evaluation(tmp_path)
-    for result, features in group(2, evaluation, several).results():
+    one, expected = evaluation(tmp_path, 2)
+    made = group(2, evaluation, several, 1, 2)
+    for result, features in made.results():
         torch.testing.assert_close(features, expected)
         for key in ("knn_top1", "knn_top5", "last_epoch", "best_epoch"):
             torch.testing.assert_close(result[key], one[key], rtol=1e-5, atol=1e-9)
-    assert {path.name for path in several.iterdir()} == {"of0_linear.csv", "of0_linear.json"}
+    assert made.output().count("continuing after epoch 1") == 1
+    endings = {path.name.removeprefix("of0_linear.") for path in several.iterdir()}
+    assert endings == {"csv", "json", "pth"}
 
 
 def exchanges():

@@ -7,6 +7,7 @@ is left out here.
 
 import pytest
 import torch
+from helpers.losses import each_ingredient, views_of
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -14,14 +15,24 @@ import main
 from attentionce.data import views
 from attentionce.data.images import Images
 from attentionce.training import one_epoch, one_step, pretraining
+from loss import contrastive
 from model import Model
 
 BATCH, SIZE = 4, 8
 
 
-def gradients(outputs, inputs, **kwargs):
-    """torch.autograd.grad, without the graph."""
-    return tuple(map(torch.empty_like, [inputs] if isinstance(inputs, Tensor) else inputs))
+def gradients(outputs, inputs):
+    """torch.autograd.grad without the backward pass."""
+    return (torch.empty_like(inputs),)
+
+
+def backward(loss, *_):
+    """Tensor.backward without the backward pass: what requires a gradient has one."""
+    nodes = [loss.grad_fn]
+    for node in nodes:  # it grows
+        if hasattr(node, "variable"):
+            node.variable.grad = torch.empty_like(node.variable)
+        nodes += {following for following, _ in node.next_functions if following} - {*nodes}
 
 
 @pytest.fixture
@@ -42,7 +53,7 @@ def no_numbers(monkeypatch):
     monkeypatch.setattr(views, "generator", lambda *where: None)
     monkeypatch.setattr(views, "draw", draw)
     monkeypatch.setattr(Tensor, "pin_memory", lambda self: self)
-    monkeypatch.setattr(Tensor, "backward", lambda self, *_: None)
+    monkeypatch.setattr(Tensor, "backward", backward)
     monkeypatch.setattr(torch.autograd, "grad", gradients)
     monkeypatch.setattr(Model, "__deepcopy__", copied, raising=False)
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, *_, **__: self)
@@ -54,19 +65,15 @@ def no_numbers(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "words",
+    "words, views_per_pass",
     [
-        "",
-        "--loss simclr",
-        "--positives mean --negatives debiased",
-        "--positives each --negatives hard",
-        "--loss bcl",
-        "--grad_cache",
-        "--estimator MoCo --queue 8",
+        ("", 1),
+        ("--grad_cache --noisy_positives 0.5", 1),
+        ("--estimator MoCo --queue 8 --noisy_positives 0.5", 2),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*CUDA is not available")
-def test_a_step_stays_on_the_gpu_and_waits_for_nothing(no_numbers, words):
+def test_a_step_stays_on_the_gpu_and_waits_for_nothing(no_numbers, words, views_per_pass):
     flags = f"--arch resnet10 --image_size {SIZE} --batch_size {BATCH} --compile off {words}"
     args, device = main.parse_args(flags.split()), torch.device("cuda:0")
     images = Images(torch.empty(5 * BATCH, 3, SIZE, SIZE, dtype=torch.uint8), torch.empty(0), [])
@@ -74,13 +81,18 @@ def test_a_step_stays_on_the_gpu_and_waits_for_nothing(no_numbers, words):
         run = pretraining.new_run(
             args, Model(arch="resnet10"), *main.chosen_loss(args), images, device, torch.float32
         )
-        for p in run.model.parameters():
-            p.grad = torch.empty_like(p)
+    run.views_per_pass = views_per_pass
     order = torch.empty(2, BATCH, dtype=torch.long)
     for step, batch in enumerate(one_epoch.batches(run.pixels, order, device)):
         one_step.take_step(run, batch)
         run.progress["step"] = step + 1
     assert run.progress["losses"].device == run.optimizer.found_inf.device == device
+
+
+@each_ingredient
+def test_so_does_a_loss(no_numbers, chosen):
+    z = torch.empty(views_of(chosen), BATCH, 8, device="cuda", requires_grad=True)
+    assert contrastive(z, **chosen).device == z.device
 
 
 def test_both_mistakes_are_found(no_numbers):
