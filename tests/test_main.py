@@ -28,59 +28,37 @@ OLD_FLAGS |= {"momentum": 0.99, "queue": 4096}
 # ---- both programs ----
 
 
-def test_pretrain_and_evaluate_the_photographs(script, results):
-    """The two commands as a user gives them, each in a new process."""
-    flags = "--dataset_name photos --image_size 8 --batch_size 512 --precision fp32".split()
-    words = "--arch resnet10 --num_pos 1 --d_neg 10 --epochs 1 --knn_every 0 --seed 1"
+def test_pretrain_and_evaluate_as_a_user_does(script, pictures, results):
+    """The two commands, each in a new process."""
+    flags = ["--dataset_name", "folder", "--root", pictures, "--image_size", 8, "--store_size", 8]
+    words = "--arch resnet10 --batch_size 24 --num_pos 1 --d_neg 10 --epochs 1 --knn_every 0"
     trained = script("main.py", *flags, *words.split(), "--results", results)
     assert trained.returncode == 0, trained.stderr
     assert "resnet10: 5.23 M parameters, 0.02 G multiply-adds" in trained.stdout
     assert trained.stderr == ""  # not a terminal: no bars
     assert "\nepoch 1/1: loss " in trained.stdout and " images/s, 00:00 left" in trained.stdout
-    stem = results / "photos" / "photos_SimCLR_1model_512_1_1.0_10.0"
+    stem = results / "folder" / "folder_SimCLR_1model_24_1_1.0_10.0"
     written = {path.name for path in stem.parent.iterdir()}
-    endings = (".csv", ".json", ".pth", ".state")
-    assert written == {stem.name + ending for ending in endings}
+    assert written == {stem.name + ending for ending in (".csv", ".json", ".pth", ".state")}
 
-    evaluate = ["--epochs", 1, "--lr", 0.01, "--k", 20, "--model_path", f"{stem}.pth"]
+    evaluate = ["--epochs", 1, "--k", 5, "--model_path", f"{stem}.pth"]
     evaluated = script("linear.py", *flags, *evaluate)
     assert evaluated.returncode == 0, evaluated.stderr
     assert "(resnet10): kNN top-1" in evaluated.stdout
     result = json.loads(Path(f"{stem}_linear.json").read_text())
-    # 6 % is chance, 45 % usual: to the encoder the images are more than noise.
-    assert result["knn_top1"] > 20
-    assert 8 < result["best_epoch"]["top1"] < result["best_epoch"]["top5"] <= 100
+    assert result["knn_top1"] > 50  # 33 % is chance: the classes differ in colour
 
 
 # ---- flags ----
 
 
-def test_flags_and_defaults_of_the_reference():
-    flags = vars(main.parse_args([]))
-    expected = {
-        "root": "data",
-        "feature_dim": 128,
-        "temperature": 0.5,
-        "k": 200,
-        "batch_size": 256,
-        "epochs": 400,
-        "estimator": "SimCLR",
-        "dataset_name": "cifar10",
-        "d_pos": 1,
-        "d_neg": 1,
-        "lr": 1e-3,
-        "weight_decay": 1e-6,
-        "loss": "attentionce",
-        "num_pos": 4,
-        "arch": "resnet50",
-        "image_size": 32,
-        "knn_every": 10,
-        "precision": "auto",
-        "results": "results",
-        "save_every": 200,
-        "device": None,
-    }
-    assert {name: flags[name] for name in expected} == expected
+def test_defaults_are_those_of_the_reference():
+    words = (
+        "--root data --feature_dim 128 --temperature 0.5 --k 200 --batch_size 256 --epochs 400 "
+        "--estimator SimCLR --dataset_name cifar10 --d_pos 1 --d_neg 1 --lr 1e-3 --weight_decay "
+        "1e-6 --loss attentionce --num_pos 4 --arch resnet50 --image_size 32 --save_every 200"
+    )
+    assert vars(main.parse_args(words.split())) == vars(main.parse_args([]))
     assert main.parse_args(["--dataset_name", "tinyImageNet"]).save_every == 100
     assert main.parse_args(["--dataset_name", "tinyImageNet", "--save_every", "7"]).save_every == 7
 

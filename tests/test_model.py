@@ -1,4 +1,4 @@
-"""The encoder against the facts of the reference, and its two stems against torchvision's ResNet."""
+"""The encoder against the facts of the reference, its two stems against torchvision's ResNet."""
 
 import copy
 import json

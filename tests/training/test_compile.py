@@ -74,23 +74,30 @@ def test_steps_compile_once(encoder, words, encoders, per_view, graphs):
     assert graphs == before
 
 
-@pytest.mark.parametrize("words", ["", "--grad_cache", MOCO])
-def test_compiled_steps_are_uncompiled_ones(words, graphs):
+@pytest.mark.parametrize(
+    "words", ["", "--grad_cache", MOCO, pytest.param("inductor", marks=pytest.mark.soak)]
+)
+def test_compiled_steps_are_uncompiled_ones(words, graphs, monkeypatch):
+    """Through all of inductor on a CPU only in `make soak`: its C++ takes half a minute."""
+    tolerance = {} if ON_CPU and words != "inductor" else {"rtol": 1e-4, "atol": 1e-4}
+    if words == "inductor":
+        backend = "inductor" if SOAK or not ON_CPU else "aot_eager_decomp_partition"
+        monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+        words = ""
     compiled, eager = (
         compiled_run(*words.split(), "--compile", choice, encoder=Small, count=12)
         for choice in ("on", "off")
     )
+    assert compiled.encoder is not compiled.model
     for run in (compiled, eager):
         # With its own epsilon Adam turns the rounding of a tiny gradient into a whole step.
         run.optimizer.param_groups[0]["eps"] = 0.01
         take_steps(run, 1)
-    assert graphs["encoder"]
     moments = (run.optimizer.state.values() for run in (compiled, eager))
     for one, other in zip(*moments, strict=True):  # a tenth of the gradient
         assert (one["exp_avg"] - other["exp_avg"]).norm() <= 1e-3 * other["exp_avg"].norm()
     for run in (compiled, eager):
         take_steps(run, 1)
-    tolerance = {} if ON_CPU else {"rtol": 1e-4, "atol": 1e-4}
     torch.testing.assert_close(compiled.progress["losses"], eager.progress["losses"], **tolerance)
     for name, value in eager.model.state_dict().items():
         there = compiled.model.state_dict()[name]
@@ -116,22 +123,6 @@ def test_no_new_graph_after_evaluation_saving_and_resuming(graphs):
     pairs = zip(run.model.state_dict().values(), untouched.model.state_dict().values(), strict=True)
     for one, other in pairs:
         torch.testing.assert_close(one, other, rtol=small, atol=small)
-
-
-@pytest.mark.soak
-def test_a_step_through_the_whole_compiler(monkeypatch):
-    """Inductor as on CUDA; on a CPU only in `make soak`, because its C++ takes half a minute."""
-    backend = "inductor" if SOAK or not ON_CPU else "aot_eager_decomp_partition"
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
-    torch.compiler.reset()
-    compiled, eager = (compiled_run("--compile", on, encoder=Small) for on in ("on", "off"))
-    for run in (compiled, eager):
-        take_steps(run, 1)
-    assert compiled.encoder is not compiled.model
-    torch.testing.assert_close(
-        compiled.progress["losses"], eager.progress["losses"], rtol=1e-4, atol=1e-4
-    )
-    torch.compiler.reset()
 
 
 def test_synchronised_batchnorm_is_not_compiled(monkeypatch, capsys):
