@@ -268,7 +268,8 @@ def pretrain(
 ) -> int:
     """Images, model and state; then for every epoch: steps, evaluation, files."""
     chosen = ["--positives", args.positives, "--negatives", args.negatives]
-    defaults = vars(parse_args([*chosen, "--dataset_name", args.dataset_name]))
+    chosen += ["--estimator", args.estimator, "--dataset_name", args.dataset_name]
+    defaults = vars(parse_args(chosen))
     state = processes.from_first(lambda: states.find_state(args, defaults, folder, file_stem(args)))
     images = load_images(args)
     evaluate = knn_evaluation(args, images, device, dtype) if args.knn_every else None

@@ -142,63 +142,50 @@ def test_what_is_wrong_has_its_name_in_the_file(path, prefix, state, key):
         assert f"{key} holds a {type(value).__name__}, not a tensor" in refusal(load, path)
 
 
-@pytest.mark.parametrize(
-    "state, key",
-    [(STATE, "f.8.weight"), (STATE, "g.4.weight"), (RESNET, "layer1.0.se.weight")],
-)
-def test_a_key_too_many_is_named(path, state, key):
-    torch.save({**state, key: torch.zeros(1)}, path)
-    load = load_model if state is STATE else load_encoder
-    assert f"{key!r} is not part of the model" in refusal(load, path)
-
-
-def test_a_key_that_is_there_twice_is_named(path):
-    torch.save({**STATE, "module.f.0.weight": torch.zeros(64, 3, 3, 3)}, path)
-    assert "f.0.weight twice" in refusal(load_model, path)
-
-
-def test_another_arch_and_another_stem_are_named(path):
-    torch.save(STATE, path)
-    message = refusal(load_model, path, "resnet18")
-    assert "resnet18" in message and "f.3.1.conv1.weight is missing" in message
-    assert "more" in message
-    refusal(load_model, path, "resnet50")
-    assert "has stem small, not imagenet" in refusal(load_encoder, path, None, "imagenet")
-
-
-def test_the_model_needs_its_projection_head(path):
-    torch.save(RESNET, path)
-    assert "g.0.weight is missing" in refusal(load_model, path)
-    torch.save({**STATE, "g.3.weight": torch.ones(2, 2), "g.3.bias": 7}, path)
-    assert same(load_encoder(path)[0])
-    assert "g.3.bias holds a int" in refusal(load_model, path)
-
-
-def test_of_several_encoders_none_is_guessed(path):
-    torch.save({**prefixed("student.", STATE), **prefixed("teacher.", STATE)}, path)
-    assert "several encoders, 'student.', 'teacher.'" in refusal(load_encoder, path)
-
-
 def contains_itself(state):
     state["model"] = state
     return state
 
 
+NO_ARCH = "not of a known arch"
+
+
 @pytest.mark.parametrize(
-    "content",
+    "load, content, arguments, message",
     [
-        {},
-        {"conv1.weight": torch.zeros(64, 3, 7, 7), "fc.bias": torch.zeros(1000)},
-        {"model": {"model": {"model": {"model": {"f.3.0.conv1.weight": torch.ones(1)}}}}},
-        {3: torch.ones(1), None: 4, ("a", "b"): 5},
-        contains_itself({"w": torch.ones(1)}),
-        {"f": torch.ones(1), "g": 3, "f.3.": 1, "module": 2},
+        (load_model, {**STATE, "f.8.weight": STATE["g.3.bias"]}, (), "'f.8.weight' is not part of"),
+        (load_model, {**STATE, "g.4.weight": STATE["g.3.bias"]}, (), "'g.4.weight' is not part of"),
+        (load_encoder, {**RESNET, "layer1.0.se": 3}, (), "'layer1.0.se' is not part of the model"),
+        (load_model, {**STATE, "module.g.3.bias": 3}, (), "g.3.bias twice"),
+        (load_model, STATE, ("resnet18",), "fit resnet18: f.3.1.conv1.weight is missing"),
+        (load_model, STATE, ("resnet18",), " more"),
+        (load_model, STATE, ("resnet50",), "f.3.0.conv3.weight is missing"),
+        (load_encoder, STATE, (None, "imagenet"), "has stem small, not imagenet"),
+        (load_model, RESNET, (), "g.0.weight is missing"),
+        (
+            load_encoder,
+            {**prefixed("student.", STATE), **prefixed("teacher.", STATE)},
+            (),
+            "several encoders, 'student.', 'teacher.'",
+        ),
+        (load_encoder, {}, (), NO_ARCH),
+        (load_encoder, {"conv1.weight": torch.zeros(64, 3, 7, 7), **FC}, (), NO_ARCH),
+        (load_encoder, {"model": {"model": {"model": {"model": STATE}}}}, (), NO_ARCH),
+        (load_encoder, {3: torch.ones(1), None: 4, ("a", "b"): 5}, (), NO_ARCH),
+        (load_encoder, {"f": torch.ones(1), "g": 3, "f.3.": 1, "module": 2}, (), NO_ARCH),
+        (load_encoder, contains_itself({"w": torch.ones(1)}), (), NO_ARCH),
+        (load_encoder, contains_itself({"w": torch.ones(1)}), ("resnet10",), "is missing"),
     ],
 )
-def test_no_encoder(path, content):
+def test_what_does_not_fit_is_named(path, load, content, arguments, message):
     torch.save(content, path)
-    assert "not of a known arch" in refusal(load_encoder, path)
-    assert "is missing" in refusal(load_encoder, path, "resnet10")
+    assert message in refusal(load, path, *arguments)
+
+
+def test_an_encoder_does_not_need_the_projection_head(path):
+    torch.save({**STATE, "g.3.weight": torch.ones(2, 2), "g.3.bias": 7}, path)
+    assert same(load_encoder(path)[0])
+    assert "g.3.bias holds a int" in refusal(load_model, path)
 
 
 # ---- what could do harm ----
