@@ -163,13 +163,16 @@ def test_a_run_has_the_loss_that_is_named_with_its_flags(positives, negatives):
     assert torch.equal(run.loss(z), contrastive(z, positives, negatives, 0.3, **used))
 
 
-@pytest.mark.parametrize("loss", ["attentionce", "hcl"])
+@pytest.mark.parametrize("words", ["", "--loss hcl", "--estimator MoCo"])
 @pytest.mark.parametrize("named", [False, True])
 def test_a_state_of_older_code_continues(
-    call, tiny, results, tmp_path, small_encoder, stop_after, refused, loss, named
+    call, tiny, results, tmp_path, small_encoder, stop_after, refused, words, named
 ):
-    """Its flags name no positives and negatives, and all have a value, used or not."""
-    flags = [*tiny, "--epochs", 3, "--device", "cpu", "--loss", loss]
+    """Its flags name no positives and negatives, and all have a value, used or not.
+
+    One that it lacks, here --momentum, had its default.
+    """
+    flags = [*tiny, "--epochs", 3, "--device", "cpu", *words.split()]
     call(main, *flags, "--results", tmp_path / "whole")
     stop_after(4)
     assert call(main, *flags) == 143
@@ -179,9 +182,10 @@ def test_a_state_of_older_code_continues(
     for old in (content["flags"], description["flags"]):
         del old["positives"], old["negatives"]
         old.update({name: value for name, value in OLD_FLAGS.items() if old[name] is None})
+        del old["momentum"]
     files.save(state, content)
     result.write_text(json.dumps(description))
-    words = ["--resume", state] if named else []
-    assert "--temperature 0.1 (there: 0.5)" in refused(main, *flags, *words, "--temperature", 0.1)
-    assert call(main, *flags, *words) == 0
+    flags += ["--resume", state] if named else []
+    assert "--temperature 0.1 (there: 0.5)" in refused(main, *flags, "--temperature", 0.1)
+    assert call(main, *flags) == 0
     check_end(results, tmp_path / "whole")
