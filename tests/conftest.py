@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +30,15 @@ from model import Model
 ROOT = Path(__file__).resolve().parent.parent
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # those that the programs handle
 torch.set_num_threads(1)
+
+
+@contextmanager
+def signals_restored():
+    """The programs' handlers of signals end with this block."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
@@ -65,26 +75,21 @@ def toy(pictures, tmp_path_factory):
     size = "--image_size 8 --store_size 8 --k 5"
     flags = ["--epochs", "4", "--arch", "resnet10", "--batch_size", "8", "--seeds", "0"]
     flags += ["--pretrain", f"{size} --knn_every 2 --compile off", "--linear", f"{size} --epochs 2"]
-    flags += ["--root", str(pictures), "--results", str(folder)]
-    rows = [
-        str(number)
-        for number, row in enumerate(studies.all_rows(studies.parse_flags([])), 1)
-        if row.study.name == "folder" and row.loss == "attentionce" and row.epochs in (100, 400)
-    ]
+    flags += ["--root", str(pictures), "--results", str(folder), "--row"]
+    for number, row in enumerate(studies.all_rows(studies.parse_flags([])), 1):
+        if row.study.name == "folder" and row.loss == "attentionce" and row.epochs in (100, 400):
+            flags.append(str(number))
     programs = {"main.py": main, "linear.py": linear}
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, signals_restored():
 
         def run_here(command):
             patch.setattr(sys, "argv", command[1:])
             return programs[Path(command[1]).name].main() or 0
 
         patch.setattr(reproduce, "call", run_here)
-        patch.setattr(sys, "argv", ["reproduce.py", *flags, "--row", *rows])
+        patch.setattr(sys, "argv", ["reproduce.py", *flags])
         reproduce.main()
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    yield Toy(folder, [*flags, "--row", *rows])
+    yield Toy(folder, flags)
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -236,15 +241,13 @@ def break_steps(monkeypatch):
 @pytest.fixture
 def call(monkeypatch):
     """call(main, "--epochs", 1, …): the module's main() with these flags, in this process."""
-    signals = {number: signal.getsignal(number) for number in SIGNALS}
 
     def function(module, *words):
         monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, words)])
         return module.main()
 
-    yield function
-    for number, handler in signals.items():
-        signal.signal(number, handler)
+    with signals_restored():
+        yield function
 
 
 @pytest.fixture
