@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +15,8 @@ from torch.nn.functional import normalize
 import main
 from attentionce.errors import UserError
 from attentionce.presets import PRESETS, file_stem
-from attentionce.runs import files
+from attentionce.runs import files, states
+from attentionce.training import devices
 from loss import contrastive
 
 COLUMNS = "epoch loss views seconds skipped effective_positives effective_negatives knn_top1 "
@@ -24,34 +24,6 @@ COLUMNS += "knn_top5"
 # What the flags had before those without effect were None and `--positives` was there.
 OLD_FLAGS = {"num_pos": 4, "d_pos": 1.0, "d_neg": 1.0, "tau_plus": 0.1, "alpha": 0.9, "beta": 0.9}
 OLD_FLAGS |= {"momentum": 0.99, "queue": 4096}
-
-# ---- both programs ----
-
-
-def test_pretrain_and_evaluate_the_photographs(script, results):
-    """The two commands as a user gives them, each in a new process."""
-    flags = ["--dataset_name", "photos", "--batch_size", "512", "--precision", "fp32"]
-    words = (
-        "--image_size 8 --arch resnet10 --num_pos 1 --d_neg 10 --epochs 1 --knn_every 0 --seed 1"
-    )
-    trained = script("main.py", *flags, *words.split(), "--results", results)
-    assert trained.returncode == 0, trained.stderr
-    assert "resnet10: 5.23 M parameters, 0.02 G multiply-adds" in trained.stdout
-    assert trained.stderr == ""  # not a terminal: no bars
-    assert "\nepoch 1/1: loss " in trained.stdout and " images/s, 00:00 left" in trained.stdout
-    stem = results / "photos" / "photos_SimCLR_1model_512_1_1.0_10.0"
-    written = {path.name for path in stem.parent.iterdir()}
-    endings = (".csv", ".json", ".pth", ".state")
-    assert written == {stem.name + ending for ending in endings}
-
-    evaluate = ["--epochs", 1, "--lr", 0.01, "--k", 20, "--model_path", f"{stem}.pth"]
-    evaluated = script("linear.py", *flags, *evaluate)
-    assert evaluated.returncode == 0, evaluated.stderr
-    assert "(resnet10): kNN top-1" in evaluated.stdout
-    result = json.loads(Path(f"{stem}_linear.json").read_text())
-    # 6 % is chance, 45 % usual: to the encoder the images are more than noise.
-    assert result["knn_top1"] > 20
-    assert 8 < result["best_epoch"]["top1"] < result["best_epoch"]["top5"] <= 100
 
 
 # ---- flags ----
@@ -96,6 +68,16 @@ def test_a_queue_matters_to_moco_alone():
 # ---- what a run writes ----
 
 
+def test_a_new_process(script, tiny, results):
+    """As a user starts it. Its log has a line per epoch and, as it is no terminal, no bars."""
+    trained = script("main.py", *tiny, "--num_pos", 1, "--d_neg", 10)
+    assert (trained.returncode, trained.stderr) == (0, "")
+    assert "resnet10: 5.23 M parameters, 0.02 G multiply-adds" in trained.stdout
+    line = r"\nepoch 1/1: loss \d\.\d{4}, [\d,]+ images/s, 00:00 left\n$"
+    assert re.search(line, trained.stdout)
+    assert len(list(results.rglob("folder_SimCLR_1model_8_1_1.0_10.0.*"))) == 4
+
+
 def test_what_a_run_writes(call, tiny, results, small_encoder, capsys, contents):
     """One row per epoch; weights and kNN at multiples of their flags, and at the end."""
     words = "--epochs 3 --save_every 2 --knn_every 2 --k 5 --d_pos 2 --seed 9"
@@ -113,8 +95,7 @@ def test_what_a_run_writes(call, tiny, results, small_encoder, capsys, contents)
     for row in table:
         assert 0 < float(row["loss"]) < 20 and 1 <= float(row["effective_positives"]) <= 4
         assert 1 <= float(row["effective_negatives"]) <= 14
-    said = capsys.readouterr().out
-    assert "epoch 1/3: loss" in said and re.search("epoch 2/3: .*, kNN top-1 .* %, top-5", said)
+    assert re.search("epoch 2/3: .*, kNN top-1 .* %, top-5", capsys.readouterr().out)
 
     result = json.loads((folder / (stem.format(3) + ".json")).read_text())
     assert result["flags"].keys() == vars(main.parse_args([])).keys()
@@ -185,8 +166,38 @@ def test_a_run_has_the_loss_that_is_named_with_its_flags(positives, negatives):
     assert torch.equal(run.loss(z), contrastive(z, positives, negatives, 0.3, **used))
 
 
-@pytest.mark.parametrize("loss", ["attentionce", "hcl"])
-@pytest.mark.parametrize("named", [False, True])
+# ---- the same command again ----
+
+
+def test_changed_code_is_named(call, tiny, small_encoder, stop_after, monkeypatch, capsys):
+    """Whether the command resumes a run, finds it done, or extends it."""
+    assert devices.code_digests().keys() == set(devices.CODE)
+    changed = {**devices.code_digests(), "loss.py": "changed", "model.py": "changed"}
+    stop_after(4)
+    assert call(main, *tiny, "--epochs", 2) == 143
+    with monkeypatch.context() as patch:
+        patch.setattr(states, "code_digests", lambda: changed)
+        for epochs, then in ((2, "continuing from"), (2, "already trained"), (3, "extending")):
+            capsys.readouterr()
+            assert call(main, *tiny, "--epochs", epochs) == 0
+            said = capsys.readouterr().out
+            assert then in said and said.count("to start over: --resume never\n") == 1
+            assert "loss.py, model.py changed since the state was saved" in said
+    assert call(main, *tiny, "--epochs", 3) == 0
+    assert capsys.readouterr().out.startswith("already trained")
+
+
+def test_a_shorter_run_than_an_interrupted_one_is_refused(
+    call, refused, tiny, results, small_encoder, stop_after
+):
+    stop_after(2)
+    assert call(main, *tiny, "--epochs", 3) == 143
+    message = refused(main, *tiny, "--epochs", 2)
+    assert f"{last(results, '.state')} is this run with --epochs 3: give that to" in message
+    assert call(main, *tiny, "--epochs", 2, "--resume", "never") == 0
+
+
+@pytest.mark.parametrize("loss, named", [("attentionce", False), ("hcl", True)])
 def test_a_state_of_older_code_continues(
     call, tiny, results, tmp_path, small_encoder, stop_after, refused, loss, named
 ):

@@ -112,11 +112,11 @@ def test_stems_differ_in_the_first_convolution_alone():
 
 def test_main_trains_the_imagenet_stem(call, tiny, results, capsys):
     """It says the cost at the views' size; TensorBoard's pictures take the stem too."""
-    flags = ["--image_size", 16, "--stem", "imagenet", "--num_pos", 1, "--tensorboard"]
+    flags = ["--image_size", 32, "--stem", "imagenet", "--num_pos", 1, "--tensorboard"]
     assert call(main, *tiny, *flags) == 0
-    parameters, macs = cost(Model(128, "resnet10", "imagenet"), 16)
+    parameters, macs = cost(Model(128, "resnet10", "imagenet"), 32)
     expected = f"resnet10: {parameters / 1e6:.2f} M parameters, {macs / 1e9:.2f} G multiply-adds"
-    assert f"{expected} per view of 16 px" in capsys.readouterr().out
+    assert f"{expected} per view of 32 px" in capsys.readouterr().out
     assert stem_of(load_encoder(last(results, ".pth"))[0][0].weight) == "imagenet"
     assert list(results.rglob("events.*"))
 

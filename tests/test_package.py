@@ -1,5 +1,6 @@
 """The built package, from another folder, computes what the clone computes and needs little."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -7,7 +8,9 @@ import sys
 import tarfile
 import zipfile
 from importlib.metadata import distributions
+from pathlib import Path
 
+import pytest
 import torch
 from conftest import ROOT
 from torch.nn.functional import normalize
@@ -23,6 +26,8 @@ import signal
 import sys
 
 for name in ("fcntl", "grp", "pwd", "resource", "termios"):  # Windows has none of these
+    sys.modules[name] = None
+for name in ("tqdm", "filelock", "thop", "skimage"):  # only the programs need these
     sys.modules[name] = None
 for module, name in ((os, "posix_fallocate"), (os, "fork"), (os, "getuid"), (signal, "SIGUSR1")):
     vars(module).pop(name, None)
@@ -60,46 +65,60 @@ def python(*arguments, cwd, **variables):
 
 
 def wheel_of(folder, made):
-    """The wheel that hatchling builds of a project's folder, into the folder `made`."""
+    """The content of the wheel that hatchling builds of a project's folder, which is unpacked."""
     python("-m", "hatchling", "build", "-t", "wheel", "-d", made, cwd=folder)
     (wheel,) = made.glob("*.whl")
-    return wheel
-
-
-def contents_of(wheel):
     with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(made)  # as pip does with a package of Python alone
         names = [name for name in archive.namelist() if ".dist-info/" not in name]
         return {name: archive.read(name) for name in names}
 
 
-def test_wheel_and_source_hold_the_package_with_loss_and_model(tmp_path):
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A folder with the package of this clone, which holds loss.py and model.py too."""
+    folder = tmp_path_factory.mktemp("installed")
     expected = {str(path.relative_to(ROOT)): path for path in ROOT.glob("attentionce/**/*.py")}
     expected |= {f"attentionce/{name}": ROOT / name for name in ("loss.py", "model.py")}
-    expected = {name: path.read_bytes() for name, path in expected.items()}
-    assert contents_of(wheel_of(ROOT, tmp_path / "clone")) == expected
+    assert wheel_of(ROOT, folder) == {name: path.read_bytes() for name, path in expected.items()}
+    return folder
+
+
+def test_the_source_package_makes_the_same_wheel(installed, tmp_path):
     python("-m", "hatchling", "build", "-t", "sdist", "-d", tmp_path, cwd=ROOT)
     (source,) = tmp_path.glob("attentionce-*.tar.gz")
     with tarfile.open(source) as archive:
         archive.extractall(tmp_path)
-    unpacked = tmp_path / source.name.removesuffix(".tar.gz")
-    assert contents_of(wheel_of(unpacked, tmp_path / "source")) == expected
+    content = wheel_of(tmp_path / source.name.removesuffix(".tar.gz"), tmp_path / "made")
+    assert content == {name: (installed / name).read_bytes() for name in content}
+    assert "attentionce/loss.py" in content
 
 
-def test_installed_loss_and_encoder_compute_what_the_clone_computes(tmp_path):
-    """Even without what only Unix has, and without PIL, data sets and programs.
-
-    The encoder is torchvision's, which imports PIL and its own data sets by itself.
-    """
-    installed = tmp_path / "installed"
-    with zipfile.ZipFile(wheel_of(ROOT, tmp_path / "wheel")) as archive:
-        archive.extractall(installed)  # as pip does with a package of Python alone
+def test_it_needs_torch_alone(installed):
+    """What the programs need is the extra `programs`."""
     (package,) = distributions(path=[str(installed)])
     assert (package.name, package.version) == ("attentionce", attentionce.__version__)
     assert package.metadata["License-Expression"] == "MIT"
     assert package.metadata["Requires-Python"] == ">=3.10"
+    extra = "; extra == 'programs'"
+    assert [line for line in package.requires if extra not in line] == ["torch>=2.4"]
+    programs = [line.removesuffix(extra) for line in package.requires if extra in line]
     lines = (ROOT / "requirements.txt").read_text().splitlines()
-    assert sorted(package.requires) == sorted(line.split("#")[0].strip() for line in lines)
+    assert sorted(programs) == sorted(line.split("#")[0].strip() for line in lines)
 
+
+def test_in_a_clone_it_has_the_modules_beside_it():
+    """As after `pip install -e .`, and with an installed package inside the clone."""
+    for name in ("loss", "model"):
+        module = importlib.import_module(f"attentionce.{name}")
+        assert Path(module.__file__) == ROOT / f"{name}.py"
+
+
+def test_installed_loss_and_encoder_compute_what_the_clone_computes(installed, tmp_path):
+    """Even without what only Unix has, and without PIL, data sets and programs.
+
+    The encoder is torchvision's, which imports PIL and its own data sets by itself.
+    """
     torch.manual_seed(0)
     z = normalize(torch.randn(6, 8, 16, dtype=torch.float64), dim=-1)
     images, model = torch.randn(3, 3, 12, 12), Model(16, "resnet10").eval()
@@ -119,5 +138,5 @@ def test_installed_loss_and_encoder_compute_what_the_clone_computes(tmp_path):
     assert not {"PIL", "torchvision"} & set(with_loss)
     clone = {path.stem for path in ROOT.glob("*.py")} | {"benchmark", "experiments"}
     assert not clone & set(with_model)
-    others = {"attentionce.data", "attentionce.evaluation", "attentionce.cli", "skimage", "thop"}
+    others = {"attentionce.data", "attentionce.evaluation", "attentionce.cli"}
     assert not others & set(with_model)

@@ -90,3 +90,11 @@ def test_writable_folder(tmp_path):
     assert files.writable_folder(folder) == folder and os.listdir(folder) == []
     (tmp_path / "file").write_text("")
     assert "--results" in refusal(files.writable_folder, tmp_path / "file" / "b")
+
+
+def test_json_is_strict(tmp_path):
+    """NaN and infinities, which JSON does not have, become null."""
+    content = {"loss": float("nan"), "rows": [{"a": float("inf"), "b": 0.5}], "k": (1, "NaN")}
+    files.save_json(tmp_path / "a.json", content)
+    text = (tmp_path / "a.json").read_text()
+    assert json.loads(text) == {"loss": None, "rows": [{"a": None, "b": 0.5}], "k": [1, "NaN"]}
