@@ -14,7 +14,8 @@ NOISE = ["--noisy_positives", 1]
 
 
 def test_that_share_shows_another_image():
-    run = new_run("--num_pos", 4, "--batch_size", 400, "--noisy_positives", 0.25, count=400)
+    size, options = ["--batch_size", 400], {"encoder": Small, "count": 400}
+    run = new_run("--num_pos", 4, "--noisy_positives", 0.25, *size, **options)
     sources = one_step.draw_sources(run, 400)
     noisy = sources != torch.arange(400)
     assert sources.shape == (4, 400) and 0.2 < noisy.float().mean() < 0.3
@@ -22,7 +23,7 @@ def test_that_share_shows_another_image():
     run.progress["step"] += 1
     assert not torch.equal(one_step.draw_sources(run, 400), sources)
     # Every other image is as likely: none is its own, and all distances occur.
-    everything = new_run("--noisy_positives", 1, "--batch_size", 400, count=400)
+    everything = new_run(*NOISE, *size, **options)
     way = (one_step.draw_sources(everything, 400) - torch.arange(400)) % 400
     assert way.min() >= 1 and way.max() <= 399 and way.float().mean() == pytest.approx(200, rel=0.1)
 

@@ -87,6 +87,8 @@ def test_a_step_stays_on_the_gpu_and_waits_for_nothing(no_numbers, words, views_
         one_step.take_step(run, batch)
         run.progress["step"] = step + 1
     assert run.progress["losses"].device == run.optimizer.found_inf.device == device
+    sources = one_step.draw_sources(run, BATCH)  # an index may be on the CPU, and then it waits
+    assert sources is None or sources.device == device
 
 
 @each_ingredient
