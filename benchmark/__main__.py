@@ -6,11 +6,11 @@
 
 Repetitions alternate (reference, this code, reference, …) after a round that does not count. Their
 medians are printed; results/benchmark-{device}.json also has the smallest and the largest value,
-row by row as they are measured. Memory and start-up are measured in processes of their own. What
-this machine cannot measure, and what runs out of memory, stays empty.
+row by row as they are measured. Memory and start-up are measured in processes of their own.
 """
 
 import argparse
+import gc
 import json
 import shlex
 import sys
@@ -24,9 +24,7 @@ from attentionce import cli
 from attentionce.errors import UserError
 from attentionce.runs import files
 from attentionce.training import devices
-from benchmark import rows
-from benchmark.measuring import empty_if_out_of_memory
-from benchmark.report import line, markdown, record
+from benchmark import report, rows
 from model import ARCHS
 
 # What the flags leave open, for --quick, a CPU and CUDA. `view_images` and `linear_images` are
@@ -42,7 +40,6 @@ SIZES: dict[str, tuple[Any, Any, Any]] = {
     "linear_images": (128, 128, 8192),
     "matmul": (2048, 4096, 8192),
 }
-
 ROWS = {
     "views": rows.view_rows,
     "step": rows.step_rows,
@@ -60,11 +57,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     Raises:
         UserError: a flag that cannot work.
     """
-    parser = cli.Parser(
-        prog="python -m benchmark",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = cli.Parser("python -m benchmark", description=__doc__, formatter_class=formatter)
     add = parser.add_argument
     add("--device", choices=["cuda", "mps", "cpu"], help="default: the first that exists")
     add("--arch", choices=ARCHS, help="encoder (default: resnet50; --quick: resnet10)")
@@ -83,16 +77,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.table and args.device:  # the table of another machine may be printed here
         return args
     device = devices.choose_device(args.device)
-    args.device, args.precisions = device.type, [args.precision]
     devices.choose_precision(args.precision, device)  # refuses what the device cannot
-    if args.precision == "auto":
-        native = devices.half_precision(device) == "bf16"
-        args.precisions = ["fp32", "bf16"] if native else ["fp32"]
-    column = 0 if args.quick else 2 if args.device == "cuda" else 1
+    native = devices.half_precision(device) == "bf16"
+    both = ["fp32", "bf16"] if native else ["fp32"]
+    args.device, args.precisions = (
+        device.type,
+        both if args.precision == "auto" else [args.precision],
+    )
     for name, values in SIZES.items():
         if getattr(args, name, None) is None:
-            setattr(args, name, values[column])
-    cli.check_at_least(args, batch_size=2, image_size=4)
+            setattr(args, name, values[0 if args.quick else 2 if args.device == "cuda" else 1])
+    cli.check_at_least(args, batch_size=2, image_size=8)
     return args
 
 
@@ -107,13 +102,16 @@ def main() -> None:
     if not args.table:
         measure(args, path)
     elif path.exists():
-        print(markdown(json.loads(path.read_text())))
+        print(report.markdown(json.loads(path.read_text())))
     else:
         raise UserError(f"there is no {path}; python -m benchmark measures it")
 
 
 def measure(args: argparse.Namespace, path: Path) -> None:
-    """Measure and print row after row; the JSON file has every row as soon as it is measured."""
+    """Measure and print row after row; the JSON file has every row as soon as it is measured.
+
+    What runs out of memory ends its kind of row with one line.
+    """
     files.writable_folder(path.parent)
     began = time.monotonic()
     results: dict[str, Any] = {
@@ -123,17 +121,21 @@ def measure(args: argparse.Namespace, path: Path) -> None:
         "minutes": 0.0,
         "rows": [],
     }
-    print(markdown(results))
+    print(report.markdown(results))
     for name in args.rows:
-        with empty_if_out_of_memory(name):
+        try:
             for row in ROWS[name](args):
-                result = record(row)
-                results["rows"].append(result)
+                results["rows"].append(row)
                 results["minutes"] = (time.monotonic() - began) / 60
                 files.save_json(path, results)
-                ratio = result["ratio"]
-                spread = f" {ratio['min']:.2f} … {ratio['max']:.2f}" if ratio else ""
-                print(f"{line(result)}{spread}", flush=True)
+                spread = "{min:.2f} … {max:.2f}".format(**row["ratio"]) if row["ratio"] else ""
+                print(report.line(row), spread, flush=True)
+        except RuntimeError as error:
+            reason = devices.out_of_memory(error)
+            if reason is None:
+                raise
+            print(f"{name}: {reason}, left empty: try a smaller --batch_size", file=sys.stderr)
+        gc.unfreeze()
     print(f"ratio: this code / reference, with its range over the rounds; written to {path}")
 
 

@@ -14,7 +14,6 @@ import json
 import re
 import statistics
 import subprocess
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -62,7 +61,7 @@ def ceilings(args: argparse.Namespace) -> dict[str, Any]:
         query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv"]
         clocks = subprocess.run(query, capture_output=True, text=True).stdout.splitlines()
     copied = 2 * args.copied / min(seconds["copy"]) / 1e9  # read and written
-    return {"copy_gb_s": copied, "matmul_tflop_s": rate and rate / 1e12, "clocks": clocks}
+    return {"copy_gb_s": copied, "matmul_tflop_s": rate / 1e12, "clocks": clocks}
 
 
 def step(args: argparse.Namespace) -> dict[str, Any]:
@@ -72,27 +71,23 @@ def step(args: argparse.Namespace) -> dict[str, Any]:
     measuring.seconds_of(call, args.device, 3)  # compiles
     gc.collect()
     gc.freeze()
-
-    def mark() -> Any:
-        event = torch.cuda.Event(enable_timing=True) if cuda else None
-        return event and torch.cuda.current_stream().record_event(event)
-
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(21 * cuda)]
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    retries, began = measuring.allocator_retries(), time.perf_counter()
-    marks, host = [mark()], [began]
-    for _ in range(20):
+        events[0].record()
+    retries, host = measuring.allocator_retries(), [time.perf_counter()]
+    for number in range(20):
         call()
         host.append(time.perf_counter())
-        marks.append(mark())
+        if cuda:
+            events[number + 1].record()
     measuring.synchronize(args.device)
-    ms = 1000 * (time.perf_counter() - began) / 20
+    ms = 1000 * (time.perf_counter() - host[0]) / 20
     host_ms = [1000 * (end - start) for start, end in itertools.pairwise(host)]
-    gpu_ms = [start.elapsed_time(end) for start, end in itertools.pairwise(marks) if cuda]
     return {
         "ms": ms,
         "images_per_second": 1000 * args.batch_size / ms,
-        "gpu_ms": summary(gpu_ms),
+        "gpu_ms": summary([start.elapsed_time(end) for start, end in itertools.pairwise(events)]),
         "host_ms": summary(host_ms),  # until a step is enqueued; a full queue makes the host wait
         "first_host_ms": host_ms[0],  # into an empty queue
         "allocated_gb": torch.cuda.max_memory_allocated() / 1e9 if cuda else None,
@@ -179,31 +174,26 @@ def variants(args: argparse.Namespace) -> dict[str, Any]:
 
 def memory(args: argparse.Namespace) -> dict[str, Any]:
     """GB of a step in the four ways of docs/speed.md: as main.py expects, and as allocated."""
-    result = {}
+    result: dict[str, Any] = {}
     for way in ("compiled", "not compiled", "grad_cache", "half of the activations"):
         compiled = "off" if way == "not compiled" else args.compile
         changed = argparse.Namespace(**{**vars(args), "compile": compiled})
         run, batch = training(changed, "auto grad_cache" if way == "grad_cache" else "auto")
-        gb = expected_bytes(run.model, run.args, run.dtype, run.compiled) / 1e9
-        result[way] = {"expected_gb": gb, "allocated_gb": None}
+        expected = expected_bytes(run.model, run.args, run.dtype, run.compiled) / 1e9
+        result[way] = {"expected_gb": expected, "allocated_gb": None}
         if way == "half of the activations":
             fallbacks.keep_fewer_activations(run)
             result[way]["expected_gb"] = None  # the compiler decides
         if args.device == "cuda":
-            peak = measuring.peak_bytes(
-                partial(partial, one_step.take_step, run, batch), args.device
-            )
+            call = partial(one_step.take_step, run, batch)
+            peak = measuring.peak_bytes(partial(partial, call), args.device)
             result[way]["allocated_gb"] = peak and peak / 1e9
+            del call
         del run
     return result
 
 
 PARTS = {part.__name__: part for part in (ceilings, step, variants, memory)}
-
-
-def measured(part: str, settings: dict) -> dict[str, Any]:
-    """What a part returns; `settings` are the flags, as a dictionary."""
-    return PARTS[part](argparse.Namespace(**settings))
 
 
 def main() -> None:
@@ -217,15 +207,13 @@ def main() -> None:
     device, began = devices.choose_device(args.device), time.monotonic()
     settings = {**vars(args), "device": device.type, **(CUDA if device.type == "cuda" else CPU)}
     path = files.writable_folder(Path(args.results)) / f"gpu-profile-{device.type}.json"
-    results = {"machine": devices.machine(device), "flags": settings, "arguments": sys.argv[1:]}
+    results: dict[str, Any] = {"machine": devices.machine(device), "flags": settings}
     for part in args.parts:
-        results[part] = measuring.in_fresh_process(measured, part, settings)
+        results[part] = measuring.in_fresh_process(PARTS[part], argparse.Namespace(**settings))
         files.save_json(path, {**results, "minutes": (time.monotonic() - began) / 60})
         print(json.dumps({part: results[part]}, indent=1), flush=True)
     print(f"written to {path}")
 
 
 if __name__ == "__main__":
-    from benchmark import gpu_profile  # by its own name, by which a process of its own finds it
-
-    cli.run(gpu_profile.main)
+    cli.run(main)

@@ -1,49 +1,40 @@
 """The rows of the table: as JSON, as printed lines, and as a Markdown table."""
 
 import statistics
-from typing import Any, NamedTuple
+from typing import Any
 
-SIDES = ("reference", "ours")  # of a row in the JSON file; ours is this code
 HEADER = """| | | unit | reference recipe | this code | ratio | of limit |
 | --- | --- | --- | :---: | :---: | :---: | :---: |"""
 
 
-class Row(NamedTuple):
-    """What each repetition gave on both sides, in the unit; empty where a side was not measured."""
-
-    name: str
-    variant: str
-    unit: str
-    reference: list[float]
-    this_code: list[float]
-    limit: float | None = None  # the most that the machine allows, in the unit
-
-
-def record(row: Row) -> dict[str, Any]:
-    """A row as in the JSON file: both sides' medians with their spread, and their ratio.
+def row(
+    name: str,
+    variant: str,
+    unit: str,
+    reference: list[float],
+    this_code: list[float],
+    limit: float | None = None,
+) -> dict[str, Any]:
+    """A row of the JSON file: both sides' medians with their spread, and their ratio.
 
     The ratio is this code / reference. It is that of the medians; its spread is that of the
     rounds, in each of which both sides were measured once.
+
+    Args:
+        reference: What each repetition gave, in the unit; empty if it was not measured.
+        this_code: The same.
+        limit: The most that the machine allows, in the unit.
     """
-    reference, ours = summary(row.reference), summary(row.this_code)
-    ratio = None
-    if reference and ours:
-        rounds = [this / ref for this, ref in zip(row.this_code, row.reference, strict=True)]
-        ratio = {
-            "of_medians": ours["median"] / reference["median"],
-            "min": min(rounds),
-            "max": max(rounds),
-        }
-    return {
-        "name": row.name,
-        "variant": row.variant,
-        "unit": row.unit,
-        "reference": reference,
-        "ours": ours,
-        "limit": row.limit,
-        "ratio": ratio,
-        "share_of_limit": ours["median"] / row.limit if ours and row.limit else None,
-    }
+    sides = {"reference": summary(reference), "ours": summary(this_code)}
+    ratio = share = None
+    if reference and this_code:
+        rounds = [this / ref for this, ref in zip(this_code, reference, strict=True)]
+        of_medians = statistics.median(this_code) / statistics.median(reference)
+        ratio = {"of_medians": of_medians, "min": min(rounds), "max": max(rounds)}
+    if this_code and limit:
+        share = statistics.median(this_code) / limit
+    result = {"name": name, "variant": variant, "unit": unit, "limit": limit}
+    return {**result, **sides, "ratio": ratio, "share_of_limit": share}
 
 
 def summary(values: list[float]) -> dict[str, float] | None:
@@ -54,25 +45,20 @@ def summary(values: list[float]) -> dict[str, float] | None:
     return {"median": median, "min": min(values), "max": max(values), "repetitions": len(values)}
 
 
-def short(value: float) -> str:
-    """A number with three significant digits, or more before the decimal point."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def line(result: dict[str, Any]) -> str:
-    """A record as a row of the table: medians and their ratio."""
-    cells = [result["name"], result["variant"], result["unit"]]
-    cells += [short(result[side]["median"]) if result[side] else "" for side in SIDES]
-    cells.append(f"{result['ratio']['of_medians']:.2f}" if result["ratio"] else "")
-    cells.append(f"{result['share_of_limit']:.0%}" if result["share_of_limit"] else "")
+def line(found: dict[str, Any]) -> str:
+    """A row of the Markdown table: medians with three digits or more, and their ratio."""
+    cells = [found["name"], found["variant"], found["unit"]]
+    for side in ("reference", "ours"):
+        median = found[side]["median"] if found[side] else None
+        digits = ",.0f" if median and median >= 100 else ".3g"
+        cells.append("" if median is None else f"{median:{digits}}")
+    cells.append(f"{found['ratio']['of_medians']:.2f}" if found["ratio"] else "")
+    cells.append(f"{found['share_of_limit']:.0%}" if found["share_of_limit"] else "")
     return f"| {' | '.join(cells)} |"
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """The content of the benchmark's JSON file as a table in Markdown.
-
-    Only rows that were measured on both sides.
-    """
+    """What the JSON file has of both sides, as a table in Markdown."""
     flags, machine = found["flags"], found["machine"]
     device, torch_version = machine["device_name"], machine["torch"].split("+")[0]
     size = f"batches of {flags['batch_size']} × 6 views of {flags['image_size']} px"

@@ -3,8 +3,9 @@
 import argparse
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,11 +15,12 @@ import loss
 from attentionce.data.images import Images
 from attentionce.training import devices
 from benchmark import DIM, VIEWS, measuring, reference_recipe, this_code
-from benchmark.report import Row
+from benchmark.report import row
 from model import Model, cost
 from utils import load
 
 CALLS = 10  # of a step or a loss between two synchronisations with a GPU
+Rows = Iterator[dict[str, Any]]
 
 
 @cache
@@ -35,8 +37,11 @@ def random_views(args: argparse.Namespace) -> Tensor:
     return torch.randn(VIEWS, args.batch_size, 3, size, size, device=args.device)
 
 
-def per_second(count: int, seconds: dict[str, list[float]]) -> dict[str, list[float]]:
-    """How many per second each repetition did, by side."""
+def rates(
+    args: argparse.Namespace, name: str, sides: Mapping[str, measuring.Prepare], count: int, calls=1
+) -> dict[str, list[float]]:
+    """How many per second each repetition did, by side; `count` in one call."""
+    seconds = measuring.interleaved(name, sides, args.repetitions, args.device, calls)
     return {side: [count / s for s in times] for side, times in seconds.items()}
 
 
@@ -46,18 +51,19 @@ def megabytes(count: int | None) -> list[float]:
 
 
 def limit(args: argparse.Namespace, precision: str) -> float | None:
-    """Images per second if a step were as fast as products of large matrices; None: no memory.
+    """Images per second if a step were as fast as products of large matrices.
 
     A step takes two operations per multiply-add of the encoder in the forward pass and four in the
-    backward pass.
+    backward pass. None without thop, which counts them.
     """
     dtype = devices.choose_precision(precision, torch.device(args.device))
-    rate = measuring.matmul_rate(dtype, args.matmul, args.device)
     _, multiply_adds = cost(Model(DIM, args.arch), args.image_size)
-    return rate / (6 * VIEWS * multiply_adds) if rate and multiply_adds else None
+    if multiply_adds is None:
+        return None
+    return measuring.matmul_rate(dtype, args.matmul, args.device) / (6 * VIEWS * multiply_adds)
 
 
-def view_rows(args: argparse.Namespace) -> Iterator[Row]:
+def view_rows(args: argparse.Namespace) -> Rows:
     """Views of images in memory.
 
     The reference uses two workers; this code uses the same cores, and the accelerator if any.
@@ -69,13 +75,12 @@ def view_rows(args: argparse.Namespace) -> Iterator[Row]:
         sides[f"{name} eager"] = partial(this_code.view_making, args, images, name, False)
         if compiler:
             sides[f"{name} compiled"] = partial(this_code.view_making, args, images, name, True)
-    seconds = measuring.interleaved("views", sides, args.repetitions, args.device)
-    rates = per_second(VIEWS * args.view_images, seconds)
-    for name in list(sides)[1:]:
-        yield Row("views", name, "views/s", rates["reference"], rates[name])
+    reference, *ours = rates(args, "views", sides, VIEWS * args.view_images).items()
+    for name, found in ours:
+        yield row("views", name, "views/s", reference[1], found)
 
 
-def step_rows(args: argparse.Namespace) -> Iterator[Row]:
+def step_rows(args: argparse.Namespace) -> Rows:
     """Training steps on views that were made beforehand.
 
     Then how long making the views takes in comparison, and what matrix products would allow.
@@ -83,75 +88,63 @@ def step_rows(args: argparse.Namespace) -> Iterator[Row]:
     last, views = args.precisions[-1], random_views(args)
     variants = [*args.precisions, f"{last} grad_cache"]
     sides = {"reference": partial(reference_recipe.step, args, views)}
-    for variant in variants:
-        sides[variant] = partial(this_code.step, args, variant, views)
+    sides |= {variant: partial(this_code.step, args, variant, views) for variant in variants}
     batch, compiled = images_of(args.batch_size), devices.wants_compiler(args.compile, views.device)
     sides["making"] = partial(this_code.view_making, args, batch, args.device, compiled)
-    seconds = measuring.interleaved("step", sides, args.repetitions, args.device, CALLS)
-    rates = per_second(args.batch_size, seconds)
+    found = rates(args, "step", sides, args.batch_size, CALLS)
+    most = {precision: limit(args, precision) for precision in args.precisions}
     for name in variants:
-        most = limit(args, name.split()[0])
-        yield Row("step", name, "images/s", rates["reference"], rates[name], most)
-    pairs = zip(seconds["making"], seconds[last], strict=False)  # one may not be measured
-    yield Row("view making", last, "% of a step", [], [100 * part / whole for part, whole in pairs])
-    for precision in args.precisions:
-        rate = limit(args, precision)
-        yield Row("limit", precision, "images/s", [], [rate] if rate else [])
+        yield row("step", name, "images/s", found["reference"], found[name], most[name.split()[0]])
+    pairs = zip(found[last], found["making"], strict=True)
+    yield row("view making", last, "% of a step", [], [100 * step / made for step, made in pairs])
+    for precision, rate in most.items():
+        yield row("limit", precision, "images/s", [], [rate] if rate else [])
 
 
-def epoch_rows(args: argparse.Namespace) -> Iterator[Row]:
+def epoch_rows(args: argparse.Namespace) -> Rows:
     """A whole epoch of both programs, from images in memory to trained weights."""
     images = images_of(args.epoch_steps * args.batch_size)
     sides = {"reference": partial(reference_recipe.epoch, args, images)}
-    for precision in args.precisions:
-        sides[precision] = partial(this_code.epoch, args, precision, images)
-    repetitions = max(2, args.repetitions - 2)
-    seconds = measuring.interleaved("epoch", sides, repetitions, args.device)
-    rates = per_second(len(images.pixels), seconds)
+    sides |= {name: partial(this_code.epoch, args, name, images) for name in args.precisions}
+    found = rates(args, "epoch", sides, len(images.pixels))
     for name in args.precisions:
-        yield Row("epoch", name, "images/s", rates["reference"], rates[name], limit(args, name))
+        yield row("epoch", name, "images/s", found["reference"], found[name], limit(args, name))
 
 
-def memory_rows(args: argparse.Namespace) -> Iterator[Row]:
+def memory_rows(args: argparse.Namespace) -> Rows:
     """The peak of a training step, weights and optimiser included."""
-    reference = megabytes(measuring.in_fresh_process(step_memory, vars(args), "reference"))
+    reference = megabytes(measuring.in_fresh_process(step_memory, args, "reference"))
     for precision in args.precisions:
         for variant in (precision, f"{precision} grad_cache"):
-            peak = measuring.in_fresh_process(step_memory, vars(args), variant)
-            yield Row("memory", variant, "MB", reference, megabytes(peak))
+            peak = measuring.in_fresh_process(step_memory, args, variant)
+            yield row("memory", variant, "MB", reference, megabytes(peak))
 
 
-def step_memory(settings: dict, side: str) -> int | None:
+def step_memory(args: argparse.Namespace, side: str) -> int | None:
     """Peak bytes of a step of the reference, or of this code's variant of that name."""
-    args = argparse.Namespace(**settings)
     prepare = partial(this_code.step, args, side, random_views(args))
     if side == "reference":
         prepare = partial(reference_recipe.step, args, random_views(args))
     return measuring.peak_bytes(prepare, args.device)
 
 
-def loss_rows(args: argparse.Namespace) -> Iterator[Row]:
+def loss_rows(args: argparse.Namespace) -> Rows:
     """Time and peak memory of AttentioNCE, forward and backward.
 
-    The reference is left out where its matrices would fill a CPU's memory.
+    On a CPU the reference is left out above 4,096 images, where its matrices take 50 GB.
     """
     for batch in args.loss_batches:
-        matrix = 4 * (2 * batch) ** 2  # bytes in float32; the reference needs a dozen at its peak
-        free = measuring.linux_bytes("/proc/meminfo", "MemAvailable")
-        fits = args.device == "cuda" or 12 * matrix < free
-        names = ["reference", "this code"] if fits else ["this code"]
+        with_reference = args.device == "cuda" or batch <= 4096
+        names = ["reference", "this code"] if with_reference else ["this code"]
         sides = {name: partial(loss_and_gradient, name, batch, args.device) for name in names}
         # A call of milliseconds varies a lot; one of seconds does not.
-        repetitions = 6 * args.repetitions if batch <= 1024 else 2
-        variant = f"batch {batch:,}"
+        repetitions, variant = 6 * args.repetitions if batch <= 1024 else 2, f"batch {batch:,}"
         seconds = measuring.interleaved(f"loss, {variant}", sides, repetitions, args.device, CALLS)
-        times = {name: [1000 * s for s in taken] for name, taken in seconds.items()}
-        yield Row("loss", variant, "ms", times.get("reference", []), times["this code"])
-        peaks = {
-            n: megabytes(measuring.in_fresh_process(loss_memory, n, batch, args.device))
-            for n in names
-        }
-        yield Row("loss memory", variant, "MB", peaks.get("reference", []), peaks["this code"])
+        ms = {name: [1000 * s for s in times] for name, times in seconds.items()}
+        yield row("loss", variant, "ms", ms.get("reference", []), ms["this code"])
+        peaks = [measuring.in_fresh_process(loss_memory, n, batch, args.device) for n in names]
+        reference = megabytes(peaks[0]) if with_reference else []
+        yield row("loss memory", variant, "MB", reference, megabytes(peaks[-1]))
 
 
 def loss_and_gradient(side: str, batch: int, device: str) -> measuring.Call:
@@ -167,36 +160,29 @@ def loss_memory(side: str, batch: int, device: str) -> int | None:
     return measuring.peak_bytes(partial(loss_and_gradient, side, batch, device), device)
 
 
-def linear_rows(args: argparse.Namespace) -> Iterator[Row]:
+def linear_rows(args: argparse.Namespace) -> Rows:
     """An epoch of linear evaluation with its test.
 
     This code encodes the test images only once for all epochs, which has a row of its own.
     """
-    count = args.linear_images
-    data = images_of(count), images_of(count // 2)
+    data = images_of(args.linear_images), images_of(args.linear_images // 2)
     sides = {"reference": partial(reference_recipe.linear_epoch, args, *data)}
     for name in args.precisions:
         sides[name] = partial(this_code.linear_evaluation, args, name, *data)
         sides[f"{name}, once"] = partial(this_code.linear_evaluation, args, name, *data, once=True)
     seconds = measuring.interleaved("linear", sides, args.repetitions, args.device)
     for name in args.precisions:
-        yield Row("linear", name, "s per epoch", seconds["reference"], seconds[name])
-        yield Row("linear, once", name, "s", [], seconds[f"{name}, once"])
+        yield row("linear", name, "s per epoch", seconds["reference"], seconds[name])
+        yield row("linear, once", name, "s", [], seconds[f"{name}, once"])
 
 
-def startup_rows(args: argparse.Namespace) -> Iterator[Row]:
+def startup_rows(args: argparse.Namespace) -> Rows:
     """From starting a process to the end of its first step, on the embedded photographs."""
-    reference: list[float] = []
-    ours: list[float] = []
+    seconds: tuple[list[float], list[float]] = [], []
     for _ in range(max(1, args.repetitions // 2)):
-        reference += seconds_until(reference_recipe.first_step, args)
-        ours += seconds_until(this_code.first_step, args)
-    same = len(reference) == len(ours)
-    yield Row("start-up", "", "s", reference if same else [], ours)
-
-
-def seconds_until(first_step: Callable[[dict], float], args: argparse.Namespace) -> list[float]:
-    """Seconds from starting a process to the time that its function returns; none if it failed."""
-    start = time.time()
-    end = measuring.in_fresh_process(first_step, vars(args))
-    return [] if end is None else [end - start]
+        for times, program in zip(seconds, (reference_recipe, this_code), strict=True):
+            start = time.time()
+            end = measuring.in_fresh_process(program.first_step, args)
+            times += [] if end is None else [end - start]
+    reference, ours = seconds
+    yield row("start-up", "", "s", reference if len(reference) == len(ours) else [], ours)

@@ -69,7 +69,7 @@ def step(args: argparse.Namespace, variant: str, made: Tensor) -> Call:
     # An epoch of two steps, of which the first is timed: the last one also reports the attention.
     run = assemble(args, variant, torch.cat([batch, batch]))
     run.view_ops = ready(made)
-    return lambda: one_step.take_step(run, batch)
+    return partial(one_step.take_step, run, batch)
 
 
 def ready(made: Tensor) -> views.Ops:
@@ -94,9 +94,8 @@ def epoch(args: argparse.Namespace, variant: str, images: Images) -> Call:
     return train
 
 
-def first_step(settings: dict) -> float:
+def first_step(args: argparse.Namespace) -> float:
     """All of main.py up to its first step; returns the time then (seconds since 1970)."""
-    args = argparse.Namespace(**settings)
     load("photos", "", "test")  # main.py reads them before training, for the kNN accuracy
     run = assemble(args, args.precision, load("photos", "", "pretrain").pixels)
     # A signal that has come ends the epoch after its first step, and that waits for the device.
@@ -112,20 +111,20 @@ def linear_evaluation(
     Args:
         once: instead, encode the test images, which linear.py does once for all epochs.
     """
-    device, model = torch.device(args.device), Model(DIM, args.arch)
-    dtype = devices.choose_precision(precision, device)
-    f = model.f.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    encode = partial(features, f.requires_grad_(False).eval(), test.pixels, device, dtype)
-    if once:
-        return encode
     words = f"--model_path random --batch_size {min(512, len(test.pixels))} "
     words += f"--image_size {args.image_size} --compile {args.compile}"
-    settings = linear.parse_args(words.split())
+    settings, model = linear.parse_args(words.split()), Model(DIM, args.arch)
+    device = torch.device(args.device)
+    dtype = devices.choose_precision(precision, device)
+    f = model.f.to(device).to(memory_format=torch.channels_last).requires_grad_(False).eval()
+    encode = partial(features, f, test.pixels, device, dtype)
+    if once:
+        return encode
     encode_view = linear_classifier.view_encoder(f, settings, device, dtype)
     classifier = nn.Linear(model.feature_size, len(train.classes)).to(device)
     adam = torch.optim.Adam(classifier.parameters(), lr=1e-3, weight_decay=1e-6, fused=True)
-    train, labels = linear_classifier.on_device(train, device), test.labels.to(device)
-    test_features, data = encode(), (train, settings, device)
+    data = (linear_classifier.on_device(train, device), settings, device)
+    test_features, labels = encode(), test.labels.to(device)
 
     def train_and_test() -> None:
         with contextlib.redirect_stderr(io.StringIO()):  # where the progress bar goes

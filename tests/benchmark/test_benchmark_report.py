@@ -7,20 +7,18 @@ from conftest import ROOT
 
 from benchmark import __main__ as benchmark_main
 from benchmark import report
-from benchmark.report import Row
 
 SPEED = ROOT / "docs" / "speed.md"
 
 
 def test_record_of_a_row():
-    row = Row("step", "bf16", "images/s", [2.0, 4.0, 3.0], [6.0, 8.0, 12.0], limit=16.0)
-    result = report.record(row)
+    result = report.row("step", "bf16", "images/s", [2.0, 4.0, 3.0], [6.0, 8.0, 12.0], limit=16.0)
     assert result["reference"] == {"median": 3, "min": 2, "max": 4, "repetitions": 3}
     assert result["ours"] == {"median": 8, "min": 6, "max": 12, "repetitions": 3}
     assert result["ratio"] == {"of_medians": pytest.approx(8 / 3), "min": 2, "max": 4}
     assert result["share_of_limit"] == 0.5
     assert report.line(result) == "| step | bf16 | images/s | 3 | 8 | 2.67 | 50% |"
-    empty = report.record(Row("memory", "fp32", "MB", [], [5.0]))
+    empty = report.row("memory", "fp32", "MB", [], [5.0])
     assert empty["reference"] is None and empty["ratio"] is None and empty["share_of_limit"] is None
     assert report.line(empty) == "| memory | fp32 | MB |  | 5 |  |  |"
 

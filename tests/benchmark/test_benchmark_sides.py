@@ -77,5 +77,5 @@ def test_both_sides_make_the_same_number_of_views(monkeypatch):
 def test_the_start_ends_after_one_step(monkeypatch):
     steps, take_step = [], one_step.take_step
     monkeypatch.setattr(one_step, "take_step", lambda *call: steps.append("") or take_step(*call))
-    this_code.first_step(vars(ARGS))
+    this_code.first_step(ARGS)
     assert len(steps) == 1

@@ -55,8 +55,8 @@ def test_every_part_is_measured_where_it_can_be(call, tmp_path, capsys):
 
 
 def test_a_part_that_fails_loses_only_itself(call, tmp_path, monkeypatch):
-    def failing(function, part, settings):
-        return None if part == "step" else {"done": part}
+    def failing(function, settings):
+        return None if function is gpu_profile.step else {"done": function.__name__}
 
     monkeypatch.setattr(measuring, "in_fresh_process", failing)
     found = profiled(call, tmp_path)
