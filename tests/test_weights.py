@@ -70,10 +70,8 @@ CONTENTS = {
     "a model's": (STATE, ""),
     "compiled": (prefixed("_orig_mod.module.", STATE), ""),
     "no projection head": (prefixed("module.", F), ""),
-    "torchvision's names": (RESNET, ""),
-    "torchvision's names with fc": ({**RESNET, **FC}, "fc"),
-    "thop's buffers": ({**STATE, **COUNTS}, "total_ops, total_params"),
-    "numbers": ({**STATE, "epoch": 3}, "epoch"),
+    "torchvision's names": ({**RESNET, **FC}, "fc"),
+    "thop's buffers": ({**STATE, **COUNTS, "epoch": 3}, "total_ops, total_params, epoch"),
     "state_dict": ({"state_dict": STATE, **BESIDE}, "epoch, optimizer"),
     "model": ({**BESIDE, "model": prefixed("module.", F)}, "epoch, optimizer"),
     "net": ({"net": {**RESNET, **FC}, "acc": 0.5}, "acc, fc"),
@@ -233,9 +231,7 @@ def contains_itself(state):
         {},
         {"conv1.weight": torch.zeros(64, 3, 7, 7), "fc.bias": torch.zeros(1000)},
         {"model": {"model": {"model": {"model": {"f.3.0.conv1.weight": torch.ones(1)}}}}},
-        {3: torch.ones(1), None: 4, ("a", "b"): 5},
-        contains_itself({"w": torch.ones(1)}),
-        {"f": torch.ones(1), "g": 3, "f.3.": 1, "module": 2},
+        contains_itself({"f": torch.ones(1), 3: 3, ("f.3.", None): 1, "module": 2}),
     ],
 )
 def test_no_encoder(path, content):
@@ -275,9 +271,7 @@ def test_nothing_that_could_run_is_opened(path, tmp_path, part):
 
 def test_a_tensor_that_claims_more_than_its_storage(path):
     """One number in the file, seen as 10¹²: it must not be given a projection of that size."""
-    huge = {"g.3.bias": torch.zeros(1).expand(10**12)}
-    huge["g.3.weight"] = torch.zeros(1, 1).expand(10**12, 512)
-    torch.save({**STATE, **huge}, path)
+    torch.save({**STATE, "g.3.bias": torch.zeros(1).expand(10**12)}, path)
     assert "g.3" in refusal(load_model, path)
 
 
