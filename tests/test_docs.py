@@ -198,7 +198,6 @@ def packages(monkeypatch, tmp_path):
         "lightly.transforms.multi_view_transform": {"MultiViewTransform": many_views},
         "lightly.transforms.simclr_transform": {"SimCLRViewTransform": lambda input_size: noisy},
         "solo.methods.simclr": {"SimCLR": SimCLR},
-        "attentionce.loss": vars(loss),  # where an installation has it
     }.items():
         monkeypatch.setitem(sys.modules, name, SimpleNamespace(**content))
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", CIFAR10)
