@@ -77,7 +77,7 @@ MAIN = """--dataset_name cifar11, --temperature nan, --d_neg -0.5, --batch_size 
 --knn_every -1, --save_every 0, --seed -1, --seed 18446744073709551616, --image_size 7,
 --stem imagenet --image_size 31, --weight_decay -1, --feature_dim 0, --precision fp16,
 --device toaster, --device meta, --loss dcl --tau_plus 1, --loss hcl --beta -1,
---loss bcl --alpha 1.5"""
+--loss bcl --alpha 1.5, --estimator MoCo --batch_size 12 --queue 11"""
 LINEAR = "--temperature 0, --epochs 0, --lr -1, --seed 18446744073709551616, --image_size 0"
 WRONG = [(main, words) for words in [*MAIN.split(","), f"--device {CUDA}"]]
 WRONG += [(linear, words) for words in LINEAR.split(",")]

@@ -237,7 +237,6 @@ def test_wrong_flags_are_named(refused, flags, out, monkeypatch, tmp_path):
 
     says("must end in .npz or .csv", "--out", "features.txt")
     says("must name a file in a folder that exists", "--out", tmp_path / "none" / "f.npz")
-    says("--dataset_name cifar11", "--dataset_name", "cifar11")
     says("--batch_size must be at least 1", "--batch_size", 0)
     says("--image_size must be at least 4", "--store_size", 3)
     says("there is no such folder", "--root", tmp_path / "none")

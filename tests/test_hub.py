@@ -12,7 +12,7 @@ from torchvision.models.resnet import BasicBlock
 
 import linear
 from attentionce.runs import files
-from model import ARCHS, Model
+from model import ARCHS, Model, load_encoder
 
 
 def load(**arguments):
@@ -50,6 +50,7 @@ def test_hub_and_export_are_the_encoder_bit_for_bit(arch, tmp_path, call, capsys
     resnet = torchvisions(arch)
     resnet.load_state_dict(load_file(exported), strict=True)
     assert torch.equal(resnet(images), expected)
+    assert torch.equal(load_encoder(exported)[0].eval()(images).flatten(1), expected)
     with safe_open(exported, "pt") as file:
         facts = {"mean": "(0.4914, 0.4822, 0.4465)", "std": "(0.2023, 0.1994, 0.201)"}
         assert file.metadata() == {"format": "pt", "arch": arch, **facts}

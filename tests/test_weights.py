@@ -12,8 +12,6 @@ from helpers.samples import mutated
 from helpers.weights import refusal
 from torch import nn
 
-import hubconf
-import linear
 import main
 from attentionce.errors import UserError
 from model import Model, as_resnet, load_encoder, load_model
@@ -70,10 +68,8 @@ CONTENTS = {
     "a model's": (STATE, ""),
     "compiled": (prefixed("_orig_mod.module.", STATE), ""),
     "no projection head": (prefixed("module.", F), ""),
-    "torchvision's names": (RESNET, ""),
-    "torchvision's names with fc": ({**RESNET, **FC}, "fc"),
-    "thop's buffers": ({**STATE, **COUNTS}, "total_ops, total_params"),
-    "numbers": ({**STATE, "epoch": 3}, "epoch"),
+    "torchvision's names": ({**RESNET, **FC}, "fc"),
+    "thop's buffers": ({**STATE, **COUNTS, "epoch": 3}, "total_ops, total_params, epoch"),
     "state_dict": ({"state_dict": STATE, **BESIDE}, "epoch, optimizer"),
     "model": ({**BESIDE, "model": prefixed("module.", F)}, "epoch, optimizer"),
     "net": ({"net": {**RESNET, **FC}, "acc": 0.5}, "acc, fc"),
@@ -116,19 +112,14 @@ def test_arch_and_projection_are_read_off_the_weights(path):
     assert arch == "resnet18" and same_bits(dict(found.state_dict()), dict(model.state_dict()))
 
 
-def test_this_projects_own_files(tiny, call, results, tmp_path, capsys, monkeypatch):
-    """Weights, state, --export's safetensors and the hub encoder's state_dict hold one encoder."""
+def test_weights_and_state_of_a_run(tiny, call, results, tmp_path, capsys, monkeypatch):
     call(main, *tiny, "--num_pos", 1)
     weights, state = last(results, ".pth"), last(results, ".state")
     trained = load_model(weights)[0]
-    exported, hub = tmp_path / "w.safetensors", tmp_path / "hub.pth"
-    call(linear, "--model_path", state, "--export", exported)
-    torch.save(hubconf.encoder(weights=str(weights)).state_dict(), hub)
     capsys.readouterr()
-    assert all(same(load_encoder(path)[0], trained) for path in (state, exported, hub))
+    assert same(load_encoder(state)[0], trained)
     said = capsys.readouterr().out
     assert said.startswith(f"{state}: passed over flags, machine, optimizer, scaler")
-    assert said.count("\n") == 1
     weights.rename(tmp_path / "moved.pth")
     assert f"there is no file {weights}, but {state} has" in refusal(load_encoder, weights)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -233,9 +224,7 @@ def contains_itself(state):
         {},
         {"conv1.weight": torch.zeros(64, 3, 7, 7), "fc.bias": torch.zeros(1000)},
         {"model": {"model": {"model": {"model": {"f.3.0.conv1.weight": torch.ones(1)}}}}},
-        {3: torch.ones(1), None: 4, ("a", "b"): 5},
-        contains_itself({"w": torch.ones(1)}),
-        {"f": torch.ones(1), "g": 3, "f.3.": 1, "module": 2},
+        contains_itself({"f": torch.ones(1), 3: 3, ("f.3.", None): 1, "module": 2}),
     ],
 )
 def test_no_encoder(path, content):
@@ -247,37 +236,9 @@ def test_no_encoder(path, content):
 # ---- what could do harm ----
 
 
-class Command:
-    """Pickled, this is a call."""
-
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return type(self.marker).touch, (self.marker,)
-
-
-@pytest.mark.parametrize("part", ["beside", "inside", "as the state_dict"])
-def test_nothing_that_could_run_is_opened(path, tmp_path, part):
-    """Though the weights beside it would be good."""
-    evil = Command(tmp_path / "marker")
-    content = {
-        "beside": {"state_dict": STATE, "hyper_parameters": evil},
-        "inside": {"state_dict": {**STATE, "evil": evil}},
-        "as the state_dict": {"state_dict": evil, "model": STATE},
-    }[part]
-    torch.save(content, path)
-    assert "holds more than tensors" in refusal(load_encoder, path)
-    assert not (tmp_path / "marker").exists()
-    torch.load(path, weights_only=False)
-    assert (tmp_path / "marker").exists()  # the file is what the test takes it for
-
-
 def test_a_tensor_that_claims_more_than_its_storage(path):
     """One number in the file, seen as 10¹²: it must not be given a projection of that size."""
-    huge = {"g.3.bias": torch.zeros(1).expand(10**12)}
-    huge["g.3.weight"] = torch.zeros(1, 1).expand(10**12, 512)
-    torch.save({**STATE, **huge}, path)
+    torch.save({**STATE, "g.3.bias": torch.zeros(1).expand(10**12)}, path)
     assert "g.3" in refusal(load_model, path)
 
 

@@ -16,7 +16,7 @@ from experiments import encoder_figures, plot, result_figures, results, studies
 
 def test_pictures(toy, pictures, call, refused, tmp_path):
     """Every picture is drawn, from real weights and tables, also of a small data set."""
-    trained = next(toy.folder.rglob("*.pth"))
+    trained = next(toy.folder.rglob("*_10.0.pth"))
     tables = list(toy.folder.rglob("*.csv"))
     assert any("linear" in table.name for table in tables)  # which curves leaves out
     drawn = [name for name in plot.PICTURES if name != "grid"]

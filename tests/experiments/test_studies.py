@@ -5,7 +5,6 @@ import torch
 
 import loss
 import main
-from attentionce.errors import UserError
 from experiments import results, studies
 
 
@@ -76,8 +75,3 @@ def test_rows_keep_the_proportion_of_their_epochs(epochs, expected):
     rows = [row for row in rows_of("cifar10", f"--epochs {epochs}") if row.loss == "attentionce"]
     assert [row.epochs for row in rows] == expected
     assert all(row.stops == tuple(expected) for row in rows)
-
-
-def test_flags_that_do_not_exist_are_refused():
-    with pytest.raises(UserError, match="--rows"):
-        studies.parse_flags(["cifar10", "--rows", "3"])
