@@ -35,7 +35,16 @@ def start() -> None:
         sys.stdout = open(os.devnull, "w")
     print(f"waiting for {os.environ['WORLD_SIZE']} processes, as WORLD_SIZE says", flush=True)
     backends = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backends, timeout=timedelta(minutes=30))
+    # After a failure torchrun's store still holds the addresses of the processes that are gone.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store, number, count = next(dist.rendezvous("env://"))
+    dist.init_process_group(
+        backends,
+        store=dist.PrefixStore(f"attempt {attempt}", store),
+        rank=number,
+        world_size=count,
+        timeout=timedelta(minutes=30),
+    )
     _patient = dist.new_group(backend="gloo", timeout=timedelta(days=1))
 
 
@@ -111,9 +120,14 @@ def gather(anchors: Tensor) -> tuple[Tensor, int]:
         The anchors, 2 × b·world × dim in the order of the ranks, and the index of this process's
         first image. The gradient that comes back is the sum over the processes' losses. Averaged
         over the processes, gradients are then those of the whole batch's mean loss.
+
+    Raises:
+        ValueError: The processes have different numbers of images.
     """
     if world() == 1:
         return anchors, 0
+    if not alike(anchors.shape[1]):
+        raise ValueError(f"every process must have as many images; this one has {anchors.shape[1]}")
     return _Gather.apply(anchors), rank() * anchors.shape[1]
 
 
