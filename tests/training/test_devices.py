@@ -67,18 +67,15 @@ def test_auto_on_mps_is_float32():
         devices.choose_precision("fp16", MPS)
 
 
-def test_a_named_gpu_becomes_the_current_one(gpus):
-    current = gpus(2)
-    assert devices.choose_device("cuda:1") == torch.device("cuda", 1)
-    assert current == [torch.device("cuda", 1)]
-
-
 def test_each_process_takes_a_gpu_of_its_own(gpus, monkeypatch):
+    """And the GPU with a number, its own or a named one, becomes the current one."""
+    current = gpus(4)
+    assert devices.choose_device("cuda:1") == torch.device("cuda", 1)
     monkeypatch.setattr(processes, "world", lambda: 2)
     monkeypatch.setattr(processes, "local_rank", lambda: 3)
     monkeypatch.setattr(processes, "gather_objects", lambda own: [own, f"{platform.node()} 0"])
-    gpus(4)
     assert devices.choose_device(None) == torch.device("cuda", 3)
+    assert current == [torch.device("cuda", 1), torch.device("cuda", 3)]
     with pytest.raises(UserError, match="cuda:1: under torchrun"):
         devices.choose_device("cuda:1")
     gpus(1)  # `srun --gpus-per-task=1` shows each process one GPU, its number 0

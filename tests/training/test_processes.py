@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import itertools
 import os
 import time
 from types import SimpleNamespace
@@ -27,7 +26,7 @@ assert_close = functools.partial(torch.testing.assert_close, rtol=1e-9, atol=1e-
 
 
 def losses_and_gradients():
-    """Every loss of this process's part of 12 images, and its gradient by an encoder's weights.
+    """Losses of this process's part of 12 images, and their gradients by an encoder's weights.
 
     Both are averaged over the processes.
     """
@@ -37,7 +36,7 @@ def losses_and_gradients():
     weight = torch.randn(7, 6, dtype=torch.float64, generator=random)
     loss.block_rows = lambda device, columns: 5
     found = {}
-    for positives, negatives in itertools.product(loss.POSITIVES, loss.NEGATIVES):
+    for positives, negatives in zip(["each", *loss.POSITIVES], loss.NEGATIVES, strict=True):
         w = weight.clone().requires_grad_()
         z = normalize(x @ w, dim=-1)[: 2 if positives == "pair" else 5]
         value = loss.contrastive(z, positives, negatives, 0.2, gather=processes.gather)
@@ -166,6 +165,8 @@ def exchanges():
     assert processes.alike(5) and not processes.alike(rank)
     assert processes.from_first(lambda: {"rank": rank, "x": torch.ones(2)})["rank"] == 0
     assert processes.gather_objects(f"{rank}") == [*"012"]
+    with pytest.raises(ValueError, match="every process must have as many images"):
+        processes.gather(torch.ones(2, 1 + rank, 3))
     norm = nn.BatchNorm1d(2)
     norm.running_mean += rank
     processes.same_buffers(norm)
