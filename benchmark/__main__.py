@@ -24,7 +24,8 @@ from attentionce import cli
 from attentionce.errors import UserError
 from attentionce.runs import files
 from attentionce.training import devices
-from benchmark import report, rows
+from benchmark import report
+from benchmark.rows import ROWS
 from model import ARCHS
 
 # What the flags leave open, for --quick, a CPU and CUDA. `view_images` and `linear_images` are
@@ -40,23 +41,10 @@ SIZES: dict[str, tuple[Any, Any, Any]] = {
     "linear_images": (128, 128, 8192),
     "matmul": (2048, 4096, 8192),
 }
-ROWS = {
-    "views": rows.view_rows,
-    "step": rows.step_rows,
-    "epoch": rows.epoch_rows,
-    "memory": rows.memory_rows,
-    "loss": rows.loss_rows,
-    "linear": rows.linear_rows,
-    "startup": rows.startup_rows,
-}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The flags. What they leave open is filled in from SIZES.
-
-    Raises:
-        UserError: a flag that cannot work.
-    """
+    """The flags. What they leave open is filled in from SIZES."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = cli.Parser("python -m benchmark", description=__doc__, formatter_class=formatter)
     add = parser.add_argument
@@ -92,11 +80,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure the rows and print them, or print the table of what was measured.
-
-    Raises:
-        UserError: --table, and nothing was measured yet.
-    """
+    """Measure the rows and print them, or print the table of what was measured."""
     args = parse_args()
     path = Path(args.results) / f"benchmark-{args.device}.json"
     if not args.table:

@@ -1,4 +1,4 @@
-"""Pictures of what encoders see: attention, effective numbers, neighbours, a map of features.
+"""Pictures of what encoders see: attention, effective numbers, neighbours, maps.
 
 Each takes the flags of experiments/plot.py and shows every encoder of `--model_path`.
 """
@@ -18,25 +18,17 @@ from attentionce.errors import UserError
 from attentionce.evaluation.figures import attention_panel, projections, show, some_views
 from attentionce.evaluation.knn import features
 from experiments import results
-from experiments.style import COLOURS, plt, withStroke
+from experiments.style import COLOURS, plt
 from loss import effective_number, negative_weights, positive_weights
-from model import Model, load_encoder, load_model, stem_of
+from model import load_encoder, load_model, untrained
 from utils import load
 
 
 def opened(args: argparse.Namespace, part: str) -> Iterator[tuple[str, nn.Module]]:
-    """The name and the model, or its encoder alone (part "f"), of every `--model_path`.
-
-    `random` is an untrained one, like that of the first weights.
-    """
-    arch, stem = "resnet10", "small"
-    for path in [path for path in args.model_path if path != "random"][:1]:
-        f, arch = load_encoder(path)
-        stem = stem_of(f.state_dict()["0.weight"])
+    """The name and the model, or its encoder alone (part "f"), of every `--model_path`."""
     for path in args.model_path:
         if path == "random":
-            torch.manual_seed(args.seed)
-            model = Model(arch=arch, stem=stem)
+            model = untrained(args.arch, None, args.seed)[0]
             yield "untrained", (model.f if part == "f" else model).to(args.device)
         else:
             found = load_encoder(path)[0] if part == "f" else load_model(path)[0]
@@ -55,9 +47,7 @@ def embeddings(args: argparse.Namespace) -> tuple[Tensor, list[tuple[str, Tensor
     images = load(args.dataset_name, args.root, "test", args.store_size)
     count = min(args.batch_size, len(images.pixels))
     if count < 4:
-        raise UserError(
-            f"{count} images are too few for a picture: --batch_size must be at least 4"
-        )
+        raise UserError(f"{count} images are too few: --batch_size must be at least 4")
     made = some_views(images.pixels, count, args.num_pos, args.image_size, args.seed)
     return made, [(name, projections(model, made)) for name, model in opened(args, "model")]
 
@@ -76,26 +66,6 @@ def plot_attention(args: argparse.Namespace) -> plt.Figure:
         alpha, beta = positive_weights(z, args.d_pos), negative_weights(z, args.d_neg)
         text = f"{name}, d_pos {args.d_pos:g}, d_neg {args.d_neg:g}"
         attention_panel(panel, made, alpha, beta, 3, text)
-    return figure
-
-
-def plot_numbers(args: argparse.Namespace) -> plt.Figure:
-    """Histograms over anchors of β's effective number of negatives, one row per model."""
-    made, found = embeddings(args)
-    size, rows = (8, 0.6 + 1.1 * len(found)), len(found)
-    figure, axes = plt.subplots(
-        rows, sharex=True, figsize=size, squeeze=False, layout="constrained"
-    )
-    weights = [negative_weights(z, args.d_neg) for _, z in found]
-    numbers = torch.stack([effective_number(beta) for beta in weights])
-    bins = np.linspace(0, numbers.max().item(), 41)
-    for row, (axis, (name, _)) in enumerate(zip(axes[:, 0], found, strict=True)):
-        axis.hist(numbers[row].numpy(), bins=bins, color=COLOURS[row % len(COLOURS)], alpha=0.7)
-        text = f"{name}: median {numbers[row].median():.0f}"
-        axis.text(0.99, 0.9, text, ha="right", va="top", transform=axis.transAxes)
-    negatives = 2 * made.shape[1] - 2
-    axis.set_xlabel(f"effective number of negatives, of {negatives} (d_neg {args.d_neg:g})")
-    figure.supylabel("anchors", fontsize=11)
     return figure
 
 
@@ -122,9 +92,8 @@ def plot_neighbours(args: argparse.Namespace) -> plt.Figure:
 
     Nearest is by cosine in the model's feature space; a frame marks images of the same class.
     """
-    train, test = (
-        load(args.dataset_name, args.root, split, args.store_size) for split in ("train", "test")
-    )
+    source = args.dataset_name, args.root
+    train, test = (load(*source, split, args.store_size) for split in ("train", "test"))
     chosen = torch.linspace(0, len(test.pixels) - 1, 6).long()
     figure = plt.figure(figsize=(5.2 * len(args.model_path), 5))
     panels = figure.subfigures(1, len(args.model_path), squeeze=False)[0]
@@ -158,8 +127,9 @@ def plot_map(args: argparse.Namespace) -> plt.Figure:
     images = load(args.dataset_name, args.root, "test", args.store_size)
     chosen = torch.randperm(len(images.pixels), generator=views.generator(args.seed))[:1000]
     count = len(args.model_path)
-    size = (5.4 * count, 5.2)
-    figure, axes = plt.subplots(1, count, figsize=size, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        1, count, figsize=(5.4 * count, 5.2), squeeze=False, layout="constrained"
+    )
     for axis, (name, f) in zip(axes[0], opened(args, "f"), strict=True):
         feature = features_of(f, images.pixels[chosen], args).numpy()
         perplexity = min(30, len(chosen) / 3)  # it must be less than the number of images
@@ -177,6 +147,6 @@ def draw_classes(axis: plt.Axes, points: np.ndarray, labels: Tensor, images: Ima
         own = points[(labels == label).numpy()]
         axis.plot(*own.T, mark, color=colour, markersize=4)
         if len(labels.unique()) <= 20:
-            look = {"ha": "center", "va": "center", "color": colour, "fontsize": 8}
-            look["path_effects"] = [withStroke(linewidth=3, foreground="white")]
-            axis.annotate(images.classes[label], np.median(own, axis=0), **look)
+            box = {"facecolor": "white", "linewidth": 0, "alpha": 0.7, "pad": 1}
+            x, y = np.median(own, axis=0)
+            axis.text(x, y, images.classes[label], ha="center", va="center", fontsize=8, bbox=box)

@@ -2,12 +2,9 @@
 
 python -m experiments.plot curves --csv results/photos/*.csv         loss and kNN against epochs
 python -m experiments.plot attention --model_path random WEIGHTS     views with their α and β
-python -m experiments.plot numbers --model_path random WEIGHTS …     how many negatives count
-python -m experiments.plot flags --model_path random WEIGHTS         the same against d_pos, d_neg
+python -m experiments.plot flags --model_path random WEIGHTS         how many of them count
 python -m experiments.plot neighbours --model_path random WEIGHTS    nearest training images
 python -m experiments.plot map --model_path random WEIGHTS           t-SNE of test features
-python -m experiments.plot accuracy --study cifar10                  linear accuracy of a study
-python -m experiments.plot grid                                      accuracy on d_pos × d_neg
 """
 
 import argparse
@@ -18,17 +15,15 @@ from attentionce.runs import files
 from attentionce.training import devices
 from experiments import encoder_figures, result_figures
 from experiments.style import plt
+from model import ARCHS
 from utils import DATASETS
 
 PICTURES = {
     "curves": result_figures.plot_curves,
     "attention": encoder_figures.plot_attention,
-    "numbers": encoder_figures.plot_numbers,
     "flags": encoder_figures.plot_flags,
     "neighbours": encoder_figures.plot_neighbours,
     "map": encoder_figures.plot_map,
-    "accuracy": result_figures.plot_accuracy,
-    "grid": result_figures.plot_grid,
 }
 
 
@@ -39,6 +34,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("pictures", nargs="+", choices=PICTURES, metavar="PICTURE", help=", ".join(PICTURES))
     add("--csv", nargs="+", default=[], help="metrics of main.py")
     add("--model_path", nargs="+", default=["random"], help="weights; random: untrained")
+    add("--arch", default="resnet10", choices=ARCHS, help="of random weights")
     add("--dataset_name", default="photos", choices=DATASETS)
     add("--root", default="data", help="folder of the data sets")
     add("--store_size", type=int, default=64, help="side of the images of a folder, in pixels")
@@ -49,8 +45,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--d_neg", type=float, default=1.0)
     add("--seed", type=int, default=0)
     add("--device", help="cuda, mps or cpu (default: the first available)")
-    add("--results", default="results", help="folder of reproduce.py's results")
-    add("--study", default="cifar10", help="accuracy: data set and flags, as given to reproduce.py")
     add("--out", default="pic", help="folder of the pictures")
     return parser.parse_args(argv)
 

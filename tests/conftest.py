@@ -68,7 +68,7 @@ def toy(pictures, tmp_path_factory):
     flags += ["--root", str(pictures), "--results", str(folder)]
     rows = [
         str(number)
-        for number, row in enumerate(studies.all_rows(studies.parse_flags([])), 1)
+        for number, row in enumerate(studies.all_rows(reproduce.parse_args([])), 1)
         if row.study.name == "folder" and row.loss == "attentionce" and row.epochs in (100, 400)
     ]
     programs = {"main.py": main, "linear.py": linear}

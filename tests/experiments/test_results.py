@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import main
+import reproduce
 from attentionce.errors import UserError
 from experiments import results, studies
 
@@ -14,7 +15,7 @@ from experiments import results, studies
 @pytest.fixture
 def row(toy):
     """The first of the toy study's rows."""
-    rows = studies.all_rows(studies.parse_flags(toy.flags[: toy.flags.index("--row")]))
+    rows = studies.all_rows(reproduce.parse_args(toy.flags[: toy.flags.index("--row")]))
     return next(row for row in rows if row.study.name == "folder")
 
 
@@ -45,18 +46,18 @@ def test_seeds_that_were_not_run_are_left_out(row):
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"flags": 3}'])
 def test_a_damaged_file_is_named(tmp_path, content):
-    row = studies.all_rows(studies.parse_flags(["--results", str(tmp_path)]))[0]
+    row = studies.all_rows(reproduce.parse_args(["--results", str(tmp_path)]))[0]
     path = results.run_file(row, 0, row.epochs, ".json")
     path.parent.mkdir(parents=True)
     path.write_text(content)
-    with pytest.raises(UserError, match="is damaged .*: remove it and run its row again") as caught:
+    with pytest.raises(UserError, match="is damaged: remove it and run its row again") as caught:
         results.read(row, 0)
     assert str(path) in str(caught.value)
 
 
 def test_views_per_image():
     """Two, and the positives of a loss that has some; further flags of the study count."""
-    for row in studies.all_rows(studies.parse_flags([])):
+    for row in studies.all_rows(reproduce.parse_args([])):
         positives = row.flags.get("num_pos", 4) if row.loss == "attentionce" else 0
         assert results.views_per_image(row) == 2 + positives
     three = changed(row._replace(loss="attentionce", flags={}), pretrain=["--num_pos", "1"])
@@ -65,7 +66,7 @@ def test_views_per_image():
 
 def test_titles_come_from_the_flags_beside_a_file(toy, tmp_path):
     """Also for weights of an earlier epoch; a file without its run's flags keeps its name."""
-    weights = sorted(toy.folder.rglob("*.pth"))
+    weights = sorted(toy.folder.rglob("*_10.0.pth"))
     titles = [results.title(path) for path in weights]
     assert titles == [f"AttentioNCE (d_pos 1, d_neg 10), {epochs} epochs" for epochs in range(1, 5)]
     assert results.title(Path(shutil.copy(weights[0], tmp_path))) == weights[0].stem
