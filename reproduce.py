@@ -23,8 +23,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tqdm import tqdm
-
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # `python -P` leaves it out
 
 from attentionce import cli
@@ -146,7 +144,7 @@ def print_rows(rows: dict[int, Row]) -> None:
 
 
 def status(row: Row, seed: int) -> str:
-    """Not run, begun and how long the rest will take, pretrained, or done and how accurate."""
+    """Not run, how far it has come, or done and how accurate."""
     pretraining, evaluations = results.read(row, seed)
     if len(evaluations) == len(results.modes(row)):
         texts = []
@@ -156,11 +154,9 @@ def status(row: Row, seed: int) -> str:
         return f"done: {', '.join(texts)}"
     if not pretraining:
         return "not run"
-    done = pretraining["epochs_done"]
-    if done >= row.epochs:
+    if pretraining["epochs_done"] >= row.epochs:
         return "pretrained, to be evaluated"
-    seconds_left = 3600 * pretraining["hours"] / done * (row.epochs - done)
-    return f"epoch {done} of {row.epochs}, {tqdm.format_interval(seconds_left)} left"
+    return f"epoch {pretraining['epochs_done']} of {row.epochs}"
 
 
 # ---- the tables ----
@@ -192,8 +188,9 @@ def cells(row: Row) -> dict[str, Any]:
     line: dict[str, Any] = {"Method": row.method, "d_pos": "–", "d_neg": "–"}
     line |= {name: value for name, value in row.flags.items() if name in line}
     line |= {"Arch": row.study.arch, "Epochs": row.epochs}
-    best, last = (results.mean_text(results.top1(row, epoch)) for epoch in ("best", "last"))
     found = results.evaluations(row, -1)
+    best = results.mean_text([one["best_epoch"]["top1"] for one in results.evaluations(row, 0)])
+    last = results.mean_text([one["last_epoch"]["top1"] for one in found])
     if row.published:
         url = f"https://drive.google.com/file/d/{row.weights}/view"
         line |= {"Batch size": row.study.batch_size, "Published, %": f"{row.published:.2f}"}
@@ -201,7 +198,7 @@ def cells(row: Row) -> dict[str, Any]:
         line |= {"As published, best epoch, %": best, "Frozen, last epoch, %": last}
     else:
         views = results.views_per_image(row)
-        knn = results.mean_text([evaluation["knn_top1"] for evaluation in found])
+        knn = results.mean_text([one["knn_top1"] for one in found])
         line |= {"Views per image": views, "Views × epochs": views * row.epochs}
         line |= {"Best epoch, %": best, "Last epoch, %": last, "kNN, %": knn, "Seeds": len(found)}
     hardware = f"{found[0]['machine']['device_name']}, {results.hours(row):.2f} h" if found else ""

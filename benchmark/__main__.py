@@ -10,7 +10,7 @@ row by row as they are measured. Memory and start-up are measured in processes o
 """
 
 import argparse
-import gc
+import itertools
 import json
 import shlex
 import sys
@@ -66,12 +66,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         return args
     device = devices.choose_device(args.device)
     devices.choose_precision(args.precision, device)  # refuses what the device cannot
-    native = devices.half_precision(device) == "bf16"
-    both = ["fp32", "bf16"] if native else ["fp32"]
-    args.device, args.precisions = (
-        device.type,
-        both if args.precision == "auto" else [args.precision],
-    )
+    args.device, args.precisions = device.type, [args.precision]
+    if args.precision == "auto":
+        args.precisions = ["fp32"] + ["bf16"] * (devices.half_precision(device) == "bf16")
     for name, values in SIZES.items():
         if getattr(args, name, None) is None:
             setattr(args, name, values[0 if args.quick else 2 if args.device == "cuda" else 1])
@@ -92,34 +89,22 @@ def main() -> None:
 
 
 def measure(args: argparse.Namespace, path: Path) -> None:
-    """Measure and print row after row; the JSON file has every row as soon as it is measured.
-
-    What runs out of memory ends its kind of row with one line.
-    """
+    """Measure and print row after row; the JSON file has every row as soon as it is measured."""
     files.writable_folder(path.parent)
     began = time.monotonic()
     results: dict[str, Any] = {
         "machine": devices.machine(torch.device(args.device)),
         "flags": vars(args),
         "command": shlex.join(["python", "-m", "benchmark", *sys.argv[1:]]),
-        "minutes": 0.0,
         "rows": [],
     }
     print(report.markdown(results))
-    for name in args.rows:
-        try:
-            for row in ROWS[name](args):
-                results["rows"].append(row)
-                results["minutes"] = (time.monotonic() - began) / 60
-                files.save_json(path, results)
-                spread = "{min:.2f} … {max:.2f}".format(**row["ratio"]) if row["ratio"] else ""
-                print(report.line(row), spread, flush=True)
-        except RuntimeError as error:
-            reason = devices.out_of_memory(error)
-            if reason is None:
-                raise
-            print(f"{name}: {reason}, left empty: try a smaller --batch_size", file=sys.stderr)
-        gc.unfreeze()
+    for row in itertools.chain.from_iterable(ROWS[name](args) for name in args.rows):
+        results["rows"].append(row)
+        results["minutes"] = (time.monotonic() - began) / 60
+        files.save_json(path, results)
+        spread = "{min:.2f} … {max:.2f}".format(**row["ratio"]) if row["ratio"] else ""
+        print(report.line(row), spread, flush=True)
     print(f"ratio: this code / reference, with its range over the rounds; written to {path}")
 
 

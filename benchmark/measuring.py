@@ -27,28 +27,29 @@ def random_views(args: argparse.Namespace) -> torch.Tensor:
 
 
 def interleaved(
-    row: str, sides: Mapping[str, Prepare], repetitions: int, device: str, calls: int = 1
+    row: str, sides: Mapping[str, Call], repetitions: int, device: str, calls: int = 1
 ) -> dict[str, list[float]]:
-    """Time the sides in rounds, one after the other, so that a slow minute slows all of them.
+    """Time the sides in rounds, in rotating order, so that a slow minute slows all of them.
 
-    All are prepared before the first round, which does not count (CUDA: the first two). On CUDA a
-    round has several calls before the host waits. The side called "reference" runs with PyTorch's
-    own cuDNN setting, the others with that of main.py.
+    The first round does not count (CUDA: the first two). On CUDA a round has several calls before
+    the host waits. The side called "reference" runs with PyTorch's own cuDNN setting, the others
+    with that of main.py.
 
     Returns:
         By side the seconds of a call in each round.
     """
-    prepared = {name: prepare() for name, prepare in sides.items()}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     warm, calls = (2, calls) if device == "cuda" else (1, 1)
+    order = list(sides)
     for repetition in range(warm + repetitions):
         if repetition == warm:
             retries = allocator_retries()
             gc.collect()
             gc.freeze()  # what lives now is not searched for garbage while a side is timed
-        for name, call in prepared.items():
+        for name in order:
             torch.backends.cudnn.benchmark = name != "reference"
-            seconds[name].append(seconds_of(call, device, calls))
+            seconds[name].append(seconds_of(sides[name], device, calls))
+        order = order[1:] + order[:1]
     gc.unfreeze()
     if retries := allocator_retries() - retries:
         print(f"{row}: memory was short, {retries} allocations had to wait", file=sys.stderr)
@@ -85,10 +86,7 @@ def matmul_rate(dtype: torch.dtype, side: int, device: str) -> float:
     """
     a, b = torch.randn(2, side, side, device=device, dtype=dtype)
     image, kernel = a.T[None, :, None], b[:, :, None, None]  # a row of `a` per pixel, channels last
-    sides: dict[str, Prepare] = {
-        "product": lambda: lambda: a @ b.T,
-        "convolution": lambda: lambda: conv2d(image, kernel),
-    }
+    sides = {"product": lambda: a @ b.T, "convolution": lambda: conv2d(image, kernel)}
     return 2 * side**3 / min(sum(interleaved("limit", sides, 5, device).values(), []))
 
 

@@ -31,7 +31,7 @@ def images_of(count: int) -> Images:
 
 
 def rates(
-    args: argparse.Namespace, name: str, sides: Mapping[str, measuring.Prepare], count: int, calls=1
+    args: argparse.Namespace, name: str, sides: Mapping[str, measuring.Call], count: int, calls=1
 ) -> dict[str, list[float]]:
     """How many per second each repetition did, by side; `count` in one call."""
     seconds = measuring.interleaved(name, sides, args.repetitions, args.device, calls)
@@ -57,12 +57,12 @@ def view_rows(args: argparse.Namespace) -> Rows:
     The reference uses two workers; this code uses the same cores, and the accelerator if any.
     """
     images = images_of(args.view_images)
-    sides = {"reference": partial(reference_recipe.view_making, args, images)}
+    sides = {"reference": reference_recipe.view_making(args, images)}
     compiler = args.compile != "off" and any(map(shutil.which, ("c++", "g++", "clang++")))
     for name in dict.fromkeys(["cpu", args.device]):
-        sides[f"{name} eager"] = partial(this_code.view_making, args, images, name, False)
+        sides[f"{name} eager"] = this_code.view_making(args, images, name, False)
         if compiler:
-            sides[f"{name} compiled"] = partial(this_code.view_making, args, images, name, True)
+            sides[f"{name} compiled"] = this_code.view_making(args, images, name, True)
     reference, *ours = rates(args, "views", sides, VIEWS * args.view_images).items()
     for name, found in ours:
         yield row("views", name, "views/s", reference[1], found)
@@ -75,10 +75,10 @@ def step_rows(args: argparse.Namespace) -> Rows:
     """
     last, batch = args.precisions[-1], images_of(args.batch_size)
     variants = [*args.precisions, f"{last} grad_cache"]
-    sides = {"reference": partial(reference_recipe.step, args)}
-    sides |= {variant: partial(this_code.step, args, variant) for variant in variants}
+    sides = {"reference": reference_recipe.step(args)}
+    sides |= {variant: this_code.step(args, variant) for variant in variants}
     compiled = devices.wants_compiler(args.compile, torch.device(args.device))
-    sides["making"] = partial(this_code.view_making, args, batch, args.device, compiled)
+    sides["making"] = this_code.view_making(args, batch, args.device, compiled)
     found = rates(args, "step", sides, args.batch_size, CALLS)
     most = {precision: limit(args, precision) for precision in args.precisions}
     for name in variants:
@@ -92,8 +92,8 @@ def step_rows(args: argparse.Namespace) -> Rows:
 def epoch_rows(args: argparse.Namespace) -> Rows:
     """A whole epoch of both programs, from images in memory to trained weights."""
     images = images_of(args.epoch_steps * args.batch_size)
-    sides = {"reference": partial(reference_recipe.epoch, args, images)}
-    sides |= {name: partial(this_code.epoch, args, name, images) for name in args.precisions}
+    sides = {"reference": reference_recipe.epoch(args, images)}
+    sides |= {name: this_code.epoch(args, name, images) for name in args.precisions}
     found = rates(args, "epoch", sides, len(images.pixels))
     for name in args.precisions:
         yield row("epoch", name, "images/s", found["reference"], found[name], limit(args, name))
@@ -116,13 +116,13 @@ def loss_rows(args: argparse.Namespace) -> Rows:
     for batch in args.loss_batches:
         with_reference = args.device == "cuda" or batch <= 4096
         names = ["reference", "this code"] if with_reference else ["this code"]
-        sides = {name: partial(loss_and_gradient, name, batch, args.device) for name in names}
-        # A call of milliseconds varies a lot; one of seconds does not.
-        repetitions, variant = 6 * args.repetitions if batch <= 1024 else 2, f"batch {batch:,}"
+        prepare = {name: partial(loss_and_gradient, name, batch, args.device) for name in names}
+        sides, variant = {name: make() for name, make in prepare.items()}, f"batch {batch:,}"
+        repetitions = 6 * args.repetitions if batch <= 1024 else 2  # milliseconds vary a lot
         seconds = measuring.interleaved(f"loss, {variant}", sides, repetitions, args.device, CALLS)
         ms = {name: [1000 * s for s in times] for name, times in seconds.items()}
         yield row("loss", variant, "ms", ms.get("reference", []), ms["this code"])
-        mb = {name: measuring.peak(prepare, args.device) for name, prepare in sides.items()}
+        mb = {name: measuring.peak(make, args.device) for name, make in prepare.items()}
         yield row("loss memory", variant, "MB", mb.get("reference", []), mb["this code"])
 
 
@@ -139,10 +139,10 @@ def linear_rows(args: argparse.Namespace) -> Rows:
     This code encodes the test images only once for all epochs, which has a row of its own.
     """
     data = images_of(args.linear_images), images_of(args.linear_images // 2)
-    sides = {"reference": partial(reference_recipe.linear_epoch, args, *data)}
+    sides = {"reference": reference_recipe.linear_epoch(args, *data)}
     for name in args.precisions:
-        sides[name] = partial(this_code.linear_evaluation, args, name, *data)
-        sides[f"{name}, once"] = partial(this_code.linear_evaluation, args, name, *data, once=True)
+        sides[name] = this_code.linear_evaluation(args, name, *data)
+        sides[f"{name}, once"] = this_code.linear_evaluation(args, name, *data, once=True)
     seconds = measuring.interleaved("linear", sides, args.repetitions, args.device)
     for name in args.precisions:
         yield row("linear", name, "s per epoch", seconds["reference"], seconds[name])

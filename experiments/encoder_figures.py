@@ -1,4 +1,4 @@
-"""Pictures of what encoders see: attention, effective numbers, neighbours, maps.
+"""Pictures of what encoders see: attention, effective numbers, neighbours.
 
 Each takes the flags of experiments/plot.py and shows every encoder of `--model_path`.
 """
@@ -7,13 +7,10 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from attentionce.data import views
-from attentionce.data.images import Images
 from attentionce.errors import UserError
 from attentionce.evaluation.figures import attention_panel, projections, show, some_views
 from attentionce.evaluation.knn import features
@@ -112,41 +109,3 @@ def plot_neighbours(args: argparse.Namespace) -> plt.Figure:
                 if train.labels[neighbour] == test.labels[image]:
                     axis.spines[:].set(visible=True, color=COLOURS[0], linewidth=3)
     return figure
-
-
-def plot_map(args: argparse.Namespace) -> plt.Figure:
-    """t-SNE of up to 1,000 test images' features, one panel per model.
-
-    Raises:
-        UserError: scikit-learn is not installed.
-    """
-    try:
-        from sklearn.manifold import TSNE
-    except ImportError:
-        raise UserError("the map needs one more package: pip install scikit-learn") from None
-    images = load(args.dataset_name, args.root, "test", args.store_size)
-    chosen = torch.randperm(len(images.pixels), generator=views.generator(args.seed))[:1000]
-    count = len(args.model_path)
-    figure, axes = plt.subplots(
-        1, count, figsize=(5.4 * count, 5.2), squeeze=False, layout="constrained"
-    )
-    for axis, (name, f) in zip(axes[0], opened(args, "f"), strict=True):
-        feature = features_of(f, images.pixels[chosen], args).numpy()
-        perplexity = min(30, len(chosen) / 3)  # it must be less than the number of images
-        tsne = TSNE(metric="cosine", init="pca", perplexity=perplexity, random_state=args.seed)
-        draw_classes(axis, tsne.fit_transform(feature), images.labels[chosen], images)
-        axis.set_title(name, fontsize=11)
-        axis.set(xticks=[], yticks=[], xlabel="t-SNE 1 (no unit)", ylabel="t-SNE 2 (no unit)")
-    return figure
-
-
-def draw_classes(axis: plt.Axes, points: np.ndarray, labels: Tensor, images: Images) -> None:
-    """Points N×2 with N labels. Colours and marks tell classes, and names if few."""
-    for label in labels.unique().tolist():
-        colour, mark = COLOURS[label % len(COLOURS)], "os^Dv*"[label // len(COLOURS) % 6]
-        own = points[(labels == label).numpy()]
-        axis.plot(*own.T, mark, color=colour, markersize=4)
-        if len(labels.unique()) <= 20:
-            box = {"facecolor": "white", "linewidth": 0, "alpha": 0.7, "pad": 1}
-            x, y = np.median(own, axis=0)
-            axis.text(x, y, images.classes[label], ha="center", va="center", fontsize=8, bbox=box)

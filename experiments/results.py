@@ -151,12 +151,6 @@ def hours(row: Row) -> float:
     return total
 
 
-def top1(row: Row, epoch: str) -> list[float]:
-    """Linear accuracies of the seeds: "best" epoch as published, or "last" epoch frozen."""
-    found = evaluations(row, 0 if epoch == "best" else -1)
-    return [evaluation[f"{epoch}_epoch"]["top1"] for evaluation in found]
-
-
 def mean_text(values: list[float]) -> str:
     """`91.20 ± 0.31` over seeds, `91.20` for one, empty for none."""
     if len(values) > 1:

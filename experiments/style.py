@@ -5,8 +5,7 @@ import sys
 try:
     import matplotlib.pyplot as plt
 except ImportError as error:
-    advice = "pictures need two more packages: pip install matplotlib scikit-learn"
-    print(f"error: {advice} ({error})", file=sys.stderr)
+    print(f"error: pictures need pip install matplotlib ({error})", file=sys.stderr)
     raise SystemExit(2) from None
 
 # Okabe and Ito's colours, which colour-blind people can tell apart.

@@ -5,12 +5,10 @@ import runpy
 import sys
 
 import pytest
-import torch
 from conftest import ROOT
 
 import main
-from attentionce.data.images import Images
-from experiments import encoder_figures, plot, result_figures
+from experiments import plot
 
 
 def test_pictures(toy, pictures, call, refused, tmp_path):
@@ -55,7 +53,7 @@ def test_curves_show_mean_and_range_of_seeds(tmp_path):
         path.write_text(head + "".join(lines))
         path.with_name(f"{path.stem}.json").write_text(json.dumps({"flags": flags}))
         paths.append(str(path))
-    figure = result_figures.plot_curves(plot.parse_args(["curves", "--csv", *paths]))
+    figure = plot.plot_curves(plot.parse_args(["curves", "--csv", *paths]))
     loss, knn = figure.axes[0], figure.axes[3]
     (line,) = loss.lines
     assert line.get_label() == "AttentioNCE (d_pos 1, d_neg 10), 400 epochs"
@@ -68,16 +66,6 @@ def test_curves_show_mean_and_range_of_seeds(tmp_path):
     assert figure.axes[5].get_xlabel() == "minutes of training"
 
 
-def test_map_tells_many_classes_by_colour_and_mark():
-    """More classes than colours; too many for their names."""
-    labels = torch.arange(24)
-    images = Images(torch.zeros(24, 3, 8, 8, dtype=torch.uint8), labels, ["?"] * 24)
-    _, axis = encoder_figures.plt.subplots()
-    encoder_figures.draw_classes(axis, torch.randn(24, 2).numpy(), labels, images)
-    looks = {(line.get_color(), line.get_marker()) for line in axis.lines}
-    assert len(looks) == 24 and len(axis.texts) == 0
-
-
 def test_missing_matplotlib_is_reported_in_one_line(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)
@@ -85,4 +73,4 @@ def test_missing_matplotlib_is_reported_in_one_line(monkeypatch, capsys):
         runpy.run_path(str(ROOT / "experiments" / "style.py"))
     assert ended.value.code == 2
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and "pip install matplotlib scikit-learn" in lines[0]
+    assert len(lines) == 1 and "pip install matplotlib" in lines[0]

@@ -40,7 +40,7 @@ def test_results_on_other_images_do_not_count(row):
 
 def test_seeds_that_were_not_run_are_left_out(row):
     some = row._replace(seeds=[5, 0, 7])
-    assert results.evaluations(some, 0) == results.evaluations(row, 0) and results.top1(row, "last")
+    assert results.evaluations(some, 0) == results.evaluations(row, 0) != []
     assert results.hours(some) == results.hours(row) > results.evaluations(row, 0)[0]["hours"]
 
 
