@@ -128,9 +128,6 @@ def call(command: list[str]) -> int:
     return status
 
 
-# ---- the list ----
-
-
 def print_rows(rows: dict[int, Row]) -> None:
     """One line for each of these numbered rows: its settings, published accuracy and status."""
     line = "{:>3}  {:13} {:31} {:27} {:>6}  {:>9}  {}"
@@ -157,9 +154,6 @@ def status(row: Row, seed: int) -> str:
     if pretraining["epochs_done"] >= row.epochs:
         return "pretrained, to be evaluated"
     return f"epoch {pretraining['epochs_done']} of {row.epochs}"
-
-
-# ---- the tables ----
 
 
 def table(name: str, args: argparse.Namespace) -> str:
