@@ -23,8 +23,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tqdm import tqdm
-
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # `python -P` leaves it out
 
 from attentionce import cli
@@ -32,15 +30,25 @@ from attentionce.errors import UserError
 from attentionce.training import processes
 from experiments import results, studies
 from experiments.studies import Row
+from model import ARCHS
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """What to run, and how small."""
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
+    names = ", ".join(studies.NAMES)
+    add("datasets", nargs="*", help=f"run what is missing of these: {names}")
     add("--row", type=int, nargs="+", default=[], help="run what is missing of these rows")
     add("--all", action="store_true", help="run what is missing of every row of the paper")
-    studies.add_flags(parser)
+    add("--epochs", type=int, help="default: 400; photos: 10, cifar10-small: 4")
+    add("--arch", choices=ARCHS, help="default: resnet50; photos, cifar10-small: resnet10")
+    add("--batch_size", type=int, help="default: 256; photos: 64")
+    add("--seeds", type=int, nargs="+", help="default: 0; photos, cifar10-small: 0 1 2")
+    add("--pretrain", type=shlex.split, metavar="FLAGS", help="of main.py, instead of the study's")
+    add("--linear", type=shlex.split, metavar="FLAGS", help="of linear.py, likewise")
+    add("--root", default="data", help="folder of the data sets, or of the study's own images")
+    add("--results", default="results", help="folder of the results")
     add("--table", action="store_true", help="print the tables in Markdown")
     return parser.parse_args(argv)
 
@@ -54,8 +62,8 @@ def main() -> None:
     args = parse_args()
     if processes.world() > 1:
         raise UserError("reproduce.py runs one program after another: start it without torchrun")
-    if args.epochs is not None and args.epochs < 1:
-        raise UserError(f"--epochs must be at least 1, not {args.epochs}")
+    if args.epochs is not None:
+        cli.check_at_least(args, epochs=1)
     rows = dict(enumerate(studies.all_rows(args), 1))
     if not set(args.datasets) <= set(studies.NAMES) or not set(args.row) <= set(rows):
         raise UserError(f"data sets are {', '.join(studies.NAMES)}; rows are 1 to {len(rows)}")
@@ -86,7 +94,11 @@ def run(row: Row, seed: int) -> None:
     missing = [mode for mode in results.modes(row) if mode not in evaluations]
     if not missing:
         return
-    check_images(row)
+    train, classes = Path(row.study.root, "train"), row.study.classes.split()
+    if classes and sorted(path.name for path in train.glob("*") if path.is_dir()) != classes:
+        raise UserError(
+            f"{train} must have the folders {', '.join(classes)}: docs/study-cifar10.md makes them"
+        )
     commands = [["linear.py", *results.evaluation_flags(row, seed, mode)] for mode in missing]
     if not pretraining or not results.run_file(row, seed, row.epochs, ".pth").exists():
         commands.insert(0, ["main.py", *results.pretraining_flags(row, seed)])
@@ -95,24 +107,9 @@ def run(row: Row, seed: int) -> None:
         print(shlex.join(["python", *command]), flush=True)
         status = call([sys.executable, *command])
         if status:
-            raise UserError(
-                f"{program} ended with status {status}; run the same again to resume it"
-            )
+            raise UserError(f"{program} ended with status {status}; run the same again to resume")
     if results.read(row, seed).evaluations.keys() != set(results.modes(row)):
         raise UserError("these commands left no result of this row: see --pretrain and --linear")
-
-
-def check_images(row: Row) -> None:
-    """Refuse a folder that does not hold the images which the study's results are of.
-
-    Raises:
-        UserError: `--root` lacks a class of the study, or has another.
-    """
-    train, classes = Path(row.study.root, "train"), row.study.classes.split()
-    if classes and sorted(path.name for path in train.glob("*") if path.is_dir()) != classes:
-        raise UserError(
-            f"{train} must have the folders {', '.join(classes)}: docs/study-cifar10.md makes them"
-        )
 
 
 def call(command: list[str]) -> int:
@@ -131,12 +128,9 @@ def call(command: list[str]) -> int:
     return status
 
 
-# ---- the list ----
-
-
 def print_rows(rows: dict[int, Row]) -> None:
     """One line for each of these numbered rows: its settings, published accuracy and status."""
-    line = "{:>3}  {:13} {:12} {:34} {:>6}  {:>9}  {}"
+    line = "{:>3}  {:13} {:31} {:27} {:>6}  {:>9}  {}"
     head = "row", "data set", "method", "settings", "epochs", "published", "status (seed: …)"
     print(line.format(*head))
     for number, row in rows.items():
@@ -147,72 +141,67 @@ def print_rows(rows: dict[int, Row]) -> None:
 
 
 def status(row: Row, seed: int) -> str:
-    """Not run, begun and how long the rest will take, pretrained, or done and how accurate."""
+    """Not run, how far it has come, or done and how accurate."""
     pretraining, evaluations = results.read(row, seed)
     if len(evaluations) == len(results.modes(row)):
         texts = []
         for mode, found in evaluations.items():
             best, last = (found[f"{which}_epoch"]["top1"] for which in ("best", "last"))
-            texts.append(f"{mode} {best:.2f} % best epoch, {last:.2f} % last".strip())
+            texts.append(f"{mode} {best:.2f} % best epoch, {last:.2f} % last")
         return f"done: {', '.join(texts)}"
     if not pretraining:
         return "not run"
-    done = pretraining["epochs_done"]
-    if done >= row.epochs:
+    if pretraining["epochs_done"] >= row.epochs:
         return "pretrained, to be evaluated"
-    seconds_left = 3600 * pretraining["hours"] / done * (row.epochs - done)
-    return f"epoch {done} of {row.epochs}, {tqdm.format_interval(seconds_left)} left"
-
-
-# ---- the tables ----
-
-COLUMNS = ["Method", "d_pos", "d_neg", "Arch", "Epochs"]
-PUBLISHED = ["Batch size", "Published, %", "Download"]
-PUBLISHED += ["As published, best epoch, %", "Frozen, last epoch, %"]
-OWN = ["Views per image", "Views × epochs", "Best epoch, %", "Last epoch, %", "kNN, %", "Seeds"]
+    return f"epoch {pretraining['epochs_done']} of {row.epochs}"
 
 
 def table(name: str, args: argparse.Namespace) -> str:
     """A study's table in Markdown, from the JSON files alone.
 
+    Rows that were not run are empty where they are published, and else only counted.
+
     Args:
         name: The study's.
         args: The flags of `parse_args`, which select arch, epochs, seeds and the results' folder.
-
-    Returns:
-        Heading, table and an empty line. Cells of rows that were not run are empty.
     """
     rows = [row for row in studies.all_rows(args) if row.study.name == name]
-    columns = [*COLUMNS, *(PUBLISHED if rows[0].published else OWN), "Hardware, total hours"]
+    shown = [row for row in rows if row.published or results.evaluations(row, 0)]
+    columns, title, missing = list(cells(rows[0])), rows[0].study.title, len(rows) - len(shown)
     lines = [markdown(columns), "|---|" + ":---:|" * (len(columns) - 1)]
-    lines += [markdown(cells(row)) for row in rows]
-    title = rows[0].study.title
-    if name == "folder" and any(results.evaluations(row, 0) for row in rows):
+    lines += [*(markdown([*cells(row).values()]) for row in shown), ""]
+    if name == "folder" and shown:
         title += f" ({Path(rows[0].study.root).name})"
-    return "\n".join([f"### {title}", "", *lines, ""])
+    if missing:
+        lines += [f"{missing} more rows have not been run: `python reproduce.py` lists them.", ""]
+    return "\n".join([f"### {title}", "", *lines])
 
 
-def cells(row: Row) -> list[Any]:
+def cells(row: Row) -> dict[str, Any]:
     """A row's cells: mean and deviation over seeds, in percent. What was not measured is empty."""
-    d_pos, d_neg = (row.flags.get(name, "–") for name in ("d_pos", "d_neg"))
-    line: list[Any] = [row.method, d_pos, d_neg, row.study.arch, row.epochs]
-    best, last = (results.mean_text(results.top1(row, epoch)) for epoch in ("best", "last"))
+    line: dict[str, Any] = {"Method": row.method, "d_pos": "–", "d_neg": "–"}
+    line |= {name: value for name, value in row.flags.items() if name in line}
+    line |= {"Arch": row.study.arch, "Epochs": row.epochs}
     found = results.evaluations(row, -1)
+    best = results.mean_text([one["best_epoch"]["top1"] for one in results.evaluations(row, 0)])
+    last = results.mean_text([one["last_epoch"]["top1"] for one in found])
     if row.published:
         url = f"https://drive.google.com/file/d/{row.weights}/view"
-        link = f"[model]({url})" if row.weights else ""
-        line += [row.study.batch_size, f"{row.published:.2f}", link, best, last]
+        line |= {"Batch size": row.study.batch_size, "Published, %": f"{row.published:.2f}"}
+        line |= {"Download": f"[model]({url})" if row.weights else ""}
+        line |= {"As published, best epoch, %": best, "Frozen, last epoch, %": last}
     else:
         views = results.views_per_image(row)
-        knn = results.mean_text([evaluation["knn_top1"] for evaluation in found])
-        line += [views, views * row.epochs, best, last, knn, len(found)]
+        knn = results.mean_text([one["knn_top1"] for one in found])
+        line |= {"Views per image": views, "Views × epochs": views * row.epochs}
+        line |= {"Best epoch, %": best, "Last epoch, %": last, "kNN, %": knn, "Seeds": len(found)}
     hardware = f"{found[0]['machine']['device_name']}, {results.hours(row):.2f} h" if found else ""
-    return [*line, hardware]
+    return line | {"Hardware, total hours": hardware}
 
 
 def markdown(line: list[Any]) -> str:
     """A line of a Markdown table."""
-    return "| " + " | ".join(str(cell) for cell in line) + " |"
+    return "| " + " | ".join(map(str, line)) + " |"
 
 
 if __name__ == "__main__":

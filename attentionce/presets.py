@@ -39,9 +39,10 @@ def ingredients_of(flags: dict[str, Any]) -> tuple[str, str]:
 
 
 def title(flags: dict[str, Any]) -> str:
-    """A run's loss in words, by its flags: `AttentioNCE`, or `each + hard`."""
-    name = preset_of(*ingredients_of(flags))
-    return TITLES[name] if name else " + ".join(ingredients_of(flags))
+    """A run's loss in words, by its flags: `AttentioNCE`, or `each + hard, 25 % noisy`."""
+    name, noise = preset_of(*ingredients_of(flags)), flags.get("noisy_positives")
+    words = TITLES[name] if name else " + ".join(ingredients_of(flags))
+    return f"{words}, {100 * noise:g} % noisy" if noise else words
 
 
 def file_stem(args: Namespace, epoch: int | str = "{epochs}") -> str:

@@ -10,7 +10,7 @@ row by row as they are measured. Memory and start-up are measured in processes o
 """
 
 import argparse
-import gc
+import itertools
 import json
 import shlex
 import sys
@@ -24,7 +24,8 @@ from attentionce import cli
 from attentionce.errors import UserError
 from attentionce.runs import files
 from attentionce.training import devices
-from benchmark import report, rows
+from benchmark import report
+from benchmark.rows import ROWS
 from model import ARCHS
 
 # What the flags leave open, for --quick, a CPU and CUDA. `view_images` and `linear_images` are
@@ -40,23 +41,10 @@ SIZES: dict[str, tuple[Any, Any, Any]] = {
     "linear_images": (128, 128, 8192),
     "matmul": (2048, 4096, 8192),
 }
-ROWS = {
-    "views": rows.view_rows,
-    "step": rows.step_rows,
-    "epoch": rows.epoch_rows,
-    "memory": rows.memory_rows,
-    "loss": rows.loss_rows,
-    "linear": rows.linear_rows,
-    "startup": rows.startup_rows,
-}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The flags. What they leave open is filled in from SIZES.
-
-    Raises:
-        UserError: a flag that cannot work.
-    """
+    """The flags. What they leave open is filled in from SIZES."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = cli.Parser("python -m benchmark", description=__doc__, formatter_class=formatter)
     add = parser.add_argument
@@ -78,12 +66,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         return args
     device = devices.choose_device(args.device)
     devices.choose_precision(args.precision, device)  # refuses what the device cannot
-    native = devices.half_precision(device) == "bf16"
-    both = ["fp32", "bf16"] if native else ["fp32"]
-    args.device, args.precisions = (
-        device.type,
-        both if args.precision == "auto" else [args.precision],
-    )
+    args.device, args.precisions = device.type, [args.precision]
+    if args.precision == "auto":
+        args.precisions = ["fp32"] + ["bf16"] * (devices.half_precision(device) == "bf16")
     for name, values in SIZES.items():
         if getattr(args, name, None) is None:
             setattr(args, name, values[0 if args.quick else 2 if args.device == "cuda" else 1])
@@ -92,11 +77,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure the rows and print them, or print the table of what was measured.
-
-    Raises:
-        UserError: --table, and nothing was measured yet.
-    """
+    """Measure the rows and print them, or print the table of what was measured."""
     args = parse_args()
     path = Path(args.results) / f"benchmark-{args.device}.json"
     if not args.table:
@@ -108,34 +89,22 @@ def main() -> None:
 
 
 def measure(args: argparse.Namespace, path: Path) -> None:
-    """Measure and print row after row; the JSON file has every row as soon as it is measured.
-
-    What runs out of memory ends its kind of row with one line.
-    """
+    """Measure and print row after row; the JSON file has every row as soon as it is measured."""
     files.writable_folder(path.parent)
     began = time.monotonic()
     results: dict[str, Any] = {
         "machine": devices.machine(torch.device(args.device)),
         "flags": vars(args),
         "command": shlex.join(["python", "-m", "benchmark", *sys.argv[1:]]),
-        "minutes": 0.0,
         "rows": [],
     }
     print(report.markdown(results))
-    for name in args.rows:
-        try:
-            for row in ROWS[name](args):
-                results["rows"].append(row)
-                results["minutes"] = (time.monotonic() - began) / 60
-                files.save_json(path, results)
-                spread = "{min:.2f} … {max:.2f}".format(**row["ratio"]) if row["ratio"] else ""
-                print(report.line(row), spread, flush=True)
-        except RuntimeError as error:
-            reason = devices.out_of_memory(error)
-            if reason is None:
-                raise
-            print(f"{name}: {reason}, left empty: try a smaller --batch_size", file=sys.stderr)
-        gc.unfreeze()
+    for row in itertools.chain.from_iterable(ROWS[name](args) for name in args.rows):
+        results["rows"].append(row)
+        results["minutes"] = (time.monotonic() - began) / 60
+        files.save_json(path, results)
+        spread = "{min:.2f} … {max:.2f}".format(**row["ratio"]) if row["ratio"] else ""
+        print(report.line(row), spread, flush=True)
     print(f"ratio: this code / reference, with its range over the rounds; written to {path}")
 
 

@@ -50,7 +50,7 @@ def ceilings(args: argparse.Namespace) -> dict[str, Any]:
     """How fast the device copies and multiplies, and its clocks while it multiplies."""
     source = torch.zeros(args.copied, dtype=torch.uint8, device=args.device)
     copy = partial(torch.empty_like(source).copy_, source)
-    seconds = measuring.interleaved("copy", {"copy": lambda: copy}, 5, args.device, calls=10)
+    seconds = measuring.interleaved("copy", {"copy": copy}, 5, args.device, calls=10)
     dtype, clocks = devices.choose_precision("auto", torch.device(args.device)), None
     rate = measuring.matmul_rate(dtype, args.matmul, args.device)
     if args.device == "cuda":
@@ -71,18 +71,18 @@ def step(args: argparse.Namespace) -> dict[str, Any]:
     measuring.seconds_of(call, args.device, 3)  # compiles
     gc.collect()
     gc.freeze()
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(21 * cuda)]
+    host, events = [], [torch.cuda.Event(enable_timing=True) for _ in range(21 * cuda)]
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-        events[0].record()
-    retries, host = measuring.allocator_retries(), [time.perf_counter()]
-    for number in range(20):
-        call()
+    retries, began = measuring.allocator_retries(), time.perf_counter()
+    for number in range(21):
         host.append(time.perf_counter())
         if cuda:
-            events[number + 1].record()
+            events[number].record()
+        if number < 20:
+            call()
     measuring.synchronize(args.device)
-    ms = 1000 * (time.perf_counter() - host[0]) / 20
+    ms = 1000 * (time.perf_counter() - began) / 20
     host_ms = [1000 * (end - start) for start, end in itertools.pairwise(host)]
     return {
         "ms": ms,
@@ -145,23 +145,18 @@ def variants(args: argparse.Namespace) -> dict[str, Any]:
         run, batch = training(args)
         try:
             call = prepare(run, batch)
-            if call is not None:
-                call()
-                # Adam's mean of the gradient is now 1 - β₁ times the gradient.
-                means = [state["exp_avg"] for state in run.optimizer.state.values()]
-                scale = 1 - run.optimizer.param_groups[0]["betas"][0]
-                norm = torch.nn.utils.get_total_norm(means).item() / scale
-                result[name] = {"loss": run.progress["losses"][0].item(), "gradient_norm": norm}
-                measuring.seconds_of(call, args.device, 2)
-                steps[name] = call
+            if call is None:
+                continue
+            call()
+            # Adam's mean of the gradient is now 1 - β₁ times the gradient.
+            means = [state["exp_avg"] for state in run.optimizer.state.values()]
+            scale = 1 - run.optimizer.param_groups[0]["betas"][0]
+            norm = torch.nn.utils.get_total_norm(means).item() / scale
+            result[name] = {"loss": run.progress["losses"][0].item(), "gradient_norm": norm}
+            steps[name] = call
         except Exception as error:  # the other variants are still measured
             result[name] = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
-    gc.collect()
-    gc.freeze()
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(args.rounds):
-        for name in [*steps][turn % len(steps) :] + [*steps][: turn % len(steps)]:
-            seconds[name].append(measuring.seconds_of(steps[name], args.device, args.steps))
+    seconds = measuring.interleaved("variants", steps, args.rounds, args.device, args.steps)
     plain = result["as it is"]
     for name, times in seconds.items():
         row, ratios = result[name], [t / p for t, p in zip(times, seconds["as it is"], strict=True)]
@@ -185,10 +180,9 @@ def memory(args: argparse.Namespace) -> dict[str, Any]:
             fallbacks.keep_fewer_activations(run)
             result[way]["expected_gb"] = None  # the compiler decides
         if args.device == "cuda":
-            call = partial(one_step.take_step, run, batch)
-            peak = measuring.peak_bytes(partial(partial, call), args.device)
-            result[way]["allocated_gb"] = peak and peak / 1e9
-            del call
+            step_of = partial(partial, one_step.take_step, run, batch)
+            result[way]["allocated_gb"] = measuring.peak_bytes(step_of, args.device) / 1e9
+            del step_of
         del run
     return result
 

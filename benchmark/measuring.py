@@ -1,5 +1,6 @@
 """How long something takes and how much memory, in this process or in one of its own."""
 
+import argparse
 import functools
 import gc
 import sys
@@ -13,35 +14,42 @@ from typing import Any
 import torch
 from torch.nn.functional import conv2d
 
+from benchmark import VIEWS
+
 Call = Callable[[], object]  # what is timed
 Prepare = Callable[[], Call]  # makes it, untimed
 
 
+def random_views(args: argparse.Namespace) -> torch.Tensor:
+    """What a training step is timed on: V×B×3×S×S on the device."""
+    size = args.image_size
+    return torch.randn(VIEWS, args.batch_size, 3, size, size, device=args.device)
+
+
 def interleaved(
-    row: str, sides: Mapping[str, Prepare], repetitions: int, device: str, calls: int = 1
+    row: str, sides: Mapping[str, Call], repetitions: int, device: str, calls: int = 1
 ) -> dict[str, list[float]]:
-    """Time the sides in rounds, one after the other, so that a slow minute slows all of them.
+    """Time the sides in rounds, in rotating order, so that a slow minute slows all of them.
 
-    All are prepared before the first round, which does not count (CUDA: the first two). The side
-    called "reference" runs with PyTorch's own cuDNN setting, the others with that of main.py.
-
-    Args:
-        calls: on CUDA, of a side in a round before the host waits for the device; elsewhere one.
+    The first round does not count (CUDA: the first two). On CUDA a round has several calls before
+    the host waits. The side called "reference" runs with PyTorch's own cuDNN setting, the others
+    with that of main.py.
 
     Returns:
-        The seconds of every call by side.
+        By side the seconds of a call in each round.
     """
-    prepared = {name: prepare() for name, prepare in sides.items()}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     warm, calls = (2, calls) if device == "cuda" else (1, 1)
+    order = list(sides)
     for repetition in range(warm + repetitions):
         if repetition == warm:
             retries = allocator_retries()
             gc.collect()
             gc.freeze()  # what lives now is not searched for garbage while a side is timed
-        for name, call in prepared.items():
+        for name in order:
             torch.backends.cudnn.benchmark = name != "reference"
-            seconds[name].append(seconds_of(call, device, calls))
+            seconds[name].append(seconds_of(sides[name], device, calls))
+        order = order[1:] + order[:1]
     gc.unfreeze()
     if retries := allocator_retries() - retries:
         print(f"{row}: memory was short, {retries} allocations had to wait", file=sys.stderr)
@@ -78,20 +86,24 @@ def matmul_rate(dtype: torch.dtype, side: int, device: str) -> float:
     """
     a, b = torch.randn(2, side, side, device=device, dtype=dtype)
     image, kernel = a.T[None, :, None], b[:, :, None, None]  # a row of `a` per pixel, channels last
-    sides: dict[str, Prepare] = {
-        "product": lambda: lambda: a @ b.T,
-        "convolution": lambda: lambda: conv2d(image, kernel),
-    }
+    sides = {"product": lambda: a @ b.T, "convolution": lambda: conv2d(image, kernel)}
     return 2 * side**3 / min(sum(interleaved("limit", sides, 5, device).values(), []))
 
 
-def peak_bytes(prepare: Prepare, device: str) -> int | None:
-    """The most memory held while the function that `prepare` returns is called twice.
+def peak(prepare: Prepare, device: str) -> list[float]:
+    """The most MB held while what `prepare` makes is called twice, in a process of its own.
 
     CUDA: allocated by tensors, during the second call. CPU (Linux): resident, beyond what was
-    resident before `prepare`, in a process that has done nothing else; this includes what the
-    allocator keeps for later. None where the system does not tell.
+    resident before; this includes what the allocator keeps for later. Empty if it is unknown.
     """
+    found = in_fresh_process(peak_bytes, prepare, device)
+    return [found / 1e6] if found else []
+
+
+def peak_bytes(prepare: Prepare, device: str) -> int:
+    """`peak` in bytes in this process, which has done nothing else; 0 where the system has none."""
+    small = torch.ones(64, 64, device=device, requires_grad=True)
+    (small @ small).sum().backward()  # threads and libraries do not count
     before = resident_bytes("VmRSS")
     call = prepare()
     call()
@@ -101,7 +113,7 @@ def peak_bytes(prepare: Prepare, device: str) -> int | None:
     if device == "cuda":
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated()
-    return resident_bytes("VmHWM") - before if device == "cpu" and before else None
+    return resident_bytes("VmHWM") - before
 
 
 def resident_bytes(name: str) -> int:

@@ -21,7 +21,7 @@ from torchvision import transforms
 from attentionce.data.images import Images
 from attentionce.data.views import MEAN, STD
 from benchmark import DIM, VIEWS
-from benchmark.measuring import Call
+from benchmark.measuring import Call, random_views
 from model import Model
 from utils import load
 
@@ -131,9 +131,9 @@ class Recipe:
         return update(self.optimizer, attentionce(z))
 
 
-def step(args: argparse.Namespace, views: Tensor) -> Call:
-    """A training step on views that were made beforehand, V×B×3×S×S on the device."""
-    return functools.partial(Recipe(args).step, views)
+def step(args: argparse.Namespace) -> Call:
+    """A training step on views that were made beforehand."""
+    return functools.partial(Recipe(args).step, random_views(args))
 
 
 def epoch(args: argparse.Namespace, images: Images) -> Call:

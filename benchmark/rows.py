@@ -8,7 +8,6 @@ from functools import cache, partial
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn.functional import normalize
 
 import loss
@@ -31,23 +30,12 @@ def images_of(count: int) -> Images:
     return Images(photos.pixels[index], photos.labels[index], photos.classes)
 
 
-def random_views(args: argparse.Namespace) -> Tensor:
-    """What a training step is timed on: V×B×3×S×S on the device."""
-    size = args.image_size
-    return torch.randn(VIEWS, args.batch_size, 3, size, size, device=args.device)
-
-
 def rates(
-    args: argparse.Namespace, name: str, sides: Mapping[str, measuring.Prepare], count: int, calls=1
+    args: argparse.Namespace, name: str, sides: Mapping[str, measuring.Call], count: int, calls=1
 ) -> dict[str, list[float]]:
     """How many per second each repetition did, by side; `count` in one call."""
     seconds = measuring.interleaved(name, sides, args.repetitions, args.device, calls)
     return {side: [count / s for s in times] for side, times in seconds.items()}
-
-
-def megabytes(count: int | None) -> list[float]:
-    """A row's only repetition, from bytes; no repetition if they are unknown."""
-    return [] if count is None else [count / 1e6]
 
 
 def limit(args: argparse.Namespace, precision: str) -> float | None:
@@ -69,12 +57,12 @@ def view_rows(args: argparse.Namespace) -> Rows:
     The reference uses two workers; this code uses the same cores, and the accelerator if any.
     """
     images = images_of(args.view_images)
-    sides = {"reference": partial(reference_recipe.view_making, args, images)}
+    sides = {"reference": reference_recipe.view_making(args, images)}
     compiler = args.compile != "off" and any(map(shutil.which, ("c++", "g++", "clang++")))
     for name in dict.fromkeys(["cpu", args.device]):
-        sides[f"{name} eager"] = partial(this_code.view_making, args, images, name, False)
+        sides[f"{name} eager"] = this_code.view_making(args, images, name, False)
         if compiler:
-            sides[f"{name} compiled"] = partial(this_code.view_making, args, images, name, True)
+            sides[f"{name} compiled"] = this_code.view_making(args, images, name, True)
     reference, *ours = rates(args, "views", sides, VIEWS * args.view_images).items()
     for name, found in ours:
         yield row("views", name, "views/s", reference[1], found)
@@ -85,12 +73,12 @@ def step_rows(args: argparse.Namespace) -> Rows:
 
     Then how long making the views takes in comparison, and what matrix products would allow.
     """
-    last, views = args.precisions[-1], random_views(args)
+    last, batch = args.precisions[-1], images_of(args.batch_size)
     variants = [*args.precisions, f"{last} grad_cache"]
-    sides = {"reference": partial(reference_recipe.step, args, views)}
-    sides |= {variant: partial(this_code.step, args, variant, views) for variant in variants}
-    batch, compiled = images_of(args.batch_size), devices.wants_compiler(args.compile, views.device)
-    sides["making"] = partial(this_code.view_making, args, batch, args.device, compiled)
+    sides = {"reference": reference_recipe.step(args)}
+    sides |= {variant: this_code.step(args, variant) for variant in variants}
+    compiled = devices.wants_compiler(args.compile, torch.device(args.device))
+    sides["making"] = this_code.view_making(args, batch, args.device, compiled)
     found = rates(args, "step", sides, args.batch_size, CALLS)
     most = {precision: limit(args, precision) for precision in args.precisions}
     for name in variants:
@@ -104,8 +92,8 @@ def step_rows(args: argparse.Namespace) -> Rows:
 def epoch_rows(args: argparse.Namespace) -> Rows:
     """A whole epoch of both programs, from images in memory to trained weights."""
     images = images_of(args.epoch_steps * args.batch_size)
-    sides = {"reference": partial(reference_recipe.epoch, args, images)}
-    sides |= {name: partial(this_code.epoch, args, name, images) for name in args.precisions}
+    sides = {"reference": reference_recipe.epoch(args, images)}
+    sides |= {name: this_code.epoch(args, name, images) for name in args.precisions}
     found = rates(args, "epoch", sides, len(images.pixels))
     for name in args.precisions:
         yield row("epoch", name, "images/s", found["reference"], found[name], limit(args, name))
@@ -113,19 +101,11 @@ def epoch_rows(args: argparse.Namespace) -> Rows:
 
 def memory_rows(args: argparse.Namespace) -> Rows:
     """The peak of a training step, weights and optimiser included."""
-    reference = megabytes(measuring.in_fresh_process(step_memory, args, "reference"))
+    reference = measuring.peak(partial(reference_recipe.step, args), args.device)
     for precision in args.precisions:
         for variant in (precision, f"{precision} grad_cache"):
-            peak = measuring.in_fresh_process(step_memory, args, variant)
-            yield row("memory", variant, "MB", reference, megabytes(peak))
-
-
-def step_memory(args: argparse.Namespace, side: str) -> int | None:
-    """Peak bytes of a step of the reference, or of this code's variant of that name."""
-    prepare = partial(this_code.step, args, side, random_views(args))
-    if side == "reference":
-        prepare = partial(reference_recipe.step, args, random_views(args))
-    return measuring.peak_bytes(prepare, args.device)
+            ours = measuring.peak(partial(this_code.step, args, variant), args.device)
+            yield row("memory", variant, "MB", reference, ours)
 
 
 def loss_rows(args: argparse.Namespace) -> Rows:
@@ -136,15 +116,14 @@ def loss_rows(args: argparse.Namespace) -> Rows:
     for batch in args.loss_batches:
         with_reference = args.device == "cuda" or batch <= 4096
         names = ["reference", "this code"] if with_reference else ["this code"]
-        sides = {name: partial(loss_and_gradient, name, batch, args.device) for name in names}
-        # A call of milliseconds varies a lot; one of seconds does not.
-        repetitions, variant = 6 * args.repetitions if batch <= 1024 else 2, f"batch {batch:,}"
+        prepare = {name: partial(loss_and_gradient, name, batch, args.device) for name in names}
+        sides, variant = {name: make() for name, make in prepare.items()}, f"batch {batch:,}"
+        repetitions = 6 * args.repetitions if batch <= 1024 else 2  # milliseconds vary a lot
         seconds = measuring.interleaved(f"loss, {variant}", sides, repetitions, args.device, CALLS)
         ms = {name: [1000 * s for s in times] for name, times in seconds.items()}
         yield row("loss", variant, "ms", ms.get("reference", []), ms["this code"])
-        peaks = [measuring.in_fresh_process(loss_memory, n, batch, args.device) for n in names]
-        reference = megabytes(peaks[0]) if with_reference else []
-        yield row("loss memory", variant, "MB", reference, megabytes(peaks[-1]))
+        mb = {name: measuring.peak(make, args.device) for name, make in prepare.items()}
+        yield row("loss memory", variant, "MB", mb.get("reference", []), mb["this code"])
 
 
 def loss_and_gradient(side: str, batch: int, device: str) -> measuring.Call:
@@ -154,22 +133,16 @@ def loss_and_gradient(side: str, batch: int, device: str) -> measuring.Call:
     return lambda: torch.autograd.grad(function(z), z)
 
 
-def loss_memory(side: str, batch: int, device: str) -> int | None:
-    """Peak bytes of a loss and its gradient, the embeddings included."""
-    loss_and_gradient(side, 8, device)()  # threads and libraries do not count
-    return measuring.peak_bytes(partial(loss_and_gradient, side, batch, device), device)
-
-
 def linear_rows(args: argparse.Namespace) -> Rows:
     """An epoch of linear evaluation with its test.
 
     This code encodes the test images only once for all epochs, which has a row of its own.
     """
     data = images_of(args.linear_images), images_of(args.linear_images // 2)
-    sides = {"reference": partial(reference_recipe.linear_epoch, args, *data)}
+    sides = {"reference": reference_recipe.linear_epoch(args, *data)}
     for name in args.precisions:
-        sides[name] = partial(this_code.linear_evaluation, args, name, *data)
-        sides[f"{name}, once"] = partial(this_code.linear_evaluation, args, name, *data, once=True)
+        sides[name] = this_code.linear_evaluation(args, name, *data)
+        sides[f"{name}, once"] = this_code.linear_evaluation(args, name, *data, once=True)
     seconds = measuring.interleaved("linear", sides, args.repetitions, args.device)
     for name in args.precisions:
         yield row("linear", name, "s per epoch", seconds["reference"], seconds[name])
@@ -186,3 +159,7 @@ def startup_rows(args: argparse.Namespace) -> Rows:
             times += [] if end is None else [end - start]
     reference, ours = seconds
     yield row("start-up", "", "s", reference if len(reference) == len(ours) else [], ours)
+
+
+ROWS = {"views": view_rows, "step": step_rows, "epoch": epoch_rows, "memory": memory_rows}
+ROWS |= {"loss": loss_rows, "linear": linear_rows, "startup": startup_rows}

@@ -20,7 +20,7 @@ from attentionce.evaluation.knn import features
 from attentionce.training import devices, one_epoch, one_step
 from attentionce.training.pretraining import Run, new_run
 from benchmark import DIM, VIEWS
-from benchmark.measuring import Call
+from benchmark.measuring import Call, random_views
 from model import Model
 from utils import load
 
@@ -28,9 +28,7 @@ from utils import load
 def assemble(args: argparse.Namespace, variant: str, pixels: Tensor) -> Run:
     """A run on these images (uint8 N×3×H×W), as main.py assembles it.
 
-    Args:
-        args: the benchmark's flags.
-        variant: a precision, or a precision and "grad_cache".
+    Its variant is a precision, or a precision and "grad_cache".
     """
     precision, *cached = variant.split()
     words = f"--dataset_name photos --arch {args.arch} --batch_size {args.batch_size} "
@@ -63,12 +61,12 @@ def view_making(args: argparse.Namespace, images: Images, device: str, compiled:
     return make_views
 
 
-def step(args: argparse.Namespace, variant: str, made: Tensor) -> Call:
-    """A training step on views that were made beforehand, V×B×3×S×S on the device."""
+def step(args: argparse.Namespace, variant: str) -> Call:
+    """A training step on views that were made beforehand."""
     batch = torch.zeros(args.batch_size, 3, 4, 4, dtype=torch.uint8, device=args.device)
     # An epoch of two steps, of which the first is timed: the last one also reports the attention.
     run = assemble(args, variant, torch.cat([batch, batch]))
-    run.view_ops = ready(made)
+    run.view_ops = ready(random_views(args))
     return partial(one_step.take_step, run, batch)
 
 
@@ -108,8 +106,7 @@ def linear_evaluation(
 ) -> Call:
     """An epoch of a linear classifier on an untrained encoder with its test, as in linear.py.
 
-    Args:
-        once: instead, encode the test images, which linear.py does once for all epochs.
+    Or `once`: encoding the test images, which linear.py does once for all epochs.
     """
     words = f"--model_path random --batch_size {min(512, len(test.pixels))} "
     words += f"--image_size {args.image_size} --compile {args.compile}"

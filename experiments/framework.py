@@ -121,25 +121,6 @@ def draw_circle(ax: Axes, shown: torch.Tensor, z: torch.Tensor) -> None:
     write(ax, 8.08, 3.73, "its negatives\npushed away", NEGATIVE)
 
 
-def draw_formulas(ax: Axes) -> None:
-    """The loss, and how the picture was computed."""
-    ax.axhspan(0.72, 1.66, facecolor=PALE, edgecolor="none")
-    loss = r"$\mathcal{L}=-\dfrac{1}{2B}\sum_j\,\log\,\dfrac{e^{\mathrm{pos}_j}}{"
-    loss += r"e^{\mathrm{pos}_j}+\sum_k e^{\mathrm{neg}_{jk}}}$"
-    pos = r"$\mathrm{pos}_j=a_j\cdot\sum_m\alpha_{jm}\,p_m\,/\,T$"
-    alpha = r"$\alpha_{jm}=\mathrm{softmax}_m(a_j\cdot p_m\,/\,d_\mathrm{pos})$"
-    neg = r"$\mathrm{neg}_{jk}=\beta_{jk}\,a_j\cdot a_k\,/\,T$"
-    beta = r"$\beta_{jk}=N\,(\mathrm{softmax}_k(a_j\cdot a_k\,/\,d_\mathrm{neg})+10^{-6})$"
-    write(ax, 0.3, 1.19, loss, size=15, ha="left")
-    for y, colour, left, right in ((1.41, POSITIVE, pos, alpha), (0.94, NEGATIVE, neg, beta)):
-        write(ax, 4.1, y, left, colour, 12.5, ha="left")
-        write(ax, 6.4, y, right, colour, 12.5, ha="left")
-    facts = rf"$N={NEGATIVES}$, $d_\mathrm{{pos}}={D_POS:g}$, $d_\mathrm{{neg}}={D_NEG:g}$."
-    text = f"Computed by an untrained encoder with two outputs: $B={len(PHOTOS)}$ photographs, so "
-    text += f"{facts}\nDrawn for $a_1$; $a_2$ has a prototype, $\\alpha$ and $\\beta$ of its own. "
-    write(ax, 5, 0.36, text + r"No gradient flows through $\alpha$ and $\beta$.", GRAY)
-
-
 def save(path: Path) -> None:
     """Compute and draw the picture, and write it as PNG."""
     pictures = [Image.fromarray(getattr(data, name)()) for name in PHOTOS]
@@ -150,12 +131,11 @@ def save(path: Path) -> None:
     z = projections(Model(feature_dim=2, arch="resnet10"), views.make(photos, draw))
     shown = displayed(views.make(photos, draw, size=96))
     with style.context("default"):  # whatever else in this process has set
-        figure = Figure(figsize=(10, 6.9), dpi=150)
-        ax = figure.add_axes((0, 0, 1, 1), xlim=(0, 10), ylim=(0, 6.9))
+        figure = Figure(figsize=(10, 5.5), dpi=150)
+        ax = figure.add_axes((0, 0, 1, 1), xlim=(0, 10), ylim=(1.4, 6.9))
         ax.axis("off")
         draw_inputs(ax, photos, shown)
         draw_circle(ax, shown, z)
-        draw_formulas(ax)
         figure.savefig(path)
 
 

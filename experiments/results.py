@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import linear
 import main
 from attentionce import presets
-from attentionce.errors import UserError
+from attentionce.errors import as_user_error
 from attentionce.runs import states
 from experiments.studies import Row
 from loss import NEGATIVES, POSITIVES
@@ -27,8 +27,8 @@ class Result(NamedTuple):
 
 
 def modes(row: Row) -> tuple[str, ...]:
-    """How the row is evaluated: a published one as it was published, too; others as their study."""
-    return ("reference", "frozen") if row.published else ("",)
+    """How the row is evaluated: a published one as it was published, too."""
+    return ("reference", "frozen") if row.published else ("frozen",)
 
 
 def pretraining_flags(row: Row, seed: int) -> list[str]:
@@ -37,21 +37,23 @@ def pretraining_flags(row: Row, seed: int) -> list[str]:
     name = f"{study.arch}-{study.epochs}"
     if study.classes:  # apart from other images that main.py also calls a folder
         name = f"{study.name}-{name}"
-    flags = ["--dataset_name", study.dataset, "--loss", row.loss]
-    for key, value in row.flags.items():
-        flags += [f"--{key}", str(value)]
-    flags += ["--arch", study.arch, "--batch_size", str(study.batch_size), *study.pretrain]
-    flags += ["--root", study.root, "--seed", str(seed)]
-    flags += ["--results", str(Path(study.results, name, f"seed{seed}"))]
-    return [*flags, "--epochs", str(row.stops[-1]), "--save_every", str(math.gcd(*row.stops))]
+    flags = {"dataset_name": study.dataset, "loss": row.loss, **row.flags}
+    flags |= {"arch": study.arch, "batch_size": study.batch_size}
+    last = {"root": study.root, "seed": seed, "results": Path(study.results, name, f"seed{seed}")}
+    last |= {"epochs": row.stops[-1], "save_every": math.gcd(*row.stops)}
+    return [*words(flags), *study.pretrain, *words(last)]
 
 
 def evaluation_flags(row: Row, seed: int, mode: str) -> list[str]:
     """The flags of linear.py that evaluate the row in one of its modes."""
-    study, weights = row.study, run_file(row, seed, row.epochs, ".pth")
-    flags = ["--dataset_name", study.dataset, "--root", study.root, "--seed", str(seed)]
-    flags += ["--model_path", str(weights), *study.linear]
-    return [*flags, "--encoder_mode", mode] if mode else flags
+    flags = {"dataset_name": row.study.dataset, "root": row.study.root, "seed": seed}
+    flags |= {"model_path": run_file(row, seed, row.epochs, ".pth"), "encoder_mode": mode}
+    return [*words(flags), *row.study.linear]
+
+
+def words(flags: dict[str, Any]) -> list[str]:
+    """Flags as a command line has them."""
+    return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
 
 
 def run_file(row: Row, seed: int, epochs: int, ending: str) -> Path:
@@ -62,8 +64,7 @@ def run_file(row: Row, seed: int, epochs: int, ending: str) -> Path:
 
 def views_per_image(row: Row) -> int:
     """How many views of every image are encoded per epoch."""
-    args = main.parse_args(pretraining_flags(row, 0))
-    return 2 + (args.num_pos or 0)
+    return 2 + (main.parse_args(pretraining_flags(row, 0)).num_pos or 0)
 
 
 def title(path: Path) -> str:
@@ -77,10 +78,10 @@ def title(path: Path) -> str:
         return path.stem
     positives, negatives = presets.ingredients_of(flags)
     taken = {**POSITIVES[positives][1], **NEGATIVES[negatives][1]}
-    words = [f"{name} {flags[name]:g}" for name in presets.PARAMETERS if name in taken]
+    numbers = [f"{name} {flags[name]:g}" for name in presets.PARAMETERS if name in taken]
     if positives != "pair" and flags["num_pos"] != 4:
-        words.append(f"{flags['num_pos']} positives")
-    settings = f" ({', '.join(words)})" if words else ""
+        numbers.append(f"{flags['num_pos']} positives")
+    settings = f" ({', '.join(numbers)})" if numbers else ""
     return f"{presets.title(flags)}{settings}, {path.stem.split('_')[4]} epochs"
 
 
@@ -92,48 +93,43 @@ def read(row: Row, seed: int) -> Result:
     """
     args = main.parse_args(pretraining_flags(row, seed))
     path = run_file(row, seed, row.stops[-1], ".json")
-    pretraining = read_json(path) if path.exists() else None
-    if pretraining and not matches(pretraining, args, states.FREE_FLAGS, row):
+    pretraining = read_json(path, args, states.FREE_FLAGS, row)
+    if path.exists() and pretraining is None:
         return Result(None, {})  # an evaluation would be of the other flags' weights
     evaluations = {}
     for mode in modes(row):
         args = linear.parse_args(evaluation_flags(row, seed, mode))
         out = linear.result_path(args.model_path[0], "", args)
         for folder in {path.parent, out.parent}:  # the same unless the first is read-only
-            file = folder / f"{out.name}.json"
-            evaluation = read_json(file) if file.exists() else {}
-            if evaluation and matches(evaluation, args, LINEAR_FREE_FLAGS, row):
+            evaluation = read_json(folder / f"{out.name}.json", args, LINEAR_FREE_FLAGS, row)
+            if evaluation is not None:
                 evaluations[mode] = evaluation
     return Result(pretraining, evaluations)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The content of a result file.
-
-    Raises:
-        UserError: It is damaged.
-    """
-    try:
-        found = json.loads(path.read_text())
-        if not isinstance(found["flags"], dict):
-            raise ValueError("it has no flags")
-        return found
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}): remove it and run its row again") from None
-
-
-def matches(found: dict[str, Any], args: argparse.Namespace, free: set[str], row: Row) -> bool:
-    """Whether a result was made with these flags, those in `free` and newer ones aside.
+def read_json(
+    path: Path, args: argparse.Namespace, free: set[str], row: Row
+) -> dict[str, Any] | None:
+    """A result that was made with these flags, those in `free` and newer ones aside, or None.
 
     Of your own images, other ones are those in a folder of another name.
+
+    Raises:
+        UserError: The file is damaged.
     """
-    flags = found["flags"]
-    same_images = Path(flags.get("root", args.root)).name == Path(args.root).name
-    return (same_images or row.study.name != "folder") and all(
+    if not path.exists():
+        return None
+    with as_user_error(f"{path} is damaged: remove it and run its row again"):
+        found = json.loads(path.read_text())
+        flags = dict(found["flags"])
+    same = all(
         value is None or flags.get(name, value) == value
         for name, value in vars(args).items()
         if name not in free
     )
+    if row.study.name == "folder":
+        same &= Path(flags.get("root", args.root)).name == Path(args.root).name
+    return found if same else None
 
 
 def evaluations(row: Row, which: int) -> list[dict[str, Any]]:
@@ -153,12 +149,6 @@ def hours(row: Row) -> float:
         if evaluations and pretraining:
             total += pretraining["hours"] * row.epochs / pretraining["epochs_done"]
     return total
-
-
-def top1(row: Row, epoch: str) -> list[float]:
-    """Linear accuracies of the seeds: "best" epoch as published, or "last" epoch frozen."""
-    found = evaluations(row, 0 if epoch == "best" else -1)
-    return [evaluation[f"{epoch}_epoch"]["top1"] for evaluation in found]
 
 
 def mean_text(values: list[float]) -> str:

@@ -7,8 +7,7 @@ import argparse
 import shlex
 from typing import Any, NamedTuple
 
-from attentionce import cli, presets
-from model import ARCHS
+from attentionce import presets
 
 
 class Study(NamedTuple):
@@ -33,7 +32,7 @@ class Row(NamedTuple):
 
     study: Study
     loss: str
-    flags: dict[str, Any]  # the loss's parameters, as flags of main.py
+    flags: dict[str, Any]  # of main.py, where they are not its defaults
     epochs: int
     published: float | None = None  # linear accuracy of the best epoch, in percent
     weights: str | None = None  # their file on Google Drive
@@ -42,13 +41,14 @@ class Row(NamedTuple):
 
     @property
     def method(self) -> str:
-        """The loss's name as tables and pictures print it."""
+        """The loss, and how many positives are noisy, as tables and pictures print it."""
         return presets.title({"loss": self.loss, **self.flags})
 
     @property
     def settings(self) -> str:
-        """The row's own flags on one line: `d_pos=1 d_neg=10`."""
-        return " ".join(f"{key}={value}" for key, value in self.flags.items())
+        """The row's numbers on one line: `d_pos=1 d_neg=10`."""
+        in_method = {"positives", "negatives", "noisy_positives"}
+        return " ".join(f"{k}={value}" for k, value in self.flags.items() if k not in in_method)
 
 
 STUDIES = [
@@ -85,147 +85,117 @@ STUDIES = [
 ]
 NAMES = [study.name for study in STUDIES]
 
-# The published figures, and files of the weights. DCL's, HCL's and BCL's are their authors', and on
-# STL10 SimCLR's are those of DCL's repository.
-PUBLISHED: dict[str, list[tuple[Any, ...]]] = {
-    "stl10": [
-        ("simclr", {}, 400, 80.15, "1qQE03ztnQCK4dtG-GPwCvF66nq_Mk_mo"),
-        ("dcl", {"tau_plus": 0.1}, 400, 84.26, "1d8nfGHsHIuJYjU7mHtCtSXf98IbWMFAa"),
-        ("hcl", {"tau_plus": 0.1, "beta": 1.0}, 400, 87.44),
-        ("bcl", {"tau_plus": 0.1, "alpha": 0.7, "beta": 1.0}, 400, 87.51),
-        (
-            "attentionce",
-            {"d_pos": 2, "d_neg": 0.5},
-            200,
-            87.12,
-            "1f3d8LYeX_8VLtqK1oai6SywmHAV0TwK9",
-        ),
-        (
-            "attentionce",
-            {"d_pos": 2, "d_neg": 0.5},
-            400,
-            89.45,
-            "1cQquMQA74GlQD6MQeP1l2zEhkJfdrKCA",
-        ),
-    ],
-    "cifar10": [
-        ("simclr", {}, 400, 91.12, "1AgKdRXnqBmhTPMAuzwsk1kE-X3OwVGpH"),
-        ("bcl", {"tau_plus": 0.1, "alpha": 0.9, "beta": 0.9}, 400, 92.52),
-        ("attentionce", {"d_pos": 1, "d_neg": 10}, 200, 92.42, "1Pq8bMZzqdN9-7c-HmyeKSxTlKhufaYf4"),
-        ("attentionce", {"d_pos": 1, "d_neg": 10}, 400, 93.08, "1pKRs_QT4goC-l62tT48FxrDSRLxQ1Hfd"),
-    ],
-    "cifar100": [
-        ("simclr", {}, 400, 66.55),
-        ("bcl", {"tau_plus": 0.1, "alpha": 0.7, "beta": 1.0}, 400, 69.70),
-        ("attentionce", {"d_pos": 1, "d_neg": 10}, 200, 69.78, "1hnQAvAgsNa3rOY1cRnZgUsWZLh6KOmUM"),
-        ("attentionce", {"d_pos": 1, "d_neg": 10}, 400, 70.23, "1zGqa28oNiogYjriWJjp-MqkzwDjTskIO"),
-    ],
-    "tinyImageNet": [
-        ("simclr", {}, 400, 53.40),
-        ("bcl", {"tau_plus": 0.1, "alpha": 0.8, "beta": 1.0}, 400, 57.32),
-        ("attentionce", {"d_pos": 4, "d_neg": 1}, 200, 56.58, "1oQaHY5fW2_3trpBe4xMP4K_x3cRW8UjL"),
-        ("attentionce", {"d_pos": 4, "d_neg": 1}, 400, 58.61, "1lVRxeZBRP18uQsw4FVOtaoBQnK7hU0yG"),
-    ],
+# The paper's settings of AttentioNCE; those of the other losses are main.py's defaults.
+CIFAR: dict[str, Any] = {"d_pos": 1, "d_neg": 10}
+PAPER: dict[str, dict[str, Any]] = {
+    "stl10": {"d_pos": 2, "d_neg": 0.5},
+    "cifar10": CIFAR,
+    "cifar100": CIFAR,
+    "tinyImageNet": {"d_pos": 4, "d_neg": 1},
 }
-
-# The losses that encode two views per image, with the settings that their authors chose for CIFAR.
-TWO_VIEWS: dict[str, dict[str, float]] = {
-    "simclr": {},
-    "dcl": {"tau_plus": 0.1},
-    "hcl": {"tau_plus": 0.1, "beta": 1.0},
-    "bcl": {"tau_plus": 0.1, "alpha": 0.9, "beta": 0.9},
-}
+# Study, loss, epochs, published accuracy, file of the weights. DCL's, HCL's and BCL's figures are
+# their authors', and on STL10 SimCLR's are those of DCL's repository.
+PUBLISHED: list[tuple[Any, ...]] = [
+    ("stl10", "simclr", 400, 80.15, "1qQE03ztnQCK4dtG-GPwCvF66nq_Mk_mo"),
+    ("stl10", "dcl", 400, 84.26, "1d8nfGHsHIuJYjU7mHtCtSXf98IbWMFAa"),
+    ("stl10", "hcl", 400, 87.44),
+    ("stl10", "bcl", 400, 87.51),
+    ("stl10", "attentionce", 200, 87.12, "1f3d8LYeX_8VLtqK1oai6SywmHAV0TwK9"),
+    ("stl10", "attentionce", 400, 89.45, "1cQquMQA74GlQD6MQeP1l2zEhkJfdrKCA"),
+    ("cifar10", "simclr", 400, 91.12, "1AgKdRXnqBmhTPMAuzwsk1kE-X3OwVGpH"),
+    ("cifar10", "bcl", 400, 92.52),
+    ("cifar10", "attentionce", 200, 92.42, "1Pq8bMZzqdN9-7c-HmyeKSxTlKhufaYf4"),
+    ("cifar10", "attentionce", 400, 93.08, "1pKRs_QT4goC-l62tT48FxrDSRLxQ1Hfd"),
+    ("cifar100", "simclr", 400, 66.55),
+    ("cifar100", "bcl", 400, 69.70),
+    ("cifar100", "attentionce", 200, 69.78, "1hnQAvAgsNa3rOY1cRnZgUsWZLh6KOmUM"),
+    ("cifar100", "attentionce", 400, 70.23, "1zGqa28oNiogYjriWJjp-MqkzwDjTskIO"),
+    ("tinyImageNet", "simclr", 400, 53.40),
+    ("tinyImageNet", "bcl", 400, 57.32),
+    ("tinyImageNet", "attentionce", 200, 56.58, "1oQaHY5fW2_3trpBe4xMP4K_x3cRW8UjL"),
+    ("tinyImageNet", "attentionce", 400, 58.61, "1lVRxeZBRP18uQsw4FVOtaoBQnK7hU0yG"),
+]
 
 
 def paper_rows(study: Study) -> list[Row]:
     """The published rows of a data set."""
     half = max(1, study.epochs // 2)
-    return [
-        Row(study, loss, flags, epochs // 200 * half, *published)
-        for loss, flags, epochs, *published in PUBLISHED[study.name]
-    ]
+    rows = []
+    for name, loss, epochs, *published in PUBLISHED:
+        if name == study.name:
+            flags = PAPER[name] if loss == "attentionce" else {}
+            rows.append(Row(study, loss, flags, epochs // 200 * half, *published))
+    return rows
+
+
+def two_view_rows(study: Study, *losses: str, seeds: tuple[int, ...] = ()) -> list[Row]:
+    """Losses of two views per image at equal epochs and at equal numbers of encoded views.
+
+    AttentioNCE with four positives encodes six views, so three times the epochs are as many.
+    """
+    stops = (study.epochs, 3 * study.epochs)
+    return [Row(study, loss, {}, stop, seeds=seeds) for loss in losses for stop in stops]
 
 
 def photo_rows(study: Study) -> list[Row]:
-    """All losses at equal epochs and at equal encoded views, numbers of positives, d_pos × d_neg.
-
-    AttentioNCE with four positives encodes six views per image where the others encode two, so
-    three times the epochs are as many views.
-    """
-    rows = []
-    for loss, flags in TWO_VIEWS.items():
-        rows += [Row(study, loss, flags, stop) for stop in (study.epochs, 3 * study.epochs)]
-    positives = [(num_pos, 1, 10) for num_pos in (4, 1, 2, 8)]
-    grid = [(4, d_pos, d_neg) for d_pos in (0.1, 1, 10) for d_neg in (0.1, 1, 10)]
-    for num_pos, d_pos, d_neg in dict.fromkeys([*positives, *grid]):  # each once
-        flags = {"num_pos": num_pos, "d_pos": d_pos, "d_neg": d_neg}
-        rows.append(Row(study, "attentionce", flags, study.epochs))
-    return rows
+    """All losses, numbers of positives, d_pos × d_neg."""
+    flags = [CIFAR, *({"num_pos": count, **CIFAR} for count in (1, 2, 8))]
+    values = (0.1, 1, 10)
+    flags += [{"d_pos": p, "d_neg": n} for p in values for n in values if (p, n) != (1, 10)]
+    rows = [Row(study, "attentionce", chosen, study.epochs) for chosen in flags]
+    return two_view_rows(study, "simclr", "dcl", "hcl", "bcl") + rows
 
 
 def small_rows(study: Study) -> list[Row]:
     """Is AttentioNCE's gain its attention, or its six views?
 
-    The losses of two views are measured at equal epochs and, later in the same run, at equal
-    numbers of encoded views.
     With d_pos and d_neg of a million all positives and all negatives count alike, which leaves
     SimCLR with the mean of four positives; with (0.1, 0.5) fewer of them count.
     """
-    stops = (study.epochs, 3 * study.epochs)
-    rows = [Row(study, "simclr", {}, stop) for stop in stops]
-    for d_pos, d_neg in ((1, 10), (10**6, 10**6), (0.1, 0.5)):
-        rows.append(Row(study, "attentionce", {"d_pos": d_pos, "d_neg": d_neg}, study.epochs))
-    for loss in ("dcl", "hcl", "bcl"):
-        rows += [Row(study, loss, TWO_VIEWS[loss], stop, seeds=(0,)) for stop in stops]
-    return rows
+    flags = [{"d_pos": p, "d_neg": n} for p, n in ((1, 10), (10**6, 10**6), (0.1, 0.5))]
+    rows = [Row(study, "attentionce", chosen, study.epochs) for chosen in flags]
+    more = two_view_rows(study, "dcl", "hcl", "bcl", seeds=(0,))
+    return two_view_rows(study, "simclr") + rows + more
 
 
 def folder_rows(study: Study) -> list[Row]:
     """AttentioNCE as it trains; SimCLR at equal numbers of encoded views and, once, of epochs."""
     quarter = max(1, study.epochs // 4)
-    flags = {"d_pos": 1, "d_neg": 10}
-    rows = [Row(study, "attentionce", flags, part * quarter) for part in (1, 2, 4)]
+    rows = [Row(study, "attentionce", CIFAR, part * quarter) for part in (1, 2, 4)]
     return rows + [Row(study, "simclr", {}, part * quarter) for part in (3, 4, 6, 12)]
+
+
+def combined_rows(study: Study) -> list[Row]:
+    """What six views bring every loss, and what attention brings where positives are noisy."""
+    positives: list[dict[str, Any]] = [{"positives": "mean"}, {"positives": "each"}]
+    positives += [{"d_pos": 1}, {"d_pos": 0.1}]  # attention
+    negatives: list[dict[str, Any]] = [{"negatives": "uniform"}, {"d_neg": 10}]  # and attention
+    more = [{"negatives": "hard"}, {"negatives": "bayes"}]
+    flags = [p | n for p in positives for n in negatives + more]
+    for noise in (0.25, 0.5):
+        flags += [p | n | {"noisy_positives": noise} for p in positives for n in negatives]
+    return [Row(study, "attentionce", chosen, study.epochs) for chosen in flags]
 
 
 OWN_ROWS = {"photos": photo_rows, "cifar10-small": small_rows, "folder": folder_rows}
 
 
 def all_rows(args: argparse.Namespace) -> list[Row]:
-    """Every row in the order of their numbers, their studies changed by the flags of `add_flags`.
+    """Every row in the order of their numbers, their studies changed by the flags of reproduce.py.
 
     The rows of a study keep their exact proportions: of other epochs their common unit is scaled
     and rounded down.
     """
     given: dict[str, Any] = {name: getattr(args, name, None) for name in Study._fields}
     changes = {name: value for name, value in given.items() if value is not None}
-    rows: list[Row] = []
-    for study in STUDIES:
-        rows += OWN_ROWS.get(study.name, paper_rows)(study._replace(**changes))
+    changed = [study._replace(**changes) for study in STUDIES]
+    rows = [row for study in changed for row in OWN_ROWS.get(study.name, paper_rows)(study)]
+    for study in changed:  # after all others, whose numbers stay
+        if study.name in ("photos", "cifar10-small"):
+            rows += [row for row in combined_rows(study) if row not in rows]
     complete = []
     for row in rows:
         stops = sorted(other.epochs for other in rows if other[:3] == row[:3])
         seeds = args.seeds or row.seeds or row.study.seeds
         complete.append(row._replace(seeds=seeds, stops=tuple(stops)))
     return complete
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that choose studies and change them; `all_rows` applies them."""
-    add = parser.add_argument
-    add("datasets", nargs="*", help="run what is missing of these: " + ", ".join(NAMES))
-    add("--epochs", type=int, help="default: 400; photos: 10, cifar10-small: 4")
-    add("--arch", choices=ARCHS, help="default: resnet50; photos, cifar10-small: resnet10")
-    add("--batch_size", type=int, help="default: 256; photos: 64")
-    add("--seeds", type=int, nargs="+", help="default: 0; photos, cifar10-small: 0 1 2")
-    add("--pretrain", type=shlex.split, metavar="FLAGS", help="of main.py, instead of the study's")
-    add("--linear", type=shlex.split, metavar="FLAGS", help="of linear.py, likewise")
-    add("--root", default="data", help="folder of the data sets, or of the study's own images")
-    add("--results", default="results", help="folder of the results")
-
-
-def parse_flags(words: list[str]) -> argparse.Namespace:
-    """The same flags on their own, as `python -m experiments.plot accuracy --study` takes them."""
-    parser = cli.Parser(prog="--study")
-    add_flags(parser)
-    return parser.parse_args(words)

@@ -76,7 +76,7 @@ def toy(pictures, tmp_path_factory):
     flags = ["--epochs", "4", "--arch", "resnet10", "--batch_size", "8", "--seeds", "0"]
     flags += ["--pretrain", f"{size} --knn_every 2 --compile off", "--linear", f"{size} --epochs 2"]
     flags += ["--root", str(pictures), "--results", str(folder), "--row"]
-    for number, row in enumerate(studies.all_rows(studies.parse_flags([])), 1):
+    for number, row in enumerate(studies.all_rows(reproduce.parse_args([])), 1):
         if row.study.name == "folder" and row.loss == "attentionce" and row.epochs in (100, 400):
             flags.append(str(number))
     programs = {"main.py": main, "linear.py": linear}

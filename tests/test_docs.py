@@ -63,10 +63,14 @@ def published_table():
     columns = ["data set", "method", "d_pos", "d_neg", "epochs", "published"]
     columns += ["as published, best epoch", "frozen, last epoch"]
     lines = [reproduce.markdown(columns), "| --- | --- |" + " :---: |" * 6]
-    for row in studies.all_rows(studies.parse_flags(["--results", str(ROOT / "results")])):
+    for row in studies.all_rows(reproduce.parse_args(["--results", str(ROOT / "results")])):
         if row.published:
-            method, d_pos, d_neg, _, epochs, _, published, _, best, last, _ = reproduce.cells(row)
-            line = [row.study.title, method, d_pos, d_neg, epochs, published, best, last]
+            cells, names = (
+                reproduce.cells(row),
+                ["Method", "d_pos", "d_neg", "Epochs", "Published, %"],
+            )
+            names += ["As published, best epoch, %", "Frozen, last epoch, %"]
+            line = [row.study.title, *(cells[name] for name in names)]
             lines.append(reproduce.markdown(line))
     return "\n".join(lines)
 

@@ -96,25 +96,6 @@ def test_the_limit_is_six_times_the_multiply_adds(monkeypatch):
     assert rows.limit(ARGS, "fp32") == pytest.approx(expected, rel=0.03)
 
 
-def test_what_runs_out_of_memory_stays_empty(measured, monkeypatch, capsys):
-    """It ends its kind of row; the others are measured. Any other error is not hidden."""
-
-    def fail(error):
-        def rows_of(args):
-            raise error
-            yield
-
-        monkeypatch.setitem(benchmark_main.ROWS, "epoch", rows_of)
-
-    fail(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 1 GiB"))
-    assert ("view making", "fp32") in measured("epoch", "step")
-    line = "epoch: CUDA out of memory, left empty: try a smaller --batch_size"
-    assert capsys.readouterr().err.splitlines() == [line]
-    fail(RuntimeError("shapes do not match"))
-    with pytest.raises(RuntimeError, match="shapes do not match"):
-        measured("epoch")
-
-
 def test_a_start_that_failed_stays_empty(monkeypatch):
     ends = iter([None, 2e9, 2e9, 2e9])  # of the reference, this code, the reference, …
     monkeypatch.setattr(measuring, "in_fresh_process", lambda *call: next(ends))

@@ -5,36 +5,28 @@ import runpy
 import sys
 
 import pytest
-import torch
 from conftest import ROOT
 
 import main
-from attentionce.data.images import Images
-from attentionce.errors import UserError
-from experiments import encoder_figures, plot, result_figures, results, studies
+from experiments import plot
 
 
 def test_pictures(toy, pictures, call, refused, tmp_path):
     """Every picture is drawn, from real weights and tables, also of a small data set."""
-    trained = next(toy.folder.rglob("*_10.0.pth"))
+    trained = next(toy.folder.rglob("*_4_1.0_10.0.pth"))
     tables = list(toy.folder.rglob("*.csv"))
     assert any("linear" in table.name for table in tables)  # which curves leaves out
-    drawn = [name for name in plot.PICTURES if name != "grid"]
-    pretrain, linear = (toy.flags[toy.flags.index(flag) + 1] for flag in ("--pretrain", "--linear"))
-    study = " ".join(toy.flags[: toy.flags.index("--pretrain")])
-    study += f" --pretrain='{pretrain}' --linear='{linear}' --root {pictures}"
     words = ["--csv", *tables, "--model_path", "random", trained, "--dataset_name", "folder"]
     words += ["--root", pictures, "--store_size", 8, "--image_size", 8, "--out", tmp_path]
-    words += ["--study", f"folder {study} --results {toy.folder}"]
-    call(plot, *drawn, *words)
-    for name in drawn:
+    call(plot, *plot.PICTURES, *words)
+    for name in plot.PICTURES:
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
-    assert "--batch_size" in refused(plot, "numbers", *words, "--batch_size", 3)
+    assert "--batch_size" in refused(plot, "flags", *words, "--batch_size", 3)
 
 
 def test_the_photographs_and_an_untrained_encoder_are_the_default(call, tmp_path):
-    call(plot, "numbers", "--image_size", 8, "--batch_size", 16, "--out", tmp_path)
-    assert (tmp_path / "numbers.png").exists()
+    call(plot, "flags", "--image_size", 8, "--batch_size", 16, "--out", tmp_path)
+    assert (tmp_path / "flags.png").exists()
 
 
 def test_curves_refuse_what_is_not_a_table_of_main(refused, tmp_path):
@@ -61,7 +53,7 @@ def test_curves_show_mean_and_range_of_seeds(tmp_path):
         path.write_text(head + "".join(lines))
         path.with_name(f"{path.stem}.json").write_text(json.dumps({"flags": flags}))
         paths.append(str(path))
-    figure = result_figures.plot_curves(plot.parse_args(["curves", "--csv", *paths]))
+    figure = plot.plot_curves(plot.parse_args(["curves", "--csv", *paths]))
     loss, knn = figure.axes[0], figure.axes[3]
     (line,) = loss.lines
     assert line.get_label() == "AttentioNCE (d_pos 1, d_neg 10), 400 epochs"
@@ -74,64 +66,6 @@ def test_curves_show_mean_and_range_of_seeds(tmp_path):
     assert figure.axes[5].get_xlabel() == "minutes of training"
 
 
-def test_map_tells_many_classes_by_colour_and_mark():
-    """More classes than colours; too many for their names."""
-    labels = torch.arange(24)
-    images = Images(torch.zeros(24, 3, 8, 8, dtype=torch.uint8), labels, ["?"] * 24)
-    _, axis = encoder_figures.plt.subplots()
-    encoder_figures.draw_classes(axis, torch.randn(24, 2).numpy(), labels, images)
-    looks = {(line.get_color(), line.get_marker()) for line in axis.lines}
-    assert len(looks) == 24 and len(axis.texts) == 0
-
-
-def evaluate(row, seed, knn, best, last):
-    """Write the row's linear evaluations, in every mode."""
-    for mode in results.modes(row):
-        ending = "_reference_linear.json" if mode == "reference" else "_linear.json"
-        path = results.run_file(row, seed, row.epochs, ending)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        found = {"knn_top1": knn, "best_epoch": {"top1": best}, "last_epoch": {"top1": last}}
-        path.write_text(json.dumps({"flags": {}, **found}))
-
-
-def test_grid_shows_the_mean_over_seeds(tmp_path):
-    rows = studies.all_rows(studies.parse_flags(["--results", str(tmp_path)]))
-    rows = [row for row in rows if row.flags.get("num_pos") == 4]
-    for number, row in enumerate(rows):
-        for seed in (0, 1):
-            evaluate(row, seed, *(first + number + 2 * seed for first in (50, 10, 30)))
-    figure = result_figures.plot_grid(plot.parse_args(["grid", "--results", str(tmp_path)]))
-    for axis, first in zip(figure.axes, (51, 31, 11), strict=False):  # then the colour bars
-        texts = {text.get_text() for text in axis.texts}
-        assert texts == {f"{first + number:.2f}\n± 1.41" for number in range(len(rows))}
-    with pytest.raises(UserError, match="no results in"):
-        result_figures.plot_grid(plot.parse_args(["grid", "--results", str(tmp_path / "none")]))
-
-
-def test_accuracy_shows_the_study_beside_the_published(tmp_path):
-    """Mean and deviation over seeds against epochs and encoded views, and published figures."""
-    words = f"cifar10 --seeds 0 1 --epochs 8 --results {tmp_path}"
-    for row in studies.all_rows(studies.parse_flags(words.split())):
-        for seed in row.seeds if row.study.name == "cifar10" else ():
-            evaluate(row, seed, 50, row.epochs + 2 * seed, row.epochs + 2 * seed - 3)
-    figure = result_figures.plot_accuracy(plot.parse_args(["accuracy", "--study", words]))
-    views_per_image, stops = (2, 2, 6), ([8], [8], [4, 8])  # of SimCLR, BCL, AttentioNCE
-    for axis, factors in zip(figure.axes, ((1, 1, 1), views_per_image), strict=True):
-        for number, (expected, factor) in enumerate(zip(stops, factors, strict=True)):
-            best, last = axis.containers[2 * number : 2 * number + 2]
-            for bars, mean in ((best, 1), (last, -2)):
-                assert bars.lines[0].get_xdata().tolist() == [factor * stop for stop in expected]
-                assert bars.lines[0].get_ydata().tolist() == [stop + mean for stop in expected]
-                top = bars.lines[1][1].get_ydata()[0]
-                assert top == pytest.approx(expected[0] + mean + 2**0.5)
-        published = [line for line in axis.lines if "published" in line.get_label()]
-        assert [line.get_ydata()[0] for line in published] == [91.12, 92.52, 92.42, 93.08]
-    assert [line.get_xdata()[0] for line in published] == [800, 800, 1200, 2400]
-    empty = plot.parse_args(["accuracy", "--study", f"photos --results {tmp_path}"])
-    with pytest.raises(UserError, match="no results of"):
-        result_figures.plot_accuracy(empty)
-
-
 def test_missing_matplotlib_is_reported_in_one_line(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)
@@ -139,4 +73,4 @@ def test_missing_matplotlib_is_reported_in_one_line(monkeypatch, capsys):
         runpy.run_path(str(ROOT / "experiments" / "style.py"))
     assert ended.value.code == 2
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and "pip install matplotlib scikit-learn" in lines[0]
+    assert len(lines) == 1 and "pip install matplotlib" in lines[0]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import main
+import reproduce
 from attentionce.errors import UserError
 from experiments import results, studies
 
@@ -14,7 +15,7 @@ from experiments import results, studies
 @pytest.fixture
 def row(toy):
     """The first of the toy study's rows."""
-    rows = studies.all_rows(studies.parse_flags(toy.flags[: toy.flags.index("--row")]))
+    rows = studies.all_rows(reproduce.parse_args(toy.flags[: toy.flags.index("--row")]))
     return next(row for row in rows if row.study.name == "folder")
 
 
@@ -39,24 +40,24 @@ def test_results_on_other_images_do_not_count(row):
 
 def test_seeds_that_were_not_run_are_left_out(row):
     some = row._replace(seeds=[5, 0, 7])
-    assert results.evaluations(some, 0) == results.evaluations(row, 0) and results.top1(row, "last")
+    assert results.evaluations(some, 0) == results.evaluations(row, 0) != []
     assert results.hours(some) == results.hours(row) > results.evaluations(row, 0)[0]["hours"]
 
 
 @pytest.mark.parametrize("content", ["{", '{"flags": 3}'])
 def test_a_damaged_file_is_named(tmp_path, content):
-    row = studies.all_rows(studies.parse_flags(["--results", str(tmp_path)]))[0]
+    row = studies.all_rows(reproduce.parse_args(["--results", str(tmp_path)]))[0]
     path = results.run_file(row, 0, row.epochs, ".json")
     path.parent.mkdir(parents=True)
     path.write_text(content)
-    with pytest.raises(UserError, match="is damaged .*: remove it and run its row again") as caught:
+    with pytest.raises(UserError, match="is damaged: remove it and run its row again") as caught:
         results.read(row, 0)
     assert str(path) in str(caught.value)
 
 
 def test_views_per_image():
     """Two, and the positives of a loss that has some; further flags of the study count."""
-    for row in studies.all_rows(studies.parse_flags([])):
+    for row in studies.all_rows(reproduce.parse_args([])):
         positives = row.flags.get("num_pos", 4) if row.loss == "attentionce" else 0
         assert results.views_per_image(row) == 2 + positives
     three = changed(row._replace(loss="attentionce", flags={}), pretrain=["--num_pos", "1"])

@@ -5,17 +5,18 @@ import torch
 
 import loss
 import main
+import reproduce
 from experiments import results, studies
 
 
 def rows_of(name, words=""):
-    rows = studies.all_rows(studies.parse_flags(words.split()))
+    rows = studies.all_rows(reproduce.parse_args(words.split()))
     return [row for row in rows if row.study.name == name]
 
 
 def test_published_figures():
     """Of the rows whose weights are published, typed here a second time."""
-    rows = studies.all_rows(studies.parse_flags([]))
+    rows = studies.all_rows(reproduce.parse_args([]))
     found = [(row.study.name, row.loss, row.epochs, row.published) for row in rows if row.weights]
     assert found == [
         ("stl10", "simclr", 400, 80.15),
@@ -35,7 +36,7 @@ def test_published_figures():
 
 
 def test_flags_of_every_row_are_of_main():
-    for row in studies.all_rows(studies.parse_flags([])):
+    for row in studies.all_rows(reproduce.parse_args([])):
         args = main.parse_args(results.pretraining_flags(row, 0))
         assert all(getattr(args, key) == value for key, value in row.flags.items())
 
@@ -43,8 +44,8 @@ def test_flags_of_every_row_are_of_main():
 def test_flags_change_the_study():
     flags = ["--arch", "resnet18", "--batch_size", "32", "--linear=--lr=0.1", "--results", "here"]
     flags += ["--seeds", "3", "4", "--pretrain=", "--root", "images"]
-    changed = studies.all_rows(studies.parse_flags(flags))
-    for row, own in zip(changed, studies.all_rows(studies.parse_flags([])), strict=True):
+    changed = studies.all_rows(reproduce.parse_args(flags))
+    for row, own in zip(changed, studies.all_rows(reproduce.parse_args([])), strict=True):
         study = own.study._replace(arch="resnet18", batch_size=32, linear=["--lr=0.1"], pretrain=[])
         study = study._replace(results="here", root="images", seeds=[3, 4])
         assert row == own._replace(study=study, seeds=[3, 4])
