@@ -2,7 +2,6 @@
 
 import io
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -72,9 +71,11 @@ for name in ("SIGUSR1", "SIGUSR2", "SIGALRM", "SIGHUP"):
 for name in ("posix_fallocate", "fork", "getuid"):
     delattr(os, name)
 loaded, path = {{*sys.modules}}, [*sys.path]
-for program, words in {programs!r}.items():
-    names = runpy.run_path({root!r} + f"/{{program}}.py")
-    assert not words or names["main"](words) == 0
+for status, *sys.argv in {commands!r}:
+    try:
+        runpy.run_path({root!r} + "/" + sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        assert (end.code or 0) == status
     sys.path[:] = path
     for name in {{*sys.modules}} - loaded:  # those of the repository alone
         if name.partition(".")[0] in ("attentionce", "experiments", "model", "loss", "utils"):
@@ -85,17 +86,24 @@ assert encoder(torch.zeros(2, 3, 8, 8)).shape == (2, 512)
 
 
 def test_without_the_scripts_folder_and_what_only_unix_has(tmp_path, pictures):
-    """python -I leaves that folder out, as -P does; the names are missing on Windows."""
-    flags = f"--dataset_name folder --root {pictures} --image_size 8 --batch_size 8 --epochs 1"
-    pretrain = f"{flags} --arch resnet10 --knn_every 0 --compile off --results {tmp_path}"
-    weights = str(tmp_path / "folder" / "folder_SimCLR_4model_8_1_1.0_1.0.pth")
-    programs = {"main": shlex.split(pretrain)}
-    programs["linear"] = [*shlex.split(flags), "--model_path", weights]
-    programs |= dict.fromkeys(("embed", "reproduce"))
-    code = PROGRAMS.format(programs=programs, root=str(ROOT), weights=weights)
+    """As a user starts them. python -I leaves that folder out; the names Windows does not have."""
+    images = f"--dataset_name folder --root {pictures} --image_size 8"
+    flags = f"{images} --batch_size 8 --epochs 1"
+    weights = f"{tmp_path}/folder/folder_SimCLR_4model_8_1_1.0_1.0.pth"
+    commands = (
+        f"0 main.py {flags} --arch resnet10 --knn_every 0 --compile off --results {tmp_path}",
+        f"0 linear.py {flags} --model_path {weights}",
+        f"0 embed.py {images} --model_path {weights} --out {tmp_path}/f.npz",
+        f"0 reproduce.py --results {tmp_path}",
+        "2 linear.py --model_path nowhere.pth",
+    )
+    commands = [[int(line[0]), *line[2:].split()] for line in commands]
+    code = PROGRAMS.format(commands=commands, root=str(ROOT), weights=weights)
     command = [sys.executable, "-I", "-c", code]
     done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert done.stderr.endswith("\nerror: there is no file nowhere.pth\n")
+    assert "resnet10: 5.23 M parameters, 0.02 G multiply-adds" in done.stdout
 
 
 # ---- launchers ----
