@@ -43,3 +43,12 @@ def take_steps(run, count=1):
     for _ in range(count):
         one_step.take_step(run, run.pixels[: run.args.batch_size])
         run.progress["step"] += 1
+
+
+def left_by(run):
+    """What steps have left: losses, Adam's moments, weights and buffers, MoCo's encoder and queue.
+
+    After the first step the first moment is a tenth of the gradient.
+    """
+    state = pretraining.state_of(run)
+    return state["progress"]["losses"], state["optimizer"]["state"], state["model"], state["moco"]

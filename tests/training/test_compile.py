@@ -13,7 +13,7 @@ from functorch.compile import make_boxed_func
 from helpers.device import DEVICE, ON_CPU
 from helpers.faults import SOAK
 from helpers.programs import Small
-from helpers.runs import new_run, take_steps
+from helpers.runs import Exact, left_by, new_run, take_steps
 from torch._dynamo.backends.common import aot_autograd
 
 from attentionce.data import views
@@ -125,26 +125,18 @@ def test_several_views_per_pass_are_fewer_convolutions_and_casts(compile_with):
 )
 def test_compiled_steps_are_uncompiled_ones(words, views_per_pass, graphs, compile_with):
     """Through all of inductor on a CPU only in `make soak`: its C++ takes half a minute."""
-    tolerance = {} if ON_CPU and words != "inductor" else {"rtol": 1e-4, "atol": 1e-4}
+    small = 1e-9 if ON_CPU else 1e-4
     if words == "inductor":
         compile_with("inductor" if SOAK or not ON_CPU else "aot_eager_decomp_partition")
-        words = ""
-    compiled = compiled_run(*words.split(), encoder=Small, views_per_pass=views_per_pass)
-    eager = compiled_run(*words.split(), "--compile", "off", encoder=Small)
+        words, small = "", 1e-4  # the views are in float32
+    compiled = compiled_run(*words.split(), encoder=Exact, views_per_pass=views_per_pass)
+    eager = compiled_run(*words.split(), "--compile", "off", encoder=Exact)
     assert compiled.encoder is not compiled.model
     for run in (compiled, eager):
         # With its own epsilon Adam turns the rounding of a tiny gradient into a whole step.
         run.optimizer.param_groups[0]["eps"] = 0.01
-        take_steps(run)
-    moments = (run.optimizer.state.values() for run in (compiled, eager))
-    for one, other in zip(*moments, strict=True):  # a tenth of the gradient
-        assert (one["exp_avg"] - other["exp_avg"]).norm() <= 1e-3 * other["exp_avg"].norm()
-    for run in (compiled, eager):
-        take_steps(run)
-    torch.testing.assert_close(compiled.progress["losses"], eager.progress["losses"], **tolerance)
-    for name, value in eager.model.state_dict().items():
-        there = compiled.model.state_dict()[name]
-        torch.testing.assert_close(there, value, rtol=1e-4, atol=1e-5 if ON_CPU else 1e-4)
+        take_steps(run, 2)
+    torch.testing.assert_close(left_by(compiled), left_by(eager), rtol=small, atol=small / 10)
 
 
 def test_synchronised_batchnorm_is_not_compiled(monkeypatch, capsys):

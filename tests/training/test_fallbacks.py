@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.device import DEVICE, ON_CPU
 from helpers.programs import Small
-from helpers.runs import Exact, new_run, take_steps
+from helpers.runs import Exact, left_by, new_run, take_steps
 from torch._dynamo.exc import BackendCompilerFailed
 
 import main
@@ -24,12 +24,11 @@ def in_compiler(error):
     return BackendCompilerFailed(len, error, None)
 
 
-def train(*words, prepare=lambda: None):
-    """Weights, statistics and queue after an epoch of two steps in float64, and the run."""
+def train(*words):
+    """A run in float64 after an epoch of two steps."""
     run = new_run("--num_pos", 1, *words, encoder=Exact)
-    prepare()
     assert one_epoch.train_epoch(run, [], lambda: None) == 0
-    return [run.model.state_dict(), run.moco.state_dict() if run.moco else {}], run
+    return run
 
 
 def fail(monkeypatch, name, *errors):
@@ -64,9 +63,10 @@ def compile_to_a_copy(monkeypatch):
 def test_out_of_memory_in_the_first_step_changes_no_weight(
     monkeypatch, capsys, words, device, error
 ):
-    expected, _ = train(*words.split())
-    found, run = train(*words.split(), prepare=lambda: fail(monkeypatch, "plain_step", error))
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    expected = left_by(train(*words.split()))
+    fail(monkeypatch, "plain_step", error)
+    run = train(*words.split())
+    torch.testing.assert_close(left_by(run), expected, rtol=1e-9, atol=1e-9)
     assert run.grad_cache and not run.recompute
     said = capsys.readouterr().out
     assert said.count(f"{device} out of memory: continuing with --grad_cache") == 1
@@ -95,13 +95,11 @@ def test_less_memory_in_its_order(compile_to_a_copy, monkeypatch, capsys):
 @pytest.mark.parametrize("words", ["", "--grad_cache"])
 def test_a_compiler_that_fails_is_left_out(words, compile_to_a_copy, monkeypatch, capsys):
     """With --grad_cache in the second pass, where BatchNorm's statistics stand still."""
-    expected, _ = train(*words.split())
-    error = in_compiler(RuntimeError("Triton: no such GPU"))
-    found, run = train(
-        *words.split(), "--compile", "on", prepare=lambda: fail(monkeypatch, "project", error)
-    )
+    expected = left_by(train(*words.split()))
+    fail(monkeypatch, "project", in_compiler(RuntimeError("Triton: no such GPU")))
+    run = train(*words.split(), "--compile", "on")
     small = 0 if ON_CPU else 1e-9  # the same bits on a CPU
-    torch.testing.assert_close(found, expected, rtol=small, atol=small)
+    torch.testing.assert_close(left_by(run), expected, rtol=small, atol=small)
     assert run.encoder is run.model and run.recompute == (words == "")
     said = capsys.readouterr().out
     assert said.count("torch.compile failed (RuntimeError): continuing without") == 1

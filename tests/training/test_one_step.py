@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from helpers.device import DEVICE, ON_CPU
-from helpers.runs import Exact, new_run, take_steps
+from helpers.runs import Exact, left_by, new_run, take_steps
 from torch import nn
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -78,9 +78,7 @@ def after_two_steps(words, views_per_pass=1, scale=1.0):
     run.model.f[2].momentum = None  # its statistics depend on the counter
     take_steps(run, 2)
     assert (run.model.f[2].momentum, run.model.g[0].momentum) == (None, 0.1)
-    moments = run.optimizer.state_dict()["state"]  # the gradients
-    moco = run.moco.state_dict() if run.moco else {}
-    return run.progress["losses"], moments, run.model.state_dict(), moco
+    return left_by(run)
 
 
 @pytest.mark.parametrize(
