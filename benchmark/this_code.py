@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import io
 import itertools
+import math
 import signal
 import time
 from functools import partial
@@ -33,8 +34,7 @@ def assemble(args: argparse.Namespace, variant: str, pixels: Tensor) -> Run:
     precision, *cached = variant.split()
     words = f"--dataset_name photos --arch {args.arch} --batch_size {args.batch_size} "
     words += f"--image_size {args.image_size} --feature_dim {DIM} --num_pos {VIEWS - 2} "
-    words += f"--device {args.device} --precision {precision} --compile {args.compile} "
-    words += "--state_minutes 1e9"
+    words += f"--device {args.device} --precision {precision} --compile {args.compile}"
     settings = main.parse_args([*words.split(), *(f"--{flag}" for flag in cached)])
     device = devices.choose_device(args.device)
     dtype = devices.choose_precision(precision, device)
@@ -42,7 +42,9 @@ def assemble(args: argparse.Namespace, variant: str, pixels: Tensor) -> Run:
     devices.reproducible(False)
     with contextlib.redirect_stdout(io.StringIO()):
         model = main.new_model(settings, fresh=True)
-        return new_run(settings, model, *main.chosen_loss(settings), images, device, dtype)
+        run = new_run(settings, model, *main.chosen_loss(settings), images, device, dtype)
+    run.saved = run.reported = math.inf  # it is neither saved nor reported on
+    return run
 
 
 def view_making(args: argparse.Namespace, images: Images, device: str, compiled: bool) -> Call:
