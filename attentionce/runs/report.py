@@ -18,12 +18,9 @@ from attentionce.training.pretraining import Run
 def finish_epoch(
     run: Run, path: Path, accuracy: tuple[float, float] | None, command: list[str]
 ) -> None:
-    """Print the epoch's line, add its row to the metrics, and write what is due.
+    """Print the epoch's line, add its row to the metrics, and write what is due to `path`.….
 
-    Args:
-        path: The run's files, without ending.
-        accuracy: kNN top-1 and top-5 in percent, if it was measured.
-        command: The program and its flags.
+    kNN `accuracy` is top-1 and top-5 in percent, if it was measured.
     """
     progress = run.progress
     epoch = progress["epoch"]
