@@ -1,4 +1,4 @@
-"""The programs on images of one's own: without labels, without splits, broken, large, elsewhere."""
+"""The programs on images of one's own: without labels, without splits, broken, elsewhere."""
 
 import sys
 
@@ -27,20 +27,14 @@ def save(root, *names):
     return root
 
 
-@pytest.fixture
-def unlabelled(tmp_path):
-    return save(tmp_path / "own", *(f"train/{i}.png" for i in range(8)))
-
-
-@pytest.mark.parametrize("every", [0, 1])
-def test_pretraining_without_labels(unlabelled, results, call, capsys, small_encoder, every):
-    assert call(main, *words(unlabelled, results, "--knn_every", every)) == 0
+def test_pretraining_without_labels(tmp_path, results, call, capsys, small_encoder):
+    root = save(tmp_path / "own", *(f"train/{i}.png" for i in range(8)))
+    assert call(main, *words(root, results, "--knn_every", 1)) == 0
     out = capsys.readouterr().out
-    assert f"pretraining on 8 images without labels, 8×8 px ({unlabelled}/train)\n" in out
-    assert out.count("no kNN accuracy: the images in") == every
+    assert f"pretraining on 8 images without labels, 8×8 px ({root}/train)\n" in out
+    assert f"no kNN accuracy: the images in {root}/train have no labels" in out
     (row,) = rows(results)
-    assert float(row["loss"]) > 0
-    assert row["knn_top1"] == ""
+    assert float(row["loss"]) > 0 and row["knn_top1"] == ""
 
 
 def test_pretraining_on_any_folder(tmp_path, results, call, capsys, small_encoder):
@@ -51,21 +45,26 @@ def test_pretraining_on_any_folder(tmp_path, results, call, capsys, small_encode
     assert "no kNN accuracy: there are no test images with labels" in out
 
 
-def test_what_labels_there_are_vote(tmp_path, results, call, capsys, small_encoder, monkeypatch):
+@pytest.fixture
+def banks(monkeypatch):
+    """A list that gets features and labels of the images that vote in each kNN accuracy."""
+    found, real = [], main.knn
+    monkeypatch.setattr(main, "knn", lambda *given: (found.append(given[:2]), real(*given))[1])
+    return found
+
+
+def test_what_labels_there_are_vote(tmp_path, results, call, capsys, small_encoder, banks):
     names = ["train/a/1.png", "train/b/2.png", "test/a/1.png", "test/b/x.png"]
     root = save(tmp_path / "own", *names, *(f"unlabeled/{i}.png" for i in range(9)))
-    given_features, real = [], main.knn
-    monkeypatch.setattr(main, "knn", lambda *given: (given_features.append(given), real(*given))[1])
     assert call(main, *words(root, results, "--knn_every", 1)) == 0
-    bank, labels = given_features[0][:2]
-    assert len(bank) == 2
-    assert labels.tolist() == [0, 1]
+    ((features, labels),) = banks
+    assert len(features) == 2 and labels.tolist() == [0, 1]
     out = capsys.readouterr().out
     assert "pretraining on 11 images, 2 of 2 classes and 9 without labels" in out
     assert f"kNN accuracy on 2 images of 2 classes, 8×8 px ({root}/test); 2 images vote\n" in out
 
 
-def test_the_bank_of_stl10_is_its_labelled_part(call, results, small_encoder, monkeypatch):
+def test_the_bank_of_stl10_is_its_labelled_part(call, results, small_encoder, monkeypatch, banks):
     """It comes with the images for pretraining: the 3 GB are not read a second time."""
     loaded = []
 
@@ -79,21 +78,16 @@ def test_the_bank_of_stl10_is_its_labelled_part(call, results, small_encoder, mo
         return images.Images(train.pixels[:16], labels[:16], train.classes)
 
     monkeypatch.setattr(main, "load", few)
-    given_features, real = [], main.knn
-    monkeypatch.setattr(main, "knn", lambda *given: (given_features.append(given), real(*given))[1])
     flags = words("unused", results, "--knn_every", 1)
     flags[1] = "stl10"
     assert call(main, *flags) == 0
-    assert loaded == ["pretrain", "test"]
-    assert len(given_features[0][0]) == 8
+    assert loaded == ["pretrain", "test"] and len(banks[0][0]) == 8
 
 
 @pytest.mark.parametrize(
     ("names", "said"),
     [
         (["train/1.png"], "have no labels: they need one folder per class"),
-        (["1.png"], "have no labels: they need one folder per class"),
-        (["train/a/1.png", "test/1.png"], "there are no test images with labels"),
         (["a/1.png", "b/2.png"], "there are no test images with labels"),
         (["unlabeled/1.png", "test/a/1.png"], "have no labels"),
     ],
@@ -114,18 +108,14 @@ def test_flags_of_the_images(tmp_path, results, encoder, call, refused, capsys):
     evaluate = [*pretrain[:6], "--model_path", encoder, "--epochs", 1, "--store_size", 8]
     for module, given in ((main, pretrain), (linear, evaluate)):
         message = refused(module, *given, "--cache", tmp_path / "cache")
-        assert "cannot read the image" in message and "--skip_broken" in message
+        assert "cannot read" in message and "broken.png" in message and "--skip_broken" in message
         assert call(module, *given, *flags) == 0
         out = capsys.readouterr().out
         assert "training on 8 images of 2 classes, 8×8 px" in out
-        assert "left out: items beside train (1: 'test'), broken images (1: " in out
+        assert "left out: images beside splits and classes (1), broken images (1)\n" in out
         assert f"on 2 images of 2 classes, 8×8 px ({root}/held)" in out
-    assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == [
-        ".npy",
-        ".npy",
-        ".part",
-    ]
-    assert not list(root.glob(".*"))
+    suffixes = sorted(path.suffix for path in (tmp_path / "cache").iterdir())
+    assert suffixes == [".npy", ".npy", ".part"] and not list(root.glob(".*"))
 
 
 def pretrain_in_a_group(flags):
@@ -135,10 +125,10 @@ def pretrain_in_a_group(flags):
     cli.run(main.main)
 
 
-def test_several_processes_without_labels(unlabelled, results, group):
+def test_several_processes_without_labels(tmp_path, results, group):
     """None of them waits for test images that another one did not find."""
-    flags = words(unlabelled, results, "--knn_every", 1)
-    processes = group(2, pretrain_in_a_group, flags)
+    root = save(tmp_path / "own", *(f"train/{i}.png" for i in range(8)))
+    processes = group(2, pretrain_in_a_group, words(root, results, "--knn_every", 1))
     assert processes.join(60) == [0, 0], processes.output()
     assert processes.output(0).count("no kNN accuracy") == 1
     assert "no kNN accuracy" not in processes.output(1)

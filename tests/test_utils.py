@@ -16,7 +16,6 @@ from helpers.samples import cut_network, md5, noise, put, refusal, tree
 from torchvision import datasets
 
 import utils
-from attentionce.errors import UserError
 from utils import load
 
 
@@ -96,84 +95,37 @@ def test_nothing_unverified_is_unpickled(cifar, tmp_path, which):
     assert not os.path.exists(tmp_path / "pwned")
 
 
-@pytest.mark.parametrize("escape", ["", "parent", "absolute", "link"])
-def test_an_archive_is_unpacked_and_cannot_leave_root(cifar, tmp_path, monkeypatch, escape):
+def test_an_archive_is_unpacked(cifar, tmp_path, monkeypatch):
     name, source, files, train, _ = cifar
-    root, outside = tmp_path / "root", tmp_path / "outside"
-    members = {f"{source.base_folder}/{file}": data for file, data in files.items()}
-    if escape:
-        path = {"parent": "../outside", "absolute": str(outside), "link": "door/outside"}[escape]
-        members = {path: b"evil"}
-    root.mkdir()
-    with tarfile.open(root / source.filename, "w:gz") as tar:
-        if escape == "link":
-            info = tarfile.TarInfo("door")
-            info.type, info.linkname = tarfile.SYMTYPE, ".."
-            tar.addfile(info)
-        for member, data in members.items():
-            info = tarfile.TarInfo(member)
+    with tarfile.open(tmp_path / source.filename, "w:gz") as tar:
+        for file, data in files.items():
+            info = tarfile.TarInfo(f"{source.base_folder}/{file}")
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    monkeypatch.setattr(source, "tgz_md5", md5((root / source.filename).read_bytes()))
-    if escape:
-        assert source.filename in refusal(name, str(root), "train")
-        assert not outside.exists()
-    else:
-        assert load(name, str(root), "train").labels.tolist() == train[1]
+    monkeypatch.setattr(source, "tgz_md5", md5((tmp_path / source.filename).read_bytes()))
+    assert load(name, str(tmp_path), "train").labels.tolist() == train[1]
 
 
-@pytest.fixture
-def stl10(monkeypatch):
-    """A small STL10: its files, and the images of each split.
-
-    The binaries hold columns before rows, and labels from 1.
-    """
+def test_stl10(monkeypatch, tmp_path, no_network):
+    """Its binaries hold columns before rows, and labels from 1."""
     parts = {"train": noise(5, 3, 96, 96, seed=1), "unlabeled": noise(7, 3, 96, 96, seed=2)}
     parts["test"] = noise(4, 3, 96, 96, seed=3)
     files = {f"{part}_X.bin": data.tobytes() for part, data in parts.items()}
     files |= {"train_y.bin": bytes([1, 10, 3, 2, 5]), "test_y.bin": bytes([2, 1, 10, 10])}
-    files["class_names.txt"] = "".join(f"{name}\n" for name in utils.STL10_CLASSES).encode()
+    put(tmp_path / "stl10_binary", {**files, "class_names.txt": b"airplane\n"})
     for name in ("train_list", "test_list"):
         entries = [[file, md5(files[file])] for file, _ in getattr(datasets.STL10, name)]
         monkeypatch.setattr(datasets.STL10, name, entries)
-    return files, {part: torch.from_numpy(data).transpose(2, 3) for part, data in parts.items()}
-
-
-def test_stl10(stl10, tmp_path, no_network):
-    files, parts = stl10
-    put(tmp_path / "stl10_binary", files)
-    parts["pretrain"] = torch.cat([parts["train"], parts["unlabeled"]])
+    parts["pretrain"] = np.concatenate([parts["train"], parts["unlabeled"]])
     labels = {"train": [0, 9, 2, 1, 4], "test": [1, 0, 9, 9]}
     labels["pretrain"] = labels["train"] + 7 * [-1]
     for split, expected in labels.items():
         images = load("stl10", str(tmp_path), split)
-        assert torch.equal(images.pixels, parts[split]) and images.pixels.is_contiguous()
-        assert images.labels.dtype == torch.int64 and images.labels.tolist() == expected
+        assert torch.equal(images.pixels, torch.from_numpy(parts[split]).transpose(2, 3))
+        assert images.pixels.is_contiguous() and images.labels.dtype == torch.int64
+        assert images.labels.tolist() == expected
         assert images.classes[0] == "airplane" and len(images.classes) == 10
     assert not no_network
-
-
-def test_stl10_is_checked_once_and_again_when_it_changes(stl10, tmp_path, monkeypatch):
-    """Of the real one, a check reads 3 GB."""
-    files, _ = stl10
-    put(tmp_path / "stl10_binary", files)
-    checked, real = [], datasets.stl10.check_integrity
-
-    def check(path, md5):
-        checked.append(os.path.basename(path))
-        return real(path, md5)
-
-    monkeypatch.setattr(datasets.stl10, "check_integrity", check)
-    for split in ("pretrain", "train", "test"):
-        load("stl10", str(tmp_path), split)
-    assert sorted(checked) == sorted(name for name in files if name.endswith(".bin"))
-    data = bytearray(files["unlabeled_X.bin"])
-    data[0] ^= 1
-    put(tmp_path / "stl10_binary", {"unlabeled_X.bin": bytes(data)})
-    message = refusal("stl10", str(tmp_path), "train")
-    assert "stl10_binary.tar.gz" in message and datasets.STL10.tgz_md5 in message
-    put(tmp_path / "stl10_binary", files)
-    assert len(load("stl10", str(tmp_path), "test").labels) == 4
 
 
 # ---- photos, and arguments ----
@@ -186,7 +138,7 @@ def test_photos():
         assert images.pixels.dtype == torch.uint8 and images.pixels.is_contiguous()
         assert images.labels.dtype == torch.int64
         assert images.labels.bincount().tolist() == 16 * [count]
-        assert images.classes == utils.PHOTOS and len(set(utils.PHOTOS)) == 16
+        assert len(set(images.classes)) == 16
         torch.manual_seed(1)
         again = load("photos", "", "pretrain" if split == "train" else split)
         assert torch.equal(again.pixels, images.pixels)
@@ -196,7 +148,7 @@ def test_photos_do_not_overlap(monkeypatch):
     """Where the value of a pixel is its column divided by 4, crops tell where they come from."""
     from skimage import data
 
-    monkeypatch.setattr(utils, "PHOTOS", ["ramp", "narrow"])
+    monkeypatch.setattr(utils, "PHOTOS", "ramp narrow")
     ramp = np.tile((np.arange(512) // 4).astype(np.uint8), (70, 1))
     monkeypatch.setattr(data, "ramp", lambda: ramp, raising=False)
     narrow = ramp[:64, :384]  # as high as a crop
@@ -211,12 +163,6 @@ def test_photos_do_not_overlap(monkeypatch):
     assert (np.diff(train.pixels[0, 0, 0].int()) >= 0).all()  # not mirrored
 
 
-def test_photos_are_means_of_four():
-    crop = noise(64, 64, 3).astype(float)
-    expected = (crop[::2, ::2] + crop[1::2, ::2] + crop[::2, 1::2] + crop[1::2, 1::2]) / 4
-    assert (utils.shrink(crop.astype(np.uint8)) == np.floor(expected + 0.5)).all()
-
-
 def test_photos_without_scikit_image(monkeypatch):
     monkeypatch.setitem(sys.modules, "skimage", None)
     assert "pip install scikit-image" in refusal("photos", "", "train")
@@ -226,6 +172,3 @@ def test_arguments():
     message = refusal("cifar\n10", "", "train")
     assert all(name in message for name in utils.DATASETS)
     assert "--store_size" in refusal("folder", "", "train", store_size=0)
-    with pytest.raises(ValueError, match="validation"):
-        load("photos", "", "validation")
-    assert issubclass(UserError, ValueError)

@@ -18,10 +18,8 @@ def reach(side: int) -> int:
 def neighbour_weight(sigma: Tensor) -> Tensor:
     """What the two outer taps weigh in a Gaussian kernel of three taps: 0 (no blur) to 2/3.
 
-    At 32 px, where the kernel has three, it is all that `blur` needs to know of sigma.
-
-    Args:
-        sigma: The Gaussian's standard deviation in pixels, > 0.
+    At 32 px, where the kernel has three, it is all that `blur` needs to know of the standard
+    deviation sigma > 0, in pixels.
     """
     return 2 / (2 + (0.5 / sigma**2).exp())
 

@@ -4,16 +4,14 @@ import functools
 import importlib
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from multiprocessing.pool import ThreadPool
-from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin
 from tqdm import tqdm
 
 from attentionce.errors import UserError
-from attentionce.progress import progress
 
 # EPS would start Ghostscript, FITS unpacks without a limit, and PIL alone cannot decode the others.
 UNUSED_FORMATS = ("EPS", "FITS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF")
@@ -35,77 +33,38 @@ def extensions() -> set[str]:
     return {end for end, name in Image.registered_extensions().items() if name in readable}
 
 
-class BrokenImage(UserError):
-    """An image that cannot be decoded."""
-
-    def __init__(self, name: str, cause: str) -> None:
-        super().__init__(f"cannot read the image {name!r}: replace or remove it ({cause})")
-        self.name = name
-        self.cause = cause
+class BrokenImage(Exception):
+    """An image that cannot be decoded: its path, and why."""
 
 
 @contextmanager
-def open_image(
-    source: str | Callable[[], IO[bytes]], name: str, allowed: list[str]
-) -> Iterator[Image.Image]:
-    """Open an image. Whatever fails inside, its decoding included, is reported with its name.
-
-    Args:
-        source: A path, or a function that opens a file.
-        name: What to call the image.
-        allowed: PIL's names of the formats that are allowed.
+def open_image(path: str, allowed: list[str] | None = None) -> Iterator[Image.Image]:
+    """Open an image in one of the `allowed` formats. Whatever fails inside makes it a broken one.
 
     Raises:
         BrokenImage: The image is broken, or above PIL's limit of pixels.
         UserError: There is not enough memory, which does not mean that the image is broken.
     """
     try:
-        with Image.open(source() if callable(source) else source, formats=allowed) as image:
+        if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for ever
+            raise OSError("not a regular file")
+        with Image.open(path, formats=allowed or formats()) as image:
             yield image
-    except UserError:
-        raise
     except MemoryError:
-        raise UserError(
-            f"not enough memory to decode {name!r}: allow this process more, or remove the image"
-        ) from None
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        limit = f"more than {Image.MAX_IMAGE_PIXELS or 0:,} pixels: shrink it first"
-        raise BrokenImage(name, limit) from None
+        raise UserError(f"not enough memory to decode {path!r}: allow this process more") from None
     except Exception as error:
-        # repr escapes line breaks and control characters in names of files.
-        raise BrokenImage(name, repr(f"{type(error).__name__}: {error}")[1:-1][:300]) from error
-
-
-@contextmanager
-def open_file(path: str) -> Iterator[Image.Image]:
-    """Open an image in any format that is read; a BrokenImage if it is broken or not a file."""
-    if not os.path.isfile(path) and os.path.exists(path):
-        raise BrokenImage(path, "it is not a regular file")  # opening a pipe would wait for ever
-    with open_image(path, path, formats()) as image:
-        yield image
-
-
-def cpus() -> int:
-    """How many CPUs this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        raise BrokenImage(path, f"{type(error).__name__}: {error}"[:300]) from error
 
 
 def decode(
-    read: Callable[[int], Image.Image],
-    out: np.ndarray,
-    what: str,
-    first: int = 0,
-    bar: tqdm | None = None,
+    read: Callable[[int], Image.Image], first: int, out: np.ndarray, bar: tqdm
 ) -> dict[int, BrokenImage]:
     """Decode images in several threads, since PIL releases Python's lock while it decodes.
 
     Args:
         read: Given i, returns image i in RGB.
-        out: The array to fill with the images from `first` on, uint8 N×3×H×W.
-        what: What the progress bar calls the images.
-        bar: Is moved by every image; None: one of its own.
+        out: The array to fill with images `first`, `first` + 1, …, uint8 N×3×H×W.
+        bar: Is moved by every image.
 
     Returns:
         The broken images by i, in order. Their pixels in `out` are undefined.
@@ -118,40 +77,36 @@ def decode(
         except BrokenImage as error:
             broken[i] = error
 
-    own_bar = progress(len(out), f"decoding {what}") if bar is None else nullcontext(bar)
-    with own_bar as shown, ThreadPool(cpus()) as pool:
+    # The CPUs that the process may use; macOS and Windows only count those that there are.
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with ThreadPool(count) as pool:
         for _ in pool.imap_unordered(decode_one, range(first, first + len(out)), chunksize=16):
-            shown.update()
+            bar.update()
     return dict(sorted(broken.items()))
 
 
 def refuse(broken: dict[int, BrokenImage], advice: str = "") -> None:
-    """Raise one UserError for all broken images, if there are any: ten names and the number."""
-    if not broken:
-        return
-    images = list(broken.values())
-    if len(images) == 1:
-        what, them = f"the image {images[0].name!r}", "it"
-    else:
-        names = ", ".join(repr(image.name) for image in images[:10])
-        more = f" and {len(images) - 10} more" if len(images) > 10 else ""
-        what, them = f"{len(images)} images: {names}{more}", "them"
-    raise UserError(f"cannot read {what}: replace or remove {them}{advice} ({images[0].cause})")
+    """Raise a UserError for the broken images, if any: ten names and the first cause."""
+    images = [error.args for error in broken.values()]
+    if images:
+        names = ", ".join(repr(path) for path, _ in images[:10])
+        more = f" and {len(images) - 10} more images" if len(images) > 10 else ""
+        raise UserError(
+            f"cannot read {names}{more}: replace or remove them{advice} ({images[0][1]})"
+        )
+
+
+# ---------------------------------------------------------------------------------- one image
 
 
 def upright(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Convert an image to 8-bit RGB on white and turn it as EXIF says.
+    """Convert an image of any mode to 8-bit RGB on white and turn it as EXIF says.
 
-    Args:
-        image: The image, in any mode, not decoded yet.
-        size: Height and width to bring it to: its short side is resized to the height, and the
-            centre is cropped. An image of this size is kept as it is.
+    Where it has not this `size`, height and width, its short side is resized to the height, and the
+    centre is cropped.
     """
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        refuse_other_channels(image)
+    refuse_unknown_pixels(image)
     turn(image)
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no known range; save it with 8 or 16 bits")
     if image.mode == "I" or image.mode.startswith("I;16"):  # PIL would clip 16 bits to 8
         image = image.convert("I").point(lambda value: value * (1 / 257) + 0.5).convert("L")
         image.info.pop("transparency", None)  # a level of the 16 bits
@@ -176,16 +131,19 @@ def turn(image: Image.Image) -> None:
         ImageOps.exif_transpose(image, in_place=True)
 
 
-def refuse_other_channels(image: TiffImagePlugin.TiffImageFile) -> None:
-    """Raise a ValueError for a TIFF of which PIL would read a part, or read it as another kind."""
-    tags, bands = image.tag_v2, image.getbands()
-    alpha = bands[-1] == "A" and tags.get(338, (0,))[0] not in (1, 2)
-    if image.n_frames > 1:
-        raise ValueError(f"it has {image.n_frames} pages: save each as a file of its own")
-    if alpha or tags.get(277, 1) != len(bands):
-        raise ValueError(f"its {tags.get(277)} channels are not gray, RGB, CMYK or one with alpha")
-    if max(tags.get(258, (1,))) > 16:
-        raise ValueError("pixels of 32 bits have no known range; save it with 8 or 16 bits")
+def refuse_unknown_pixels(image: Image.Image) -> None:
+    """Raise a ValueError for pixels of no known range, and for what PIL would read in part."""
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known range; save it with 8 or 16 bits")
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        tags, bands = image.tag_v2, image.getbands()
+        bits, channels, extra = tags.get(258, (1,)), tags.get(277, 1), tags.get(338, (0,))
+        alpha = bands[-1] != "A" or extra[0] in (1, 2)
+        if max(bits) > 16 or channels != len(bands) or not alpha or image.n_frames > 1:
+            raise ValueError(
+                f"a TIFF of {image.n_frames} pages, {channels} channels and {max(bits)} bits: save "
+                "it as one page in gray, RGB or CMYK, with or without alpha, of up to 16 bits"
+            )
 
 
 def on_white(image: Image.Image) -> Image.Image:

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,15 +13,14 @@ import torch
 from PIL import Image
 
 from attentionce.data import cache
-from attentionce.data.decoding import BrokenImage, open_file, turn, upright
-from attentionce.data.folder_layout import find_split
-from attentionce.data.image_files import ImageFile
+from attentionce.data.decoding import BrokenImage, open_image, turn, upright
+from attentionce.data.folder_layout import find_split, listed
 from attentionce.data.images import Images
 from attentionce.errors import UserError, as_user_error
 from attentionce.progress import progress
 from attentionce.runs.locks import held
 
-READING = 3  # part of a cache's name: to be raised whenever an image's pixels come out differently
+READING = 4  # part of a cache's name: raise it whenever pixels or the file come out differently
 SAMPLES = 64  # files of which a fingerprint knows the first bytes
 SAMPLE = 2**16  # bytes
 
@@ -44,67 +44,57 @@ def image_folder(
     """
     with as_user_error(f"cannot list the images in {root!r}: repair or remove what cannot be read"):
         part, everything = find_split(root, split, options.test_split)
-    if split == "pretrain" and part.files[-1].folder:
+    paths, labels = [*part.files], [*part.files.values()]
+    if split == "pretrain" and labels[-1]:
         split = "train"  # the same images
-    pixels, kept = decoded(root, split, part.files, everything, store_size, options)
-    files = [part.files[i] for i in kept]
+    pixels, kept = decoded(root, split, paths, everything, store_size, options)
+    if len(kept) < len(paths):
+        part.left_out["broken images"] = len(paths) - len(kept)
+        paths, labels = [paths[i] for i in kept], [labels[i] for i in kept]
+    if not paths:
+        raise UserError(f"none of the images in {part.source} can be read")
     number = {name: i for i, name in enumerate(part.classes)}
-    labels = torch.tensor([number.get(file.folder, -1) for file in files])
-    if len(files) < len(part.files):
-        broken = {file.inside(root) for file in part.files} - {file.inside(root) for file in files}
-        part.left_out["broken images"].update(sorted(broken))
-    if split in ("pretrain", "train"):
-        refuse_emptied(part.classes, labels)
     return Images(
         torch.from_numpy(pixels),
-        labels,
+        torch.tensor([number.get(name, -1) for name in labels]),
         part.classes,
         part.source,
-        str(part.left_out),
-        fingerprint(root, files, pixels.shape[2:]),
-        [file.inside(root) for file in files],
+        listed(part.left_out),
+        fingerprint(root, paths, pixels.shape[2:]),
+        paths,
     )
 
 
 def decoded(
     root: str,
     split: str,
-    files: list[ImageFile],
-    everything: list[ImageFile],
+    paths: list[str],
+    everything: list[str],
     store_size: int,
     options: FolderOptions,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The images of `files`, decoded to a file that is mapped, and which of `files` they are.
+    """The images of `paths`, uint8 n×3×H×W, in a file that is mapped, and which of them they are.
 
-    Args:
-        split: What to call the images in the file's name and the progress bar.
-        everything: The files of all splits, whose sizes decide on that of the images.
-
-    Returns:
-        (uint8 n×3×H×W, n indices); n is smaller than the number of files if some are broken.
+    The sizes of `everything` decide on that of the images.
     """
-    contents = digest((file.inside(root), file.size, file.changed) for file in everything)
-    paths = []
-    for folder in cache.folders(root, options.cache):
-        elsewhere = "" if folder == Path(root) else os.path.abspath(root)
-        settings = digest([READING, store_size, options.test_split, elsewhere])
-        paths.append(folder / f".{split}-{settings}-{contents}.npy")
-    find = functools.partial(cache.find, paths, len(files), options.skip_broken)
-    found = find()
-    if found is None:
-        with held(paths[-1].with_suffix(".lock"), None):
-            found = find()  # another process may have decoded them meanwhile
-            if found is None:
-                size = common_size([file.path for file in everything], store_size)
-                read = functools.partial(read_image, files, size)
-                shape = (len(files), 3, *size)
-                found = cache.write(paths[-1], shape, read, split, options.skip_broken)
+    folder = cache.folder_for(root, options.cache)
+    elsewhere = "" if folder == Path(root) else os.path.abspath(root)
+    settings = digest([READING, store_size, options.test_split, elsewhere])
+    contents = digest((path, *size_and_time(root, path)) for path in everything)
+    path = folder / f".{split}-{settings}-{contents}.npy"
+    find = functools.partial(cache.find, path, len(paths), options.skip_broken)
+    while (found := find()) is None:
+        with held(path.with_suffix(".lock"), None):
+            if find() is None:  # else another process has decoded them
+                size = common_size([os.path.join(root, path) for path in everything], store_size)
+                read = functools.partial(read_image, root, paths, size)
+                cache.write(path, (len(paths), 3, *size), read, split, options.skip_broken)
     return found
 
 
-def read_image(files: list[ImageFile], size: tuple[int, int], i: int) -> Image.Image:
+def read_image(root: str, paths: list[str], size: tuple[int, int], i: int) -> Image.Image:
     """Image i in RGB, `size` pixels high and wide."""
-    with open_file(files[i].path) as image:
+    with open_image(os.path.join(root, paths[i])) as image:
         return upright(image, size)
 
 
@@ -115,7 +105,7 @@ def common_size(paths: list[str], store_size: int) -> tuple[int, int]:
         for path in paths:
             bar.update()
             try:
-                with open_file(path) as image:
+                with open_image(path) as image:
                     # Turning an image decodes it, so do it only where it matters.
                     if image.width != image.height and max(image.size) <= store_size:
                         turn(image)
@@ -128,32 +118,27 @@ def common_size(paths: list[str], store_size: int) -> tuple[int, int]:
     return size or (store_size, store_size)
 
 
-def refuse_emptied(classes: list[str], labels: torch.Tensor) -> None:
-    """Raise a UserError that names a class of which all images are broken."""
-    counts = labels[labels >= 0].bincount(minlength=len(classes)).tolist()
-    if 0 in counts:
-        raise UserError(
-            f"the class {classes[counts.index(0)]!r} ends up empty, all of its images are broken: "
-            "replace them, or remove the folder"
-        )
-
-
-def fingerprint(root: str, files: list[ImageFile], size: tuple[int, ...]) -> str:
+def fingerprint(root: str, paths: list[str], size: tuple[int, ...]) -> str:
     """A name that changes with the images, but not with the machine or when files are copied.
 
     It depends on the size at which images are kept, on the paths and sizes of all files, and on the
     first bytes of a few of them.
     """
     found = hashlib.sha256(ascii(size).encode())
-    for file in files:
-        found.update(ascii((file.inside(root), file.size)).encode())
-    for file in files[:: -(-len(files) // SAMPLES)]:
-        with (
-            as_user_error(f"cannot read the image {file.path!r}"),
-            open(file.path, "rb") as content,
-        ):
-            found.update(content.read(SAMPLE))
+    for path in paths:
+        found.update(ascii((path, size_and_time(root, path)[0])).encode())
+    for path in paths[:: -(-len(paths) // SAMPLES)]:
+        with as_user_error(f"cannot read {path!r}"), open(os.path.join(root, path), "rb") as file:
+            found.update(file.read(SAMPLE))
     return found.hexdigest()
+
+
+def size_and_time(root: str, path: str) -> tuple[int, int]:
+    """Bytes, and ns of the last change; of a link that leads nowhere, a broken image, -1."""
+    with suppress(OSError):
+        info = os.stat(os.path.join(root, path))
+        return info.st_size, info.st_mtime_ns
+    return -1, -1
 
 
 def digest(values: Iterable[Any]) -> str:

@@ -2,7 +2,6 @@
 
 import socket
 import sys
-import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import NamedTuple
@@ -49,33 +48,18 @@ def labelled(images: Images) -> Images:
 
 @contextmanager
 def fetching(archive: str, md5: str, url: str, root: str, folder: str) -> Iterator[None]:
-    """Guard a download by torchvision.
+    """Guard a download of `archive` to `root` by torchvision, which checks md5 before it unpacks.
 
-    It gives up after a minute without an answer, prints to stderr, and unpacks nothing outside the
-    archive's folder.
-
-    Args:
-        archive: Name of the file to download.
-        md5: Its checksum.
-        url: Where it comes from.
-        root: The folder that it goes to.
-        folder: The folder in `root` that it is unpacked to.
-
-    Raises:
-        UserError: The download failed or is damaged; the message says which file to put where.
+    It gives up after a minute without an answer. A UserError says which file to put where.
     """
     advice = (
         f"no usable {archive}: put {archive} (md5 {md5}, from {url}) into the folder {root!r} "
         f"and remove any {folder} from it"
     )
     timeout = socket.getdefaulttimeout()
-    extraction_filter = vars(tarfile.TarFile).get("extraction_filter")
     socket.setdefaulttimeout(60)  # or a network that swallows packets would hang the program
-    if hasattr(tarfile, "data_filter"):  # older versions of torchvision do not ask for it
-        tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
     try:
         with redirect_stdout(sys.stderr), as_user_error(advice):
             yield
     finally:
         socket.setdefaulttimeout(timeout)
-        tarfile.TarFile.extraction_filter = extraction_filter

@@ -2,7 +2,6 @@
 
 import os
 import tempfile
-from collections import Counter
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from torchvision import datasets
 
 from attentionce.data.decoding import decode, open_image, refuse
 from attentionce.data.images import Images, fetching
+from attentionce.progress import progress
 
 TINY = "tiny-imagenet-200"
 TINY_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
@@ -23,7 +23,7 @@ def tiny_imagenet(root: str, split: str) -> Images:
     Args:
         root: The folder that holds tiny-imagenet-200/ or tiny-imagenet-200.zip, or the unpacked
             data set itself.
-        split: "train", "pretrain" (the same) or "test" (the folder val).
+        split: "test" (the folder val), or anything else for training.
 
     Returns:
         The images. The classes are the WNIDs in the order of wnids.txt.
@@ -43,50 +43,43 @@ def tiny_imagenet(root: str, split: str) -> Images:
                 os.rename(os.path.join(unpacked, TINY), folder)
         with open(os.path.join(folder, "wnids.txt"), encoding="ascii") as file:
             classes = file.read().split()
-        if not classes or len(set(classes)) < len(classes):
-            raise ValueError("wnids.txt names no class, or one twice")
-        paths, labels = zip(*_labelled_paths(folder, split, classes), strict=True)
+        label_of = {wnid: label for label, wnid in enumerate(classes)}
+        paths, labels = zip(*labelled_paths(folder, split, label_of), strict=True)
 
     def read(i: int) -> Image.Image:
-        with open_image(paths[i], paths[i], ["JPEG"]) as image:
+        with open_image(paths[i], ["JPEG"]) as image:
             if image.size != (64, 64):
                 raise ValueError(f"{image.width}×{image.height} pixels, not 64×64")
             return image.convert("RGB")
 
     pixels = np.empty((len(paths), 3, 64, 64), np.uint8)
-    refuse(decode(read, pixels, split))
+    with progress(len(paths), f"decoding {split}") as bar:
+        refuse(decode(read, 0, pixels, bar))
     return Images(torch.from_numpy(pixels), torch.tensor(labels), classes)
 
 
-def _labelled_paths(folder: str, split: str, classes: list[str]) -> list[tuple[str, int]]:
+def labelled_paths(folder: str, split: str, label_of: dict[str, int]) -> list[tuple[str, int]]:
     """The images and their labels: by class and name, or in the order of val's annotations.
 
     Many people sort the images of val into class folders; then val is read like train.
 
     Raises:
-        ValueError: Images or annotations are missing, or an image has two annotations.
+        ValueError, KeyError: The images of val and its annotations do not fit each other.
         OSError: A class has no images, or a file cannot be read.
     """
-    label_of = {wnid: label for label, wnid in enumerate(classes)}
     images = os.path.join(folder, "val", "images")
-    names = [name for name in os.listdir(images) if _is_jpeg(name)] if os.path.isdir(images) else []
+    names = sorted(filter(is_jpeg, os.listdir(images))) if os.path.isdir(images) else []
     if split != "test" or not names:
         part = os.path.join(folder, "val" if split == "test" else "train")
-        found = datasets.folder.make_dataset(part, label_of, is_valid_file=_is_jpeg)
+        found = datasets.folder.make_dataset(part, label_of, is_valid_file=is_jpeg)
         return sorted(found, key=lambda sample: sample[1])
-
     with open(os.path.join(folder, "val", "val_annotations.txt"), encoding="ascii") as file:
-        wnids = [tuple(line.split()[:2]) for line in file]  # a name, its WNID, and a box
-    difference = Counter(name for name, _ in wnids)
-    difference.subtract(names)
-    for name, count in difference.items():
-        if count:
-            raise ValueError(f"{name!r} is not once in val/images and val_annotations.txt")
-    unknown = {wnid for _, wnid in wnids} - label_of.keys()
-    if unknown:
-        raise ValueError(f"val_annotations.txt has the class {min(unknown)!r}, wnids.txt has not")
+        wnids = [line.split()[:2] for line in file]  # a name, its WNID, and a box
+    if sorted(name for name, _ in wnids) != names:
+        raise ValueError("val_annotations.txt does not name each image of val/images once")
     return [(os.path.join(images, name), label_of[wnid]) for name, wnid in wnids]
 
 
-def _is_jpeg(path: str) -> bool:
+def is_jpeg(path: str) -> bool:
+    """Whether a file is an image; macOS puts others beside them whose name begins with a dot."""
     return path.endswith(".JPEG") and not os.path.basename(path).startswith(".")

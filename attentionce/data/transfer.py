@@ -23,35 +23,9 @@ def batches(
 ) -> Iterator[Tensor]:
     """Batch after batch, uint8 B×3×H×W on `device`; the host waits for no copy to CUDA.
 
-    For a GPU that does not hold the pixels they are pinned and copied one batch ahead, on a stream
-    of their own.
-
     Args:
         pixels: uint8 N×3×H×W, on `device` or on the CPU, where they may be memory-mapped.
         order: The indices of each batch, on the CPU.
     """
-    if device.type == "cuda" and not pixels.is_cuda:
-        yield from _copied_ahead(pixels, order, device)
-    else:
-        for index in order:
-            yield pixels[to_device(index, pixels.device)].to(device)
-
-
-def _copied_ahead(
-    pixels: Tensor, order: Sequence[Tensor] | Tensor, device: torch.device
-) -> Iterator[Tensor]:
-    side = torch.cuda.Stream(device)
-
-    def copy(index: Tensor) -> Tensor:
-        with torch.cuda.stream(side):
-            return to_device(pixels[index], device)
-
-    ahead = copy(order[0]) if len(order) else None
-    for following in range(1, len(order) + 1):
-        torch.cuda.current_stream(device).wait_stream(side)
-        batch = ahead
-        assert batch is not None
-        batch.record_stream(torch.cuda.current_stream(device))
-        if following < len(order):
-            ahead = copy(order[following])
-        yield batch
+    for index in order:
+        yield to_device(pixels[to_device(index, pixels.device)], device)

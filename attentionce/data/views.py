@@ -16,8 +16,7 @@ There are two differences. Pixels are floating-point numbers throughout, where P
 after every operation. And the order of the jitter's four parts is drawn once per view of a batch,
 not once per image. All else has the published distribution, which is SimCLR's (Chen et al. 2020,
 https://arxiv.org/abs/2002.05709) at the sizes of CIFAR. Larger views are blurred as SimCLR does it
-(`blur.reach`). Given the same parameter, each operation equals torchvision's functional form on
-float images.
+(`blur.reach`). Given the same parameter, each operation equals torchvision's.
 
 A step first draws all its random numbers on the CPU (`draw`). It then computes the views from the
 images and these numbers alone (`make_view`), so they are the same on any device and for any number
@@ -125,15 +124,8 @@ def _crop_boxes(
     """Choose crops as torchvision's RandomResizedCrop does: the first of TRIES that fits the image.
 
     Area and position are uniform, the ratio is log-uniform. Where no crop fits, take the largest
-    central one within RATIO.
-
-    Args:
-        area, ratio: Uniform numbers in [0, 1), TRIES×V×B.
-        top, left: Uniform numbers in [0, 1), V×B.
-        height, width: Size of the images in pixels.
-
-    Returns:
-        Top, left, height and width of the crops in whole pixels, V×B each.
+    central one within RATIO. From numbers in [0, 1), TRIES×V×B (area, ratio) and V×B (top, left),
+    come top, left, height and width in whole pixels, V×B each.
     """
     area = height * width * (SCALE[0] + (SCALE[1] - SCALE[0]) * area)
     ratio = (math.log(RATIO[0]) + math.log(RATIO[1] / RATIO[0]) * ratio).exp()
@@ -178,18 +170,14 @@ def crop(
     flip: Tensor,
     size: int,
 ) -> Tensor:
-    """Cut boxes out of images, resize them with antialiasing and flip them.
+    """Cut boxes out of images of 0 to 255, resize them with antialiasing and flip them.
 
     Bilinear resampling is linear in the rows and in the columns: rows · image · columnsᵀ.
 
     Args:
-        images: B×3×H×W, 0 to 255.
         top, left, height, width: The boxes, in whole pixels.
         flip: 1 where left and right are swapped, else 0.
         size: Height and width of the result in pixels.
-
-    Returns:
-        B×3×size×size in [0, 1].
     """
     rows = _resampling(top, height, torch.zeros_like(flip), images.size(2), size)
     columns = _resampling(left, width, flip, images.size(3), size).div_(255)
@@ -303,17 +291,13 @@ def compiled() -> Ops:
 
 
 def make_view(images: Tensor, draw: Draw, view: int, size: int = 32, ops: Ops = Ops()) -> Tensor:
-    """Make one view of every image.
+    """Make one view of every image: normalised float32 B×3×size×size.
 
     Args:
         images: B×3×H×W, uint8 or the same numbers in float32.
         draw: The parameters, on the same device (`to`).
         view: Which of the V views of `draw` to make.
-        size: Height and width of the view in pixels.
         ops: The operations, as they are or `compiled`.
-
-    Returns:
-        Normalised float32 B×3×size×size.
     """
     box = [p[view] for p in (draw.top, draw.left, draw.height, draw.width, draw.flip)]
     jitter = [p[view] for p in (draw.brightness, draw.contrast, draw.saturation, draw.hue)]

@@ -2,11 +2,10 @@
 
 import csv
 import io
-import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 
@@ -17,31 +16,26 @@ from attentionce.progress import progress
 def fill_rows(
     path: Path, shape: tuple[int, int], block: int, rows: Callable[[int, int], np.ndarray]
 ) -> np.ndarray:
-    """Append rows to a file, `block` at a time, after those that are there already.
+    """Append rows to a file, `block` at a time, after those that it holds already.
 
     Args:
-        path: The file, which holds nothing but the numbers of finished rows.
         shape: Of all rows, float32, which are returned mapped into memory.
         rows: rows(first, last) makes the rows from `first` to `last` (exclusive).
 
     Raises:
         UserError: The file cannot be written.
     """
-    with (
-        as_user_error(
-            f"cannot write {path}, what is done is kept: make room, then rerun the command"
-        ),
-        open(path, "ab") as file,
-    ):
-        done = file.tell() // (4 * shape[1] * block) * block  # with a block that was cut off
-        if file.tell() == 4 * math.prod(shape):
-            done = shape[0]
+    count, width = shape
+    advice = f"cannot write {path}, what is done is kept: make room, then rerun the command"
+    with as_user_error(advice), open(path, "ab") as file:
+        done = file.tell() // (4 * width)
+        done -= done % block if done < count else 0  # a block that was cut off is made again
         if done:
             print(f"{done:,} of them are finished already", flush=True)
-        file.truncate(4 * shape[1] * done)
-        with progress(shape[0], "encoding", done) as bar:
-            for first in range(done, shape[0], block):
-                last = min(first + block, shape[0])
+        file.truncate(4 * width * done)
+        with progress(count, "encoding", done) as bar:
+            for first in range(done, count, block):
+                last = min(first + block, count)
                 file.write(rows(first, last).tobytes())
                 file.flush()
                 os.fsync(file.fileno())
@@ -49,36 +43,27 @@ def fill_rows(
     return np.memmap(path, np.float32, "r", shape=shape)
 
 
-class Table(NamedTuple):
-    """What a file of features holds, one row per image."""
-
-    paths: Sequence[str]
-    labels: Sequence[int]  # index into classes; -1: none
-    classes: Sequence[str]
-    columns: dict[str, np.ndarray]  # by name, float32 N×D each; they may be mapped
-
-
-def write_npz(file: BinaryIO, table: Table) -> None:
-    """For numpy.load: path, an array per column, and label and classes if there are any."""
-    arrays: dict[str, Any] = {"path": np.array(table.paths), **table.columns}
-    if table.classes:
-        arrays |= {"label": np.array(table.labels), "classes": np.array(table.classes)}
-    np.savez(file, **arrays)
-
-
-def write_csv(file: BinaryIO, table: Table) -> None:
-    """A table: path, label by its name (empty if there is none), then one column per number."""
+def write_csv(file: BinaryIO, arrays: dict[str, np.ndarray]) -> None:
+    """A table: path, label and prediction by name (empty: none), then one column per number."""
+    columns = {"path": arrays["path"]}
+    for name, classes in (("label", "classes"), ("prediction", "predicted")):
+        if name in arrays:
+            columns[name] = np.append(arrays[classes], "")[arrays[name]]  # -1 is the last
+    numbers = {name: array for name, array in arrays.items() if array.ndim == 2}
+    named = [f"{name}_{i}" for name, array in numbers.items() for i in range(array.shape[1])]
     text = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="", write_through=True)
     writer = csv.writer(text, lineterminator="\n")
-    named = [
-        f"{name}_{i}" for name, column in table.columns.items() for i in range(column.shape[1])
-    ]
-    writer.writerow(["path", "label", *named])
-    names = [*table.classes, ""]  # label -1 is the last
-    for path, label, *rows in zip(table.paths, table.labels, *table.columns.values(), strict=True):
-        writer.writerow([path, names[label], *np.concatenate(rows).astype(str)])
+    writer.writerow([*columns, *named])
+    for i in range(len(arrays["path"])):
+        rows = [array[i].astype(str) for array in numbers.values()]
+        writer.writerow([column[i] for column in columns.values()] + np.concatenate(rows).tolist())
     text.detach()
 
 
-# By the ending of the file; each writes a table to a file that is open.
-WRITERS: dict[str, Callable[[BinaryIO, Table], None]] = {".npz": write_npz, ".csv": write_csv}
+# By the ending of the file; each writes arrays with these names to a file that is open: path N;
+# feature and projection N×D, float32, which may be mapped; label N (-1: none) and classes;
+# prediction N and predicted, the classifier's classes.
+WRITERS: dict[str, Callable[[BinaryIO, dict[str, np.ndarray]], None]] = {
+    ".npz": lambda file, arrays: np.savez(file, **arrays),  # type: ignore[arg-type]
+    ".csv": write_csv,
+}

@@ -37,10 +37,8 @@ def held(path: Path, taken: str | None) -> Iterator[None]:
             lock.release()
             lock.acquire()
     except filelock.Timeout:
-        name = ""
-        with suppress(OSError):
-            name = owner.read_text(errors="replace")
-        raise UserError(f"{name or 'another process'} is at work on {taken}") from None
+        name = owner.read_text(errors="replace") if owner.exists() else "another process"
+        raise UserError(f"{name} is at work on {taken}") from None
     except OSError as error:
         raise UserError(f"cannot lock {path}: {error.strerror}") from None
     try:

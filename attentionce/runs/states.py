@@ -17,26 +17,11 @@ from attentionce.runs.files import read, read_csv, save
 from attentionce.training import processes
 from attentionce.training.devices import code_digests
 
-# Flags that change no result: where a run runs, where it writes, and how often it reports. A run
-# may be resumed with others.
-FREE_FLAGS = {
-    "cache",
-    "compile",
-    "deterministic",
-    "device",
-    "epochs",
-    "grad_cache",
-    "k",
-    "knn_every",
-    "resume",
-    "results",
-    "root",
-    "save_every",
-    "skip_broken",
-    "state_minutes",
-    "tensorboard",
-    "test_split",
-}
+# Flags that change no result: how a run computes, reads and reports. It may be resumed with others.
+COMPUTING = {"compile", "deterministic", "device", "grad_cache"}
+READING = {"cache", "resume", "root", "skip_broken", "test_split"}
+REPORTING = {"k", "knn_every", "results", "save_every", "state_minutes", "tensorboard"}
+FREE_FLAGS = {"epochs"} | COMPUTING | READING | REPORTING
 # These may differ too from a state that `--resume` names, as after a run that diverged.
 RECOVERY = {"lr", "weight_decay", "precision"}
 
@@ -96,8 +81,7 @@ def find_state(
     Args:
         args: The flags of this run.
         defaults: Every flag's default. A flag that is newer than a file had its default there.
-        folder: Where the run's files are.
-        stem: Their name without ending, `{epochs}` in the place of the number of epochs.
+        stem: The files' name in `folder`, `{epochs}` in the place of the number of epochs.
 
     Raises:
         UserError: The state, or results that this run would overwrite, were made with other flags
@@ -124,17 +108,12 @@ def _find_state(
     named = args.resume != "auto"
     free = RECOVERY if named else ()
     for path in of_all_epochs(folder, stem, ".json").values():
-        with suppress(OSError, json.JSONDecodeError, KeyError, TypeError):  # skip unreadable files
-            flags = json.loads(path.read_text())["flags"]
+        if flags := _flags_in(path):
             _check_flags(args, {**defaults, **flags}, path, free)
-    if named:
-        state = read_state(Path(args.resume))
-        _check_flags(args, {**defaults, **state["flags"]}, args.resume, free)
-        return state
-    path = folder / f"{stem.format(epochs=args.epochs)}.state"
-    if path.exists() or previous(path).exists():
+    path = Path(args.resume) if named else folder / f"{stem.format(epochs=args.epochs)}.state"
+    if named or path.exists() or previous(path).exists():
         state = read_state(path)
-        _check_flags(args, {**defaults, **state["flags"]}, path)
+        _check_flags(args, {**defaults, **state["flags"]}, path, free)
         return state
     return _find_other_length(args, defaults, folder, stem)
 
@@ -143,12 +122,7 @@ def _find_other_length(
     args: Namespace, defaults: dict[str, Any], folder: Path, stem: str
 ) -> dict[str, Any] | None:
     """The state of the longest run that differs in `--epochs` alone, if that is shorter."""
-    lengths = {
-        *of_all_epochs(folder, stem, ".state"),
-        *of_all_epochs(folder, stem, ".state.previous"),
-    }
-    for epochs in sorted(lengths, reverse=True):
-        path = folder / f"{stem.format(epochs=epochs)}.state"
+    for epochs, path in sorted(of_all_epochs(folder, stem, ".state").items(), reverse=True):
         state = read_state(path)
         if differing_flags(args, {**defaults, **state["flags"]}):
             continue
@@ -206,7 +180,7 @@ def _check_flags(
 
 
 def take_sizes(args: Namespace, paths: list[str]) -> None:
-    """Fill in `--image_size` and `--store_size` where they are not given.
+    """Fill in `--image_size` and `--store_size` if the program has them and they are not given.
 
     They are those of pretraining, by the JSON beside the weights; else 32, and at least 64.
 
@@ -214,9 +188,9 @@ def take_sizes(args: Namespace, paths: list[str]) -> None:
         UserError: The weights were trained at different sizes.
     """
     for name in ("image_size", "store_size"):
-        if getattr(args, name, None) is not None:
+        if getattr(args, name, 0) is not None:
             continue
-        default = 32 if name == "image_size" else max(64, args.image_size)
+        default = 32 if name == "image_size" else max(64, getattr(args, "image_size", 0))
         sizes = {flags_beside(path).get(name, default) for path in paths} or {default}
         if len(sizes) > 1:
             raise UserError(f"the weights were trained with different --{name}: give one for all")
@@ -235,26 +209,22 @@ def flags_beside(path: str | Path) -> dict[str, Any]:
     if len(parts) > 4:
         pattern = "_".join([*map(glob.escape, parts[:4]), "*", *map(glob.escape, parts[5:])])
     for found in sorted(Path(path).parent.glob(f"{pattern}.json")):
-        with suppress(OSError, json.JSONDecodeError, KeyError, TypeError):
-            return dict(json.loads(found.read_text())["flags"])
+        if flags := _flags_in(found):
+            return flags
+    return {}
+
+
+def _flags_in(path: Path) -> dict[str, Any]:
+    """The flags in a run's JSON; none if it cannot be read."""
+    with suppress(OSError, json.JSONDecodeError, KeyError, TypeError):
+        return dict(json.loads(path.read_text())["flags"])
     return {}
 
 
 def resume_command(command: Sequence[str], state: Path) -> str:
-    """The command line that continues a run, whatever `--resume` it was started with.
-
-    Args:
-        command: The program and its flags.
-    """
-    program, *given = command
-    words: list[str] = []
-    rest = iter(given)
-    for word in rest:
-        if word == "--resume":
-            next(rest, None)
-        elif not word.startswith("--resume="):
-            words.append(word)
-    return shlex.join([*_launcher(), program, *words, "--resume", str(state)])
+    """The command line that continues a run that was started with `command`."""
+    before = command[:-2] if command[-2:-1] == ["--resume"] else command  # the last one counts
+    return shlex.join([*_launcher(), *before, "--resume", str(state)])
 
 
 def _launcher() -> list[str]:

@@ -10,9 +10,7 @@ from attentionce.errors import UserError
 
 
 def open_board(path: Path, epoch: int) -> Any:
-    """A writer of events into `path`.tensorboard.
-
-    Events of `epoch` and later, which an interrupted run left, are dropped.
+    """A writer of events into `path`.tensorboard; those of `epoch` and later are dropped.
 
     Raises:
         UserError: tensorboard or matplotlib, which draws the attention, is not installed.
@@ -35,14 +33,9 @@ def _ignore_full_disk(failure: threading.ExceptHookArgs) -> None:
 
 
 def write_epoch(board: Any, row: dict[str, Any], pictures: dict[str, Any]) -> None:
-    """Write an epoch's row of metrics as scalars, and its pictures.
+    """Write an epoch's metrics, "" where one was not measured, and its pictures.
 
-    Args:
-        row: A value per metric, "" where it was not measured.
-        pictures: By name, float images 3×H×W in [0, 1] or matplotlib's figures.
-
-    Raises:
-        UserError: The disk is full, read-only or gone.
+    Pictures are float images 3×H×W in [0, 1] or matplotlib's figures. A full disk is a UserError.
     """
     epoch = row["epoch"]
     try:

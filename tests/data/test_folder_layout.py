@@ -1,26 +1,28 @@
-"""Folders with and without labels and splits: what is pretrained on, and what is tested."""
+"""The user's folders: which files are images, in which split and class, and what is left out."""
 
 import os
 import shutil
+import sys
+import types
 
 import pytest
 import torch
-from helpers.samples import noise, put, refusal, two_classes
+from conftest import ROOT
+from helpers.samples import noise, picture, put, refusal
 from PIL import Image
 
-from attentionce.data.folder_layout import NoLabels
+from attentionce.data import decoding
+from attentionce.data.folder_layout import NoLabels, files_below
 from attentionce.data.image_folder import FolderOptions
 from attentionce.data.images import labelled, summary
 from utils import load
 
+PNG = picture((9, 9, 3), format="PNG")
 
-def images_in(folder, *names, size=9):
+
+def images_in(folder, *names, shape=(9, 9, 3)):
     """Save one image under each name; none are the same."""
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        seed = sum(map(ord, name))
-        Image.fromarray(noise(size, size, 3, seed=seed)).save(path, "PNG")
+    put(folder, {name: picture(shape, sum(map(ord, name)), "PNG") for name in names})
     return str(folder)
 
 
@@ -35,7 +37,6 @@ def line(root, split="pretrain", **options):
 def test_images_in_one_folder(tmp_path):
     root = images_in(tmp_path / "photos", *(f"{i}.png" for i in range(8)))
     images = load("folder", root, "pretrain")
-    assert images.pixels.shape == (8, 3, 9, 9)
     assert images.labels.tolist() == 8 * [-1] and images.classes == []
     assert summary(images) == f"8 images without labels, 9×9 px ({root})"
     for split in ("train", "test"):
@@ -53,43 +54,21 @@ def test_images_at_any_depth(tmp_path):
     assert summary(images) == f"{what} ({root})"
 
 
-def test_train_without_labels(tmp_path):
-    root = images_in(tmp_path, "train/a.png", "train/b.png", "test/x/c.png")
-    images = load("folder", root, "pretrain")
-    assert images.labels.tolist() == [-1, -1] and images.source == f"{root}/train"
-    for split in ("train", "test"):
-        message = refusal("folder", root, split)
-        assert "no labels" in message and f"{root}/train/CLASS" in message
-
-
 def test_unlabelled_images_join(tmp_path):
     """As STL10's do: in pretraining only, after those with labels and in the same memory."""
-    root = two_classes(tmp_path, [noise(9, 9, 3, seed=i) for i in range(3)], [noise(9, 9, 3)])
+    root = images_in(tmp_path, "train/0/0.png", "train/0/2.png", "train/1/1.png", "test/0/0.png")
     alone = load("folder", root, "train")
     images_in(tmp_path, "unlabeled/deep/x.png", "unlabeled/y.png")
     images = load("folder", root, "pretrain")
     assert images.labels.tolist() == [0, 0, 1, -1, -1] and images.classes == ["0", "1"]
     assert images.paths[-2:] == ["unlabeled/y.png", "unlabeled/deep/x.png"]
+    assert images.source == f"{root}/train and {root}/unlabeled"
     assert labelled(images).pixels.data_ptr() == images.pixels.data_ptr()
     for part in (load("folder", root, "train"), labelled(images)):
         assert torch.equal(part.pixels, alone.pixels) and torch.equal(part.labels, alone.labels)
-    assert load("folder", root, "test").labels.tolist() == [0]
-    assert summary(images) == (
-        f"5 images, 3 of 2 classes and 2 without labels, 9×9 px ({root}/train and {root}/unlabeled)"
-    )
     shutil.rmtree(tmp_path / "train")
     images = load("folder", root, "pretrain")
     assert images.labels.tolist() == [-1, -1] and images.source == f"{root}/unlabeled"
-
-
-def test_sizes_of_all_splits_decide(tmp_path):
-    root = two_classes(tmp_path, [noise(9, 9, 3)], [noise(9, 9, 3)])
-    images_in(tmp_path, "unlabeled/x.png", size=10)
-    for split in ("pretrain", "train", "test"):
-        assert load("folder", root, split, 7).pixels.shape[2:] == (7, 7)
-
-
-# ---- all images ----
 
 
 def test_all_images_by_path(tmp_path):
@@ -114,7 +93,7 @@ def test_all_images_by_path(tmp_path):
     assert "no such folder" in refusal("folder", str(tmp_path / "missing"), "all")
 
 
-# ---- test splits ----
+# ---- splits ----
 
 
 def test_train_without_test(tmp_path):
@@ -130,13 +109,7 @@ def test_train_without_test(tmp_path):
 def test_test_without_train(tmp_path):
     root = images_in(tmp_path, "test/a/x.png", "a/y.png")
     message = refusal("folder", root, "pretrain")
-    assert "needs a folder train" in message and "items beside train (1: 'a')" in message
-
-
-def test_items_beside_train_are_named(tmp_path):
-    """A class may be called train."""
-    root = images_in(tmp_path, "train/x.png", "car/y.png", "bus/z.png", "w.png", "q.txt")
-    assert line(root).endswith("left out: items beside train (3: 'bus', 'car', 'w.png')")
+    assert "needs a folder train" in message and "beside splits and classes (2)" in message
 
 
 def test_val_where_test_has_no_class_folders(tmp_path):
@@ -146,10 +119,7 @@ def test_val_where_test_has_no_class_folders(tmp_path):
     images_in(tmp_path, "test/a/z.png")
     test = load("folder", root, "test")
     assert test.labels.tolist() == [0] and test.source == f"{root}/test"
-    assert test.left_out == (
-        "images beside the class folders (1: '1.png'), "
-        "classes of which there are no images here (1: 'b')"
-    )
+    assert test.left_out == "classes without images here, such as 'b' (1)"  # of train
 
 
 def test_named_test_split(tmp_path):
@@ -157,7 +127,7 @@ def test_named_test_split(tmp_path):
     root = images_in(tmp_path, *names)
     test = load("folder", root, "test", options=FolderOptions(test_split="held"))
     assert test.labels.tolist() == [1] and test.source == f"{root}/held"
-    assert line(root, test_split="held").endswith("items beside train (2: 'flat', 'test')")
+    assert line(root, test_split="held").endswith("beside splits and classes (2)")
     for name in ("flat", "nowhere", "train"):
         message = refusal("folder", root, "pretrain", options=FolderOptions(test_split=name))
         assert f"--test_split {name}" in message and ("trained on" in message) == (name == "train")
@@ -182,28 +152,66 @@ def test_a_root_one_folder_too_high(tmp_path):
         assert f"did you mean --root '{root}/data'?" in refusal("folder", root, split)
 
 
-# ---- classes ----
-
-
 def test_class_of_test_that_train_lacks_stops_only_the_test(tmp_path):
     root = images_in(tmp_path, "train/a/x.png", "test/a/y.png", "test/c/z.png")
     assert len(load("folder", root, "pretrain").labels) == 1
     assert repr(f"{root}/test/c") in refusal("folder", root, "test")
 
 
-def test_classes_without_images_are_named(tmp_path):
-    root = images_in(tmp_path, "train/b/x.png", "test/b/x.png")
-    put(tmp_path, {"train/sloth/x.heic": b"", "train/a/notes.txt": b""})
+# ---- files ----
+
+
+def test_the_line_about_the_images(tmp_path):
+    """It is the documentation's example."""
+    for i in range(4):
+        put(tmp_path / "root", {f"train/a/{i}.png": PNG, f"train/{i}.png": PNG})
+        put(tmp_path / "elsewhere", {f"{i}.png": PNG})
+    put(tmp_path / "root", {"train/a/x.HEIC": b"", "train/a/notes.txt": b"", "test/a/x.png": PNG})
+    os.symlink(tmp_path / "elsewhere", tmp_path / "root" / "train" / "b")
+    root = str(tmp_path / "root")
     images = load("folder", root, "pretrain")
-    assert images.classes == ["b"] and "folders without images (2: 'a', 'sloth')" in images.left_out
-    assert load("folder", root, "test").labels.tolist() == [0]
+    assert images.labels.tolist() == 4 * [0] + 4 * [1]
+    said = summary(images).replace(root, "DIR").replace("9×9", "64×64")
+    assert f"\npretraining on {said}\n" in (ROOT / "docs" / "your-own-images.md").read_text()
 
 
-def test_class_whose_images_are_all_broken_is_refused(tmp_path):
-    root = images_in(tmp_path, "train/a/x.png")
-    put(tmp_path, {"train/b/y.png": b"broken"})
-    message = refusal("folder", root, "pretrain", options=FolderOptions(skip_broken=True))
-    assert "'b'" in message and "ends up empty" in message
+def test_other_files_are_counted(tmp_path):
+    """None of them is opened, whatever they hold; what is hidden or the system's is passed over."""
+    names = ("a.txt", "b.TXT", "c.json", "d", "e.mp4", "f.npy", "g.eps", "h.fits", "i/j.txt")
+    hidden = (".git/x.png", "0/.x.png", "0/.DS_Store", ".t/x", "__MACOSX/x.png", "0/@eaDir/x.png")
+    put(tmp_path, {name: PNG for name in (*names, *hidden, "0/x.png")})
+    os.mkfifo(tmp_path / "pipe")
+    images = load("folder", str(tmp_path), "pretrain")
+    assert images.classes == ["0"] and len(images.labels) == 1
+    assert images.left_out.startswith("'.txt' (3), 'no extension' (2), ")
+    assert images.left_out.endswith(", …")
+
+
+def test_heic_with_its_reader(monkeypatch):
+    """pillow-heif is asked to register itself where it is installed."""
+    asked = []
+    reader = types.SimpleNamespace(register_heif_opener=lambda: asked.append("heif"))
+    monkeypatch.setitem(sys.modules, "pillow_heif", reader)
+    assert decoding.formats.__wrapped__() and asked == ["heif"]
+
+
+def test_files_are_in_a_fixed_order(tmp_path):
+    """The same on every file system: a folder's own files before those in its folders."""
+    order = ["a.png", "z.png", "a/k.png", "a/1/y.png", "a/2/x.png", "b/z.png", "b/c/x.png"]
+    put(tmp_path, dict.fromkeys(reversed(order), PNG))
+    assert files_below(str(tmp_path)) == files_below(f"{tmp_path}/") == order
+
+
+def test_links_back_are_not_followed(tmp_path):
+    """To the root, to train, to the class folder itself and to a folder in between."""
+    put(tmp_path, {"train/0/x.png": PNG, "train/0/deep/er/x.png": PNG, "train/1/y.png": PNG})
+    os.symlink(tmp_path, tmp_path / "train/0/root")
+    os.symlink(tmp_path / "train", tmp_path / "train/0/deep/train")
+    os.symlink(".", tmp_path / "train/1/self")
+    os.symlink("..", tmp_path / "train/0/deep/er/up")
+    os.symlink(tmp_path / "train", tmp_path / "train/2")
+    os.symlink("loop", tmp_path / "train/1/loop")
+    assert load("folder", str(tmp_path), "pretrain").labels.tolist() == [0, 0, 1]
 
 
 # ---- the set of images ----
@@ -230,6 +238,8 @@ def test_fingerprint(tmp_path):
     assert len({first, other_images, other_content, other_name, other_size}) == 5
 
 
-def test_fingerprints_of_other_data_sets():
-    marks = [load("photos", "", split).fingerprint for split in ("pretrain", "train", "test")]
-    assert marks == ["photos train", "photos train", "photos test"]
+def test_the_fingerprint_stays(tmp_path):
+    """Or no state of a run on a folder could be resumed."""
+    put(tmp_path, {"a/b.ppm": b"P6 2 1 255\n" + bytes(6), "c.ppm": b"P6 2 1 255\n" + bytes(6)})
+    images = load("folder", str(tmp_path), "pretrain")
+    assert images.fingerprint == "7cec4a2ce886358dcc53984e3dccd2052912b211ea4d446a17ea1c128b8101bf"

@@ -1,32 +1,20 @@
-"""The reader of the user's own folder, on images of odd kinds and sizes."""
+"""The user's own folder: the size of its images, broken ones, and faults of one line."""
+
+import os
+import random
+import struct
+import warnings
 
 import numpy as np
 import pytest
 import torch
-from helpers.samples import noise, odd_images, tree, two_classes, write
+from helpers.samples import mutated, noise, picture, put, refusal, two_classes, write
 from PIL import Image, ImageOps
-from torchvision import transforms
 
-from attentionce.data import image_folder
+from attentionce.data.image_folder import FolderOptions
 from utils import load
 
-
-@pytest.fixture
-def odd(tmp_path):
-    return odd_images(tmp_path)
-
-
-def expected(path, side):
-    """What torchvision's transforms make of the image."""
-    image = ImageOps.exif_transpose(Image.open(path))
-    if image.mode in ("LA", "RGBA"):
-        image = image.convert("RGBA")
-        white = Image.new("RGB", image.size, "white")
-        white.paste(image, mask=image.getchannel("A"))
-        image = white
-    image = image.convert("RGB")
-    image = transforms.Compose([transforms.Resize(side), transforms.CenterCrop(side)])(image)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+SKIP = FolderOptions(skip_broken=True)
 
 
 def as_array(pixels):
@@ -34,57 +22,7 @@ def as_array(pixels):
     return pixels.permute(1, 2, 0).numpy()
 
 
-def test_folder_of_odd_images(odd):
-    root, paths = odd
-    images = load("folder", root, "train", 64)
-    assert images.classes == ["a", "b", "c d"]
-    assert images.labels.tolist() == [0, 0, 1, 1, 1, 1, 1, 1, 2]
-    assert images.pixels.shape == (9, 3, 64, 64)
-    assert images.pixels.is_contiguous()
-    for path, pixels in zip(paths, images.pixels, strict=True):
-        assert torch.equal(pixels, expected(path, 64)), path
-    assert torch.equal(load("folder", root, "pretrain", 64).pixels, images.pixels)
-    test = load("folder", root, "test", 33)
-    assert test.labels.tolist() == [1]
-    assert torch.equal(test.pixels[0], expected(f"{root}/test/b/x.png", 33))
-
-
-@pytest.mark.parametrize("format", ["png", "big-endian tiff", "pgm"])
-def test_sixteen_bits_are_scaled(tmp_path, format):
-    values = np.random.RandomState(0).randint(0, 65536, (20, 30)).astype(np.uint16)
-    values[0, :2] = 0, 65535
-    if format == "pgm":
-        write(str(tmp_path / "train/0/0.pgm"), b"P5 30 20 65535\n" + values.astype(">u2").tobytes())
-        root = two_classes(tmp_path, [], [noise(20, 30)])
-    elif format == "png":
-        root = two_classes(tmp_path, [values], [values])
-    else:
-        values = values.astype(">u2")
-        root = two_classes(tmp_path, [values], [values], suffix=".tif")
-    pixels = load("folder", root, "train").pixels
-    right = np.floor(values.astype(float) / 257 + 0.5)
-    assert np.array_equal(pixels.numpy(), np.broadcast_to(right, (1, 3, 20, 30)))
-
-
-def test_long_line_of_pixels(tmp_path, monkeypatch):
-    """An image one pixel high is not enlarged whole.
-
-    To 64 rows that would take 260 MB here, and more than a terabyte in the worst case.
-    """
-    real, largest = Image.Image.resize, []
-
-    def resize(image, size, *arguments, **options):
-        largest.append(size[0] * size[1])
-        return real(image, size, *arguments, **options)
-
-    monkeypatch.setattr(Image.Image, "resize", resize)
-    line = np.tile(noise(1, 1, 3), (1, 16000, 1))
-    root = two_classes(tmp_path, [line, noise(32, 16000, 3)], [noise(9, 9)])
-    pixels = load("folder", root, "train").pixels
-    assert (pixels[0] == torch.from_numpy(noise(1, 1, 3))[0].T[..., None]).all()
-    assert 0 < max(largest) <= 64 * 64 * 16
-    difference = pixels[1].float() - expected(f"{root}/train/1/1.png", 64).float()
-    assert difference.abs().mean() < 40  # 85 for unrelated noise
+# ---- sizes ----
 
 
 def test_equal_sizes_are_kept(tmp_path):
@@ -96,13 +34,15 @@ def test_equal_sizes_are_kept(tmp_path):
     for pixels, i in zip(images.pixels, (0, 2, 1, 3), strict=True):
         assert np.array_equal(as_array(pixels), train[i])
     assert np.array_equal(as_array(load("folder", root, "test", 30).pixels[0]), test[0])
-    too_large = load("folder", root, "train", 29).pixels
-    assert too_large.shape == (4, 3, 29, 29)
+    assert load("folder", root, "train", 29).pixels.shape == (4, 3, 29, 29)
 
 
-def test_one_other_size_in_test_decides_for_train(tmp_path):
-    root = two_classes(tmp_path, [noise(20, 20, 3)] * 2, [noise(20, 20, 3), noise(20, 21, 3)])
-    assert load("folder", root, "train", 32).pixels.shape == (2, 3, 32, 32)
+@pytest.mark.parametrize("other", ["test/0/x.png", "unlabeled/x.png"])
+def test_one_other_size_in_any_split_decides_for_all(tmp_path, other):
+    root = two_classes(tmp_path, [noise(20, 20, 3)] * 2, [noise(20, 20, 3)])
+    put(root, {other: picture((20, 21, 3), format="PNG")})
+    for split in ("pretrain", "train", "test"):
+        assert load("folder", root, split, 32).pixels.shape[2:] == (32, 32)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".tif", ".png"])
@@ -120,25 +60,115 @@ def test_sizes_are_those_after_the_turn(tmp_path, suffix):
     assert np.array_equal(as_array(pixels[0]), np.array(upright))
 
 
-def test_headers_are_read_no_further_than_needed(tmp_path, monkeypatch):
-    small, large = noise(20, 20, 3), noise(65, 65, 3)
-    two_classes(tmp_path, [small, small, large, small, small, small], [noise(20, 20)])
-    opened, decoded = [], []
-    real_open = Image.open
-
-    def open_image(path, **options):
-        opened.append(path)
-        return real_open(path, **options)
-
-    monkeypatch.setattr(Image, "open", open_image)
-    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decoded.append)
-    paths = sorted(path for path in tree(tmp_path) if "/train/" in path)
-    assert image_folder.common_size(paths, 64) == (64, 64)
-    assert opened == paths[:2]
-    assert image_folder.common_size(paths[2:], 64) == (20, 20)
-    assert not decoded
+# ---- broken images ----
 
 
-def test_home_folder(odd, monkeypatch):
-    monkeypatch.setenv("HOME", odd[0])
-    assert len(load("folder", "~", "train").labels) == 9
+def jpeg_header(width, height):
+    """A small JPEG that claims to have this size."""
+    data = picture((64, 64, 3))
+    at = data.index(b"\xff\xc0") + 5
+    return data[:at] + struct.pack(">HH", height, width) + data[at + 4 :]
+
+
+BROKEN = {
+    "empty": b"",
+    "other": b"<html>\n",
+    "truncated jpeg": picture((99, 99, 3))[:1500],
+    "truncated png": picture((70, 70, 3), format="PNG")[:-2000],
+    "header alone": b"P5 70 70 255\n",
+    "bad offset": b"II*\0\xff\xff\xff\xff",
+    "above PIL's limit": jpeg_header(60000, 60000),
+    "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 70 70\n%%EndComments\n(x) run\n",
+}
+
+
+def test_unreadable_images(tmp_path):
+    """Each is named, by what may be a strange name, and nothing else is said."""
+    root = two_classes(tmp_path, [noise(70, 70, 3)], [noise(70, 70, 3)])
+    for fault, data in BROKEN.items():
+        path = f"{root}/train/0/{fault}\n\x1b[31m.png"
+        write(path, data)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert f"cannot read {path!r}: replace" in refusal("folder", root, "train")
+        assert not caught
+        os.remove(path)
+
+
+@pytest.fixture
+def some_broken(tmp_path):
+    """12 broken and 6 whole images in each of two classes: cut short, of other content, empty."""
+    images = [noise(70, 80, 3, seed=i) for i in range(12)]
+    root = two_classes(tmp_path, images, [noise(70, 80, 3)])
+    cut = picture((70, 80, 3), format="PNG")[:-3000]
+    for i in range(12):
+        write(f"{root}/train/{i % 2}/broken{i:02}.png", (cut, b"text", b"")[i % 3])
+    return root
+
+
+def test_broken_images(some_broken):
+    """They are named together, or skipped. What is left has one size, which is kept."""
+    message = refusal("folder", some_broken, "train")
+    assert message.count(".png'") == 10 and "and 2 more" in message and "--skip_broken" in message
+    assert "broken10.png', " in message  # the sixth: a class after the other
+    images = load("folder", some_broken, "train", 80, SKIP)
+    for i in range(12):
+        os.remove(f"{some_broken}/train/{i % 2}/broken{i:02}.png")
+    right = load("folder", some_broken, "train", 80)
+    assert images.pixels.shape[2:] == (70, 80)
+    assert torch.equal(images.pixels, right.pixels) and torch.equal(images.labels, right.labels)
+    assert images.fingerprint == right.fingerprint and images.paths == right.paths
+    assert images.left_out == "broken images (12)" and right.left_out == ""
+
+
+def test_nothing_but_broken_images_is_refused(tmp_path):
+    """Again and again, although which are broken is known after the first time."""
+    put(tmp_path, {f"{i}.png": b"text" for i in range(3)})
+    for _ in range(2):
+        message = refusal("folder", str(tmp_path), "pretrain", options=SKIP)
+        assert f"none of the images in {tmp_path} can be read" in message
+
+
+# ---- faults ----
+
+
+def test_pipes_and_broken_links_are_broken_images(tmp_path):
+    """Opening a pipe would wait for ever."""
+    root = two_classes(tmp_path, [noise(70, 70, 3)], [noise(70, 70, 3)])
+    os.mkfifo(f"{root}/train/0/pipe.png")
+    os.symlink("nowhere", f"{root}/train/0/x.png")
+    message = refusal("folder", root, "train")
+    assert "pipe.png" in message and "x.png" in message and "not a regular file" in message
+    assert load("folder", root, "pretrain", options=SKIP).left_out == "broken images (2)"
+
+
+def test_folder_faults(tmp_path):
+    for root, reason in ((tmp_path / "missing", "no such folder"), (tmp_path, "none in it")):
+        message = refusal("folder", str(root), "train")
+        assert repr(str(root)) in message and "train" in message and reason in message
+    write(str(tmp_path / "file"), b"")
+    assert str(tmp_path / "file") in refusal("folder", str(tmp_path / "file"), "train")
+
+
+def test_folder_that_cannot_be_listed(tmp_path, monkeypatch):
+    root, real = two_classes(tmp_path, [noise(9, 9)] * 2, [noise(9, 9)]), os.scandir
+
+    def denied(path):
+        if str(path).endswith("train/1"):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    assert "train/1" in refusal("folder", root, "train")
+
+
+def test_fuzz_folder(tmp_path, under_1_gb):
+    """Mutated images are broken or read, whatever else happens to PIL."""
+    draw, broken = random.Random(1), 0
+    for format in ("png", "jpeg", "gif", "bmp", "tiff", "webp", "ppm", "tga", "ico", "jp2"):
+        options = {"compression": "tiff_deflate"} if format == "tiff" else {}
+        good = picture((20, 24, 3), format={"jp2": "JPEG2000"}.get(format, format), **options)
+        put(tmp_path / format, {f"{i}.{format}": mutated(good, draw) for i in range(25)})
+        write(f"{tmp_path}/{format}/good.{format}", good)
+        broken += 26 - len(load("folder", str(tmp_path / format), "pretrain", options=SKIP).pixels)
+    assert 60 < broken < 200

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from helpers.device import DEVICE, ON_CPU
+from helpers.device import DEVICE
 
-from attentionce.data import transfer, views
+from attentionce.data import transfer
 
 
 @pytest.fixture
@@ -32,17 +32,9 @@ def test_only_copies_from_the_cpu_to_cuda_are_pinned_and_in_the_background(copie
     assert copies == [*expected, ("cuda", {})]
 
 
-def test_parameters_of_views_go_to_a_device_in_one_copy(copies):
-    draw = views.draw(3, 8, 32, 32, views.generator(0))
-    copies.clear()
-    moved = views.to(draw, "mps")
-    assert copies == [("mps", {})]
-    assert all(torch.equal(p, q) for p, q in zip(moved[:-1], draw[:-1], strict=True))
-
-
-@pytest.mark.skipif(ON_CPU, reason="compares a device with the CPU")
-def test_copies_to_the_device_arrive():
+def test_batches_arrive_on_the_device():
     """Although the host goes on at once, and forgets what it copied."""
-    batches = [torch.full((1000, 1000), float(i)) for i in range(20)]
-    there = [transfer.to_device(batch + 0, DEVICE) for batch in batches]
-    assert all(torch.equal(x.cpu(), y) for x, y in zip(there, batches, strict=True))
+    pixels = torch.randint(256, (20_000, 3, 8, 8), dtype=torch.uint8)
+    order = torch.randperm(20_000).view(20, 1000)
+    there = list(transfer.batches(pixels, order, DEVICE))
+    assert all(torch.equal(x.cpu(), pixels[i]) for x, i in zip(there, order, strict=True))

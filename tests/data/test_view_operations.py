@@ -16,8 +16,7 @@ def each(x, function, values):
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "size"),
-    [(32, 32, 32), (96, 96, 32), (20, 45, 32), (32, 32, 64), (7, 5, 16), (64, 33, 11)],
+    ("height", "width", "size"), [(32, 32, 32), (20, 45, 32), (7, 5, 16), (64, 33, 11)]
 )
 def test_crop_is_torchvisions(height, width, size):
     images = random_images(60, height, width)
@@ -28,35 +27,26 @@ def test_crop_is_torchvisions(height, width, size):
     w[:4] = torch.tensor([1, width, width, 1])
     top = (torch.rand(60, generator=g) * (height - h + 1)).long()
     left = (torch.rand(60, generator=g) * (width - w + 1)).long()
-    top[4:20] = 0
-    left[12:28] = 0
-    top[20:36] = (height - h)[20:36]
-    left[28:44] = (width - w)[28:44]
+    top[4:20], left[12:28] = 0, 0
+    top[20:36], left[28:44] = (height - h)[20:36], (width - w)[28:44]
     flip = torch.rand(60, generator=g) < 0.5
-
     box = torch.stack([top, left, h, w])
     ours = views.crop(images, *box.float().to(DEVICE), flip.float().to(DEVICE), size)
     for n, image in enumerate(images / 255):
         expected = F.resized_crop(image, *box[:, n].tolist(), [size, size], antialias=True)
-        if flip[n]:
-            expected = F.horizontal_flip(expected)
-        check_close(ours[n], expected)
+        check_close(ours[n], F.horizontal_flip(expected) if flip[n] else expected)
 
 
-@pytest.mark.parametrize("index", range(3))
-@pytest.mark.parametrize("low, high", [(0.6, 1.4), (0, 5)])
-def test_brightness_contrast_saturation_are_torchvisions(index, low, high):
-    x = random_images(41, 13, 9) / 255
-    factors = torch.linspace(low, high, 41, device=DEVICE)
-    check_close(OPS[index](x, factors), each(x, TORCHVISION[index], factors))
-
-
-@pytest.mark.parametrize("bound", [0.1, 0.5])
-def test_hue_is_torchvisions(bound):
+@pytest.mark.parametrize("index", range(4))
+def test_colours_are_torchvisions(index):
+    """Also far outside the range of the published jitter."""
     x = random_images(101, 13, 9) / 255
-    order = torch.randperm(101, generator=views.generator(0))
-    turns = torch.linspace(-bound, bound, 101)[order].to(DEVICE)
-    check_close(views.hue(x, turns), each(x, F.adjust_hue, turns), atol=1e-5)
+    bounds = ((0.6, 1.4), (0, 5)) if index < 3 else ((-0.1, 0.1), (-0.5, 0.5))
+    for low, high in bounds:
+        order = torch.randperm(101, generator=views.generator(0))
+        values = torch.linspace(low, high, 101)[order].to(DEVICE)
+        expected = each(x, TORCHVISION[index], values)
+        check_close(OPS[index](x, values), expected, atol=1e-6 if index < 3 else 1e-5)
 
 
 def test_hue_of_every_kind_of_pixel():
@@ -79,8 +69,7 @@ def test_colour_operations_when_an_image_exceeds_one_by_rounding():
 def test_blur_is_torchvisions(shape, taps):
     x = random_images(10, *shape) / 255
     sigma = torch.linspace(0.1, 2, 10, device=DEVICE)
-    kernel = [taps, taps]
-    expected = each(x, lambda image, s: F.gaussian_blur(image, kernel, [s, s]), sigma)
+    expected = each(x, lambda image, s: F.gaussian_blur(image, [taps] * 2, [s, s]), sigma)
     check_close(blur.blur(x, blur.neighbour_weight(sigma)), expected, atol=2e-6)
 
 
@@ -101,9 +90,7 @@ def test_normalize_and_gray_are_torchvisions():
     images = random_images(6, 20, 9)
     expected = F.normalize(images / 255, list(views.MEAN), list(views.STD))
     for given in (images, images.float()):
-        before = given.clone()
         check_close(views.normalize(given), expected)
-        assert torch.equal(given, before)
     gray = views.saturation(images / 255, torch.zeros(6, device=DEVICE))
     check_close(gray, F.rgb_to_grayscale(images / 255, num_output_channels=3))
 
@@ -113,9 +100,7 @@ def test_neutral_parameters_change_nothing():
     x, one, zero = images / 255, torch.ones(6, device=DEVICE), torch.zeros(6, device=DEVICE)
     for op in OPS[:3]:
         assert torch.equal(op(x, one), x)
-    for side in (32, 96):
-        unblurred = random_images(6, side, side) / 255
-        assert torch.equal(blur.blur(unblurred, zero), unblurred)
+    assert torch.equal(blur.blur(x, zero), x)
     check_close(views.hue(x, zero), x)
     check_close(views.crop(images, zero, zero, 32 * one, 32 * one, zero, 32), x)
     check_close(views.finish(x, one, zero), views.normalize(images))
@@ -127,7 +112,7 @@ def test_operations_leave_their_arguments_alone():
     half, box = (torch.full((6,), value, device=DEVICE) for value in (0.5, 10.0))
     for op in (*OPS, blur.blur):
         op(x, half)
-        assert torch.equal(x, before), op.__name__
     views.finish(x, half, half)
     views.crop(x, box, box, box, box, box, 32)
+    views.normalize(x)
     assert torch.equal(x, before)

@@ -38,16 +38,12 @@ def test_generator_uses_more_than_32_bits():
 
 
 def test_draws_are_float32_and_do_not_depend_on_the_threads():
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        one = draw(6, 4096, device="cpu")
-        torch.set_num_threads(3)
-        three = draw(6, 4096, device="cpu")
-    finally:
+    draws = []
+    for threads in (3, 1):
         torch.set_num_threads(threads)
-    assert one.order == three.order and len(one.order) == 6
-    for p, q in zip(one[:-1], three[:-1], strict=True):
+        draws.append(draw(6, 4096, device="cpu"))
+    assert draws[0].order == draws[1].order and len(draws[0].order) == 6
+    for p, q in zip(draws[0][:-1], draws[1][:-1], strict=True):
         assert torch.equal(p, q) and p.shape == (6, 4096) and p.dtype == torch.float32
 
 
@@ -62,23 +58,20 @@ def test_constants_are_the_published_ones():
 
 def test_blur_has_the_kernel_of_simclr():
     """An image // 10 made odd, as in SimCLR's code; at small sizes the three taps of CIFAR."""
-    taps = {side: 2 * blur.reach(side) + 1 for side in (4, 8, 16, 32, 48, 64, 96, 128, 160, 224)}
-    assert taps == {4: 3, 8: 3, 16: 3, 32: 3, 48: 5, 64: 7, 96: 9, 128: 13, 160: 17, 224: 23}
+    taps = {side: 2 * blur.reach(side) + 1 for side in (4, 32, 48, 64, 96, 160, 224)}
+    assert taps == {4: 3, 32: 3, 48: 5, 64: 7, 96: 9, 160: 17, 224: 23}
 
 
 def same_distribution(ours, theirs):
     return scipy.stats.ks_2samp(ours, theirs).pvalue > 1e-3
 
 
-@pytest.mark.parametrize(("height", "width"), [(32, 32), (96, 96), (40, 96), (64, 16)])
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (40, 96), (64, 16)])
 def test_crops_are_distributed_as_torchvisions(height, width):
     d = draw(8, 1000, height, width, device="cpu")
     ours = torch.stack(d[:4], -1).reshape(-1, 4).double().numpy()
-    assert (ours == ours.round()).all()
-    assert (ours >= [0, 0, 1, 1]).all()
-    assert (ours[:, 0] + ours[:, 2] <= height).all()
-    assert (ours[:, 1] + ours[:, 3] <= width).all()
-
+    assert (ours == ours.round()).all() and (ours >= [0, 0, 1, 1]).all()
+    assert (ours[:, :2] + ours[:, 2:] <= [height, width]).all()
     torch.manual_seed(0)
     image = torch.empty(3, height, width)
     get = transforms.RandomResizedCrop.get_params

@@ -33,7 +33,7 @@ def torchvision_view(image, d, v, n, size):
 
 @pytest.mark.parametrize(
     ("height", "width", "size", "batch"),
-    [(32, 32, 32, 24), (40, 64, 48, 24), (64, 16, 32, 24), (96, 96, 96, 24), (240, 160, 224, 6)],
+    [(32, 32, 32, 24), (64, 16, 32, 24), (96, 96, 96, 24), (240, 160, 224, 6)],
 )
 def test_a_view_is_torchvisions_with_the_same_parameters(height, width, size, batch):
     images, d = random_images(batch, height, width), draw(4, batch, height, width)

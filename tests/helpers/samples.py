@@ -120,18 +120,6 @@ def refusal(*arguments, **options):
     return message
 
 
-def refusals(name, root):
-    """How many of train and test load refuses. It must refuse in one line or load them."""
-    messages = []
-    for split in ("train", "test"):
-        try:
-            load(name, str(root), split)
-        except UserError as error:
-            messages.append(str(error))
-    assert all(message.isprintable() for message in messages)
-    return len(messages)
-
-
 def cut_network(monkeypatch):
     """Make every download fail from now on; return the list of the URLs that were tried."""
     tried = []

@@ -1,7 +1,6 @@
 """A run that is interrupted anywhere and resumed ends with the bits of one that is not."""
 
 import pytest
-import torch
 from helpers.faults import SOAK
 from helpers.outputs import STEM, check_end, last, rows, same_bits
 from helpers.programs import Small
@@ -37,17 +36,6 @@ def test_interrupted_at_every_step(
         assert states.read_state(last(results, ".state"))["progress"]["step"] in (step % 3, 3)
     assert call(main, *flags) == 0
     check_end(results, tmp_path / "whole")
-
-
-@pytest.mark.parametrize("step", [4, 6, 8])
-def test_interrupted_once(call, saving_flags, results, whole, stop_after, step):
-    """What was drawn before in the same process does not matter, nor how often states are saved."""
-    expected = whole()
-    stop_after(step)
-    assert call(main, *saving_flags, "--state_minutes", 10) == 143
-    torch.rand(17)
-    assert call(main, *saving_flags) == 0
-    check_end(results, expected)
 
 
 # ---- more epochs, another place ----

@@ -5,15 +5,13 @@ import re
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
 
 import pytest
-from conftest import ROOT
-from helpers.faults import SOAK, At, signals
-from helpers.outputs import check_end, last, rows
-from helpers.programs import Program, wait_for
+from helpers.faults import At, signals
+from helpers.outputs import check_end, last
+from helpers.programs import Program
 
 import main
 from attentionce.runs import states
@@ -107,36 +105,3 @@ def test_a_lost_reader_costs_nothing(descriptors, call, saving_flags, results, w
     assert bool(STOPPED.search(program.output())) == (descriptors == (1,))
     assert call(main, *saving_flags) == 0
     check_end(results, whole())
-
-
-def epochs_done(results):
-    """How many epochs the table of metrics has."""
-    return len(rows(results)) if list(results.rglob("*.csv")) else 0
-
-
-@pytest.mark.soak
-def test_the_printed_command_in_a_shell(call, flags, results, stop_after, capsys):
-    """It resumes the run until the next signal, prints the next command, …"""
-    stop_after(1)
-    assert call(main, *flags, "--epochs", 3000) == 143
-    output = capsys.readouterr().out
-    for number in STATUSES if SOAK else [signal.SIGTERM]:
-        epoch, step, command = STOPPED.search(output).groups()
-        process = subprocess.Popen(
-            f"exec {command}",
-            shell=True,
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        try:
-            wait_for(lambda epoch=epoch: epochs_done(results) >= int(epoch))
-            process.send_signal(number)
-            output, _ = process.communicate(timeout=60)
-        finally:
-            process.kill()
-        assert process.returncode == STATUSES[number]
-        assert f"continuing from epoch {epoch}, step {step}\n" in output
-    assert [int(row["epoch"]) for row in rows(results)] == list(range(1, len(rows(results)) + 1))
