@@ -67,6 +67,8 @@ def _read_one(path: Path) -> dict[str, Any]:
     table = path.with_name(f"{name}.csv")
     if "rows" not in state["progress"] and table.exists():
         state["progress"]["rows"] = read_csv(table)
+    elif "rows" not in state["progress"] and state["progress"].get("epoch") != 1:
+        print(f"there is no {table}: the metrics of finished epochs are missing", flush=True)
     return state
 
 
