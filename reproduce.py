@@ -54,11 +54,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Run the rows that are asked for, then list them; or print the tables.
-
-    Raises:
-        UserError: A flag names something that does not exist, or a command failed.
-    """
+    """Run the rows that are asked for, then list them; or print the tables."""
     args = parse_args()
     if processes.world() > 1:
         raise UserError("reproduce.py runs one program after another: start it without torchrun")
@@ -86,9 +82,7 @@ def main() -> None:
 def run(row: Row, seed: int) -> None:
     """Run the commands that pretrain and evaluate a row, unless they have been run already.
 
-    Raises:
-        UserError: A command failed; its own line says why. Or the images are not the study's, or a
-            flag makes a program write something else than results.
+    A UserError names a command that failed, or left no results; or the images are not the study's.
     """
     pretraining, evaluations = results.read(row, seed)
     missing = [mode for mode in results.modes(row) if mode not in evaluations]
@@ -157,13 +151,9 @@ def status(row: Row, seed: int) -> str:
 
 
 def table(name: str, args: argparse.Namespace) -> str:
-    """A study's table in Markdown, from the JSON files alone.
+    """A study's table in Markdown, from the JSON files of the flags' arch, epochs and seeds.
 
     Rows that were not run are empty where they are published, and else only counted.
-
-    Args:
-        name: The study's.
-        args: The flags of `parse_args`, which select arch, epochs, seeds and the results' folder.
     """
     rows = [row for row in studies.all_rows(args) if row.study.name == name]
     shown = [row for row in rows if row.published or results.evaluations(row, 0)]

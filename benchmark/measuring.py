@@ -33,10 +33,7 @@ def interleaved(
 
     The first round does not count (CUDA: the first two). On CUDA a round has several calls before
     the host waits. The side called "reference" runs with PyTorch's own cuDNN setting, the others
-    with that of main.py.
-
-    Returns:
-        By side the seconds of a call in each round.
+    with that of main.py. Returns by side the seconds of a call in each round.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     warm, calls = (2, calls) if device == "cuda" else (1, 1)
@@ -101,7 +98,7 @@ def peak(prepare: Prepare, device: str) -> list[float]:
 
 
 def peak_bytes(prepare: Prepare, device: str) -> int:
-    """`peak` in bytes in this process, which has done nothing else; 0 where the system has none."""
+    """`peak` in bytes, in this process, which has done nothing else."""
     small = torch.ones(64, 64, device=device, requires_grad=True)
     (small @ small).sum().backward()  # threads and libraries do not count
     before = resident_bytes("VmRSS")
@@ -117,12 +114,8 @@ def peak_bytes(prepare: Prepare, device: str) -> int:
 
 
 def resident_bytes(name: str) -> int:
-    """What this process holds (VmRSS) or has held at most (VmHWM); 0 on systems without /proc."""
-    try:
-        text = Path("/proc/self/status").read_text()
-    except OSError:
-        return 0
-    return 1024 * int(text.split(f"{name}:")[1].split()[0])
+    """What this process holds (VmRSS) or has held at most (VmHWM), as Linux says."""
+    return 1024 * int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0])
 
 
 def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -153,25 +153,24 @@ def first_step(args: argparse.Namespace) -> float:
 def linear_epoch(args: argparse.Namespace, train: Images, test: Images) -> Call:
     """An epoch of a linear classifier on an untrained encoder, then its test."""
     device, model = torch.device(args.device), Model(DIM, args.arch)
-    batch_size = min(512, len(test.pixels))
-    f = model.f.to(device).requires_grad_(False)
-    classifier = nn.Linear(model.feature_size, len(train.classes)).to(device)
+    f, classifier = model.f.requires_grad_(False), nn.Linear(model.feature_size, len(train.classes))
+    network = nn.Sequential(f, nn.Flatten(), classifier).to(device)
     optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-3, weight_decay=1e-6)
+    batch_size = min(512, len(test.pixels))
     train_batches = loader(args, train, batch_size, 1)
     test_batches = loader(args, test, batch_size, 1, train=False)
 
-    def scores(views: list[Tensor]) -> Tensor:
-        return classifier(f(views[0].to(device, non_blocking=True)).flatten(1))
-
     def train_and_test() -> int:
         f.train()
-        for views, labels in train_batches:
-            update(optimizer, cross_entropy(scores(views), labels.to(device)))
+        for (view,), labels in train_batches:
+            scores = network(view.to(device, non_blocking=True))
+            update(optimizer, cross_entropy(scores, labels.to(device)))
         f.eval()
+        hits = 0
         with torch.no_grad():
-            hits = [
-                (scores(v).argmax(1).cpu() == labels).sum().item() for v, labels in test_batches
-            ]
-        return sum(hits)
+            for (view,), labels in test_batches:
+                scores = network(view.to(device, non_blocking=True))
+                hits += (scores.argmax(1).cpu() == labels).sum().item()
+        return hits
 
     return train_and_test

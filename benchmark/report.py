@@ -17,13 +17,9 @@ def row(
 ) -> dict[str, Any]:
     """A row of the JSON file: both sides' medians with their spread, and their ratio.
 
-    The ratio is this code / reference. It is that of the medians; its spread is that of the
-    rounds, in each of which both sides were measured once.
-
-    Args:
-        reference: What each repetition gave, in the unit; empty if it was not measured.
-        this_code: The same.
-        limit: The most that the machine allows, in the unit.
+    The ratio is this code / reference, of the medians; its spread is that of the rounds, in each of
+    which both sides were measured once. A side is empty if it was not measured; `limit` is the most
+    that the machine allows.
     """
     sides = {"reference": summary(reference), "ours": summary(this_code)}
     ratio = share = None

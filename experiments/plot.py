@@ -35,11 +35,7 @@ X_AXES = {  # of the curves, by column of the metrics: unit and label
 
 
 def plot_curves(args: argparse.Namespace) -> plt.Figure:
-    """Loss and kNN top-1 against epochs, views and time: mean and range of the seeds of a run.
-
-    Raises:
-        UserError: `--csv` has no tables of main.py.
-    """
+    """Loss and kNN top-1 against epochs, views and time: mean and range of the seeds of a run."""
     runs: dict[str, list[np.ndarray]] = {}
     for path in args.csv:
         if not path.endswith("_linear.csv"):  # which linear.py writes beside main.py's
@@ -68,11 +64,7 @@ def plot_curves(args: argparse.Namespace) -> plt.Figure:
 
 
 def read_metrics(path: str) -> np.ndarray:
-    """A table of main.py: an array with a field per column, NaN where it has no figure.
-
-    Raises:
-        UserError: It is not a table of main.py, or has no rows yet.
-    """
+    """A table of main.py, a field per column, NaN where it has no figure; else a UserError."""
     names = ["epoch", "views", "seconds", "loss", "knn_top1"]
     with as_user_error(f"{path} is not a table of metrics of main.py"):
         table = np.genfromtxt(path, delimiter=",", names=True, ndmin=1)[names]
@@ -93,14 +85,7 @@ def opened(args: argparse.Namespace, part: str) -> Iterator[tuple[str, nn.Module
 
 
 def embeddings(args: argparse.Namespace) -> tuple[Tensor, list[tuple[str, Tensor]]]:
-    """The same views of test images, (2 + num_pos) × B × 3 × S × S, as every model embeds them.
-
-    Returns:
-        The views, and for every model its name and the embeddings.
-
-    Raises:
-        UserError: There are too few images.
-    """
+    """Views of test images, (2 + num_pos) × B × 3 × S × S, and each model's name and embeddings."""
     images = load(args.dataset_name, args.root, "test", args.store_size)
     count = min(args.batch_size, len(images.pixels))
     if count < 4:
@@ -196,11 +181,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Draw the pictures that are asked for, and print their paths.
-
-    Raises:
-        UserError: A picture lacks what it is drawn from.
-    """
+    """Draw the pictures that are asked for, and print their paths."""
     args = parse_args()
     args.device = devices.choose_device(args.device)
     out = files.writable_folder(Path(args.out))

@@ -70,8 +70,7 @@ def views_per_image(row: Row) -> int:
 def title(path: Path) -> str:
     """What a file of main.py is of, by the flags in the JSON file beside it; else its name.
 
-    Returns:
-        `AttentioNCE (d_pos 2, d_neg 0.5), 400 epochs`, for example.
+    `AttentioNCE (d_pos 2, d_neg 0.5), 400 epochs`, for example.
     """
     flags = states.flags_beside(path)
     if "loss" not in flags:
@@ -86,11 +85,7 @@ def title(path: Path) -> str:
 
 
 def read(row: Row, seed: int) -> Result:
-    """What was measured of a row and a seed. Files that were made with other flags do not count.
-
-    Raises:
-        UserError: A file is damaged.
-    """
+    """What was measured of a row and a seed. Files that were made with other flags do not count."""
     args = main.parse_args(pretraining_flags(row, seed))
     path = run_file(row, seed, row.stops[-1], ".json")
     pretraining = read_json(path, args, states.FREE_FLAGS, row)
@@ -112,10 +107,8 @@ def read_json(
 ) -> dict[str, Any] | None:
     """A result that was made with these flags, those in `free` and newer ones aside, or None.
 
-    Of your own images, other ones are those in a folder of another name.
-
-    Raises:
-        UserError: The file is damaged.
+    Of your own images, other ones are those in a folder of another name. A damaged file is a
+    UserError.
     """
     if not path.exists():
         return None
