@@ -68,19 +68,12 @@ def test_the_clock_jumps(call, saving_flags, results, whole, events, monkeypatch
     check_end(results, expected)
 
 
-@pytest.mark.parametrize(
-    "each, launcher",
-    [
-        (None, "torchrun --nproc_per_node=8"),
-        (8, "torchrun --nproc_per_node=8"),
-        (4, "torchrun --nnodes=2 --nproc_per_node=4"),
-    ],
-)
+@pytest.mark.parametrize("each, launcher", [(8, ""), (4, "--nnodes=2 ")])
 def test_the_command_that_resumes_eight_processes(monkeypatch, each, launcher):
     monkeypatch.setattr(states.processes, "world", lambda: 8)
-    if each is not None:
-        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(each))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(each))
     command = states.resume_command(["main.py", "--epochs", "3", "--resume", "never"], "a.state")
+    launcher = f"torchrun {launcher}--nproc_per_node={each}"
     assert command == f"{launcher} main.py --epochs 3 --resume a.state"
 
 
@@ -88,15 +81,11 @@ def test_the_command_that_resumes_eight_processes(monkeypatch, each, launcher):
 
 
 def test_what_is_not_a_state(call, flags, results, refused, small_encoder, tmp_path):
-    for path in (tmp_path / "missing.state", tmp_path):
-        assert str(path) in refused(main, *flags, "--resume", path)
+    assert str(tmp_path) in refused(main, *flags, "--resume", tmp_path)
     call(main, *flags, "--epochs", 1)
     weights, state = last(results, ".pth"), last(results, ".state")
     message = refused(main, *flags, "--resume", weights)
     assert f"{weights} is not a training state; {state} is" in message
-    state.unlink()
-    message = refused(main, *flags, "--resume", weights)
-    assert f"{weights} is not a training state" in message and f"{state} is" not in message
 
 
 @pytest.fixture
