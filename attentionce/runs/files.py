@@ -6,14 +6,13 @@ import json
 import os
 import pickletools
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from attentionce.errors import UserError, as_user_error
 
@@ -192,9 +191,6 @@ def read(path: str | Path) -> dict[str, Any]:
     check(Path(path))
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        for tensor in tree_leaves(content):
-            if isinstance(tensor, Tensor) and not _is_whole(tensor):
-                raise ValueError(f"a tensor claims to be {tuple(tensor.shape)}")
     except Exception as error:  # whatever a hostile pickle provokes in the unpickler
         # What comes before the cause is advice to trust the file.
         reason = str(error).split("WeightsUnpickler error:")[-1].strip()[:200]
@@ -202,9 +198,28 @@ def read(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be opened as weights ({kind}: {reason})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a state_dict")
+    for name, tensor in tensors(content):
+        if tensor._backward_hooks:  # functions, or whatever stands in their place
+            raise UserError(f"{path} is not opened: {name} holds more than numbers")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise UserError(
+                f"{path} is not opened: {name} claims to be {tuple(tensor.shape)}, more than the "
+                "file holds"
+            )
     return content
 
 
-def _is_whole(tensor: Tensor) -> bool:
-    """Whether the file holds all numbers of a tensor; one may stand for any number of them."""
-    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+def tensors(content: Any) -> Iterator[tuple[str, Tensor]]:
+    """All tensors in dictionaries, lists and tuples, with their names.
+
+    In a hostile file, these may contain themselves.
+    """
+    seen, left = set(), [("", content)]
+    while left:
+        name, item = left.pop()
+        if isinstance(item, Tensor):
+            yield name, item
+        elif isinstance(item, (dict, list, tuple)) and id(item) not in seen:
+            seen.add(id(item))
+            named = item.items() if isinstance(item, dict) else enumerate(item)
+            left += [(f"{name}.{key}" if name else str(key), value) for key, value in named]

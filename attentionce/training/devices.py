@@ -22,7 +22,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ROOT = Path(__file__).resolve().parents[2]  # of a clone
 # What a step computes is decided here.
 CODE = ["loss.py", "model.py", "attentionce/data/views.py", "attentionce/data/blur.py"]
-CODE += [f"attentionce/training/{name}.py" for name in ("one_step", "batchnorm", "moco", "pretraining")]
+STEP = ("one_step", "batchnorm", "moco", "pretraining")
+CODE += [f"attentionce/training/{name}.py" for name in STEP]
 
 
 def choose_device(name: str | None) -> torch.device:
