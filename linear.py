@@ -121,14 +121,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"testing on {summary(test)}", flush=True)
     results = []
     with signals.handled():
+        received = signals.catch_signals(ending(encoders[0].out, ".pth"))
         for encoder in encoders:
-            received = signals.catch_signals(ending(encoder.out, ".pth"))
             result = evaluate(encoder, train, test, args, device, dtype, received)
-            if result is None:
+            if result is not None:
+                print_result(encoder, result, test)
+                results.append((encoder.path, result))
+            if stop := processes.largest([max(received, default=0)])[0]:
                 print("stopped; the same command continues after the last epoch that is done")
-                return signals.exit_status(max(received))
-            print_result(encoder, result, test)
-            results.append((encoder.path, result))
+                return signals.exit_status(stop)
     if len(results) > 1:
         print_comparison(results, args.dataset_name)
     return 0

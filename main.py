@@ -188,7 +188,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="auto: this command's own state; a state's path; never",
     )
-    add("--state_minutes", type=float, default=10, help="minutes between states within an epoch")
+    add("--state_minutes", type=float, default=10, help="minutes between states")
 
 
 def check_args(args: argparse.Namespace) -> None:
@@ -222,7 +222,9 @@ def check_args(args: argparse.Namespace) -> None:
             )
     if args.estimator == "MoCo":
         if args.positives == "pair":
-            raise UserError("--estimator MoCo has no --positives pair: its keys are the positives")
+            raise UserError(
+                "--estimator MoCo cannot be combined with --positives pair: its keys are the positives"
+            )
         cli.check_at_least(args, queue=args.batch_size)
         if not 0 <= args.momentum <= 1:
             raise UserError(f"--momentum must be between 0 and 1, not {args.momentum}")
@@ -292,7 +294,7 @@ def pretrain(
     defaults = vars(parse_args(chosen))
     state = processes.from_first(lambda: states.find_state(args, defaults, folder, file_stem(args)))
     path = folder / file_stem(args, args.epochs)
-    if state is not None and report.is_done(state, path, args.epochs):
+    if processes.from_first(lambda: state and report.is_done(state, path, args.epochs)):
         return 0
     images = load_images(args)
     evaluate = knn_evaluation(args, images, device, dtype) if args.knn_every else None
@@ -300,6 +302,7 @@ def pretrain(
     run = new_run(args, new_model(args, state is None), *chosen_loss(args), images, device, dtype)
     if state is not None:
         restore(run, state)
+        report.write_metrics(run, path)  # a longer run has a table of its own
     if run.progress["epoch"] > args.epochs:  # a state from elsewhere, or of a longer run
         report.write_results(run, path, command)
         return 0
@@ -319,6 +322,9 @@ def pretrain(
             return signals.exit_status(stop)
         accuracy = None
         if evaluate is not None and (epoch % args.knn_every == 0 or epoch == args.epochs):
+            if stop := processes.largest([max(received, default=0)])[0]:
+                leave(run, path, command)
+                return signals.exit_status(stop)
             with signals.handled():
                 signals.leave_on_signals(lambda: leave(run, path, command))
                 accuracy = evaluate(run.model)
@@ -347,7 +353,7 @@ def load_images(args: argparse.Namespace) -> Images:
     )
     print(f"pretraining on {summary(images)}", flush=True)
     cli.warn_of_small_images(images, args)
-    if not processes.alike(len(images.pixels)):
+    if len(set(processes.gather_objects(images.fingerprint))) > 1:
         raise UserError(f"--root {args.root}: not every machine has the same images there")
     if len(images.pixels) < args.batch_size:
         raise UserError(

@@ -35,6 +35,8 @@ def rankme(features: Tensor) -> float:
     Self-Supervised Representations by Their Rank, ICML 2023.
     """
     z = features.double().cpu()
+    if not z.isfinite().all():
+        return torch.nan
     singular = torch.linalg.eigvalsh(z.T @ z).clamp(min=0).sqrt()
     p = singular / singular.sum() + 1e-7
     return torch.special.entr(p).sum().exp().item()

@@ -143,7 +143,7 @@ def find_classifier(
     """What an earlier call of the same command left, if it was of the same weights.
 
     Raises:
-        UserError: Its flags or its images are others.
+        UserError: It was made with other flags or other images.
     """
     path = ending(out, ".pth")
     if not path.exists():
@@ -154,15 +154,15 @@ def find_classifier(
         different = states.differing_flags(args, kept["flags"], FREE_FLAGS)
         rows, same_images = len(kept["rows"]), kept["images"] == fingerprints
         same_weights = kept["weights"] == weights
+    if not same_weights:
+        print(f"{path} belongs to different weights: starting over", flush=True)
+        return None
     if different:
         raise UserError(f"{path} was made with other flags: {', '.join(different)}; {advice}")
     if not same_images:
         raise UserError(f"{path} was made with other images: {advice}")
     if rows > args.epochs:
         raise UserError(f"{path} has {rows} epochs already: give more --epochs, or {advice}")
-    if not same_weights:
-        print(f"{path} is of other weights: starting over", flush=True)
-        return None
     print(f"continuing after epoch {rows} of {path}", flush=True)
     return kept
 

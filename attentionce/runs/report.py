@@ -64,13 +64,19 @@ def print_epoch(run: Run, row: dict[str, Any]) -> None:
     run.reported = time.monotonic()
 
 
+def write_metrics(run: Run, path: Path) -> None:
+    """The table of metrics, a row per finished epoch."""
+    if processes.rank() == 0 and run.progress["rows"]:
+        files.save_csv(path.with_name(path.name + ".csv"), run.progress["rows"])
+
+
 def write_results(run: Run, path: Path, command: list[str]) -> None:
     """Metrics, flags and, where they are due, weights after the last epoch that is done."""
     args, progress = run.args, run.progress
     epoch = progress["epoch"] - 1
     if processes.rank() > 0:
         return
-    files.save_csv(path.with_name(path.name + ".csv"), progress["rows"])
+    write_metrics(run, path)
     description = {
         "flags": vars(args),
         "command": shlex.join(command),
@@ -80,7 +86,7 @@ def write_results(run: Run, path: Path, command: list[str]) -> None:
         "processes": processes.world(),
         "epochs_done": epoch,
         "best_knn": progress["best_knn"],
-        "last": progress["rows"][-1],
+        "last": progress["rows"][-1] if progress["rows"] else None,
         "hours": progress["seconds"] / 3600,
     }
     files.save_json(path.with_name(path.name + ".json"), description)

@@ -41,6 +41,8 @@ def leave_on_signals(announce: Callable[[], None]) -> None:
     """From now on a signal ends the program after announce(): there is nothing to save."""
 
     def leave(number: int, frame: Any) -> NoReturn:
+        for other in SIGNALS:  # only a second Ctrl-C ends this one's work
+            _answer(other, signal.SIG_DFL if other == signal.SIGINT else signal.SIG_IGN)
         announce()
         raise SystemExit(exit_status(number))
 

@@ -89,7 +89,13 @@ def find_state(
         UserError: The state, or results that this run would overwrite, were made with other flags
             that change the result; or the state cannot be read.
     """
-    state = None if args.resume == "never" else _find_state(args, defaults, folder, stem)
+    if args.resume == "never":  # else an early interruption would continue the old run
+        own = folder / f"{stem.format(epochs=args.epochs)}.state"
+        for path in (own, previous(own)):
+            if path.exists():
+                os.replace(path, path.with_name(path.name + ".old"))
+        return None
+    state = _find_state(args, defaults, folder, stem)
     changed = [
         name
         for name, digest in code_digests().items()

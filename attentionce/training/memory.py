@@ -23,7 +23,8 @@ def expected_bytes(
     per_image = activation_bytes(model, args.image_size, recompute)
     if dtype != torch.float32:
         per_image //= 2
-    views = 1 if args.grad_cache else 2 + (args.num_pos or 0)
+    views = 2 if args.estimator == "MoCo" else 2 + (args.num_pos or 0)  # keys need no gradient
+    views = 1 if args.grad_cache else views
     return weights + per_image * args.batch_size * views
 
 

@@ -127,7 +127,9 @@ def gather(anchors: Tensor) -> tuple[Tensor, int]:
     if world() == 1:
         return anchors, 0
     if not alike(anchors.shape[1]):
-        raise ValueError(f"every process must have as many images; this one has {anchors.shape[1]}")
+        raise ValueError(
+            f"every process needs the same number of images; this one has {anchors.shape[1]}"
+        )
     return _Gather.apply(anchors), rank() * anchors.shape[1]
 
 

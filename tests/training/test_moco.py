@@ -116,7 +116,10 @@ def test_resumed_run_has_the_bits_of_one_without_a_break(
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ("--loss simclr", "--estimator MoCo has no --positives pair: its keys are the positives"),
+        (
+            "--loss simclr",
+            "--estimator MoCo needs positives other than pair: its keys are the positives",
+        ),
         ("--queue 7", "--queue must be at least 8, not 7"),
         ("--momentum 1.5", "--momentum must be between 0 and 1, not 1.5"),
     ],

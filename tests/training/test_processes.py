@@ -165,7 +165,7 @@ def exchanges():
     assert processes.alike(5) and not processes.alike(rank)
     assert processes.from_first(lambda: {"rank": rank, "x": torch.ones(2)})["rank"] == 0
     assert processes.gather_objects(f"{rank}") == [*"012"]
-    with pytest.raises(ValueError, match="every process must have as many images"):
+    with pytest.raises(ValueError, match="the same number of images"):
         processes.gather(torch.ones(2, 1 + rank, 3))
     norm = nn.BatchNorm1d(2)
     norm.running_mean += rank
