@@ -222,9 +222,7 @@ def check_args(args: argparse.Namespace) -> None:
             )
     if args.estimator == "MoCo":
         if args.positives == "pair":
-            raise UserError(
-                "--estimator MoCo cannot be combined with --positives pair: its keys are the positives"
-            )
+            raise UserError("--estimator MoCo cannot be combined with --positives pair, its keys")
         cli.check_at_least(args, queue=args.batch_size)
         if not 0 <= args.momentum <= 1:
             raise UserError(f"--momentum must be between 0 and 1, not {args.momentum}")

@@ -42,7 +42,7 @@ def leave_on_signals(announce: Callable[[], None]) -> None:
 
     def leave(number: int, frame: Any) -> NoReturn:
         for other in SIGNALS:  # only a second Ctrl-C ends this one's work
-            _answer(other, signal.SIG_DFL if other == signal.SIGINT else signal.SIG_IGN)
+            _answer(other, signal.SIG_DFL if other == signal.SIGINT else lambda *_: None)
         announce()
         raise SystemExit(exit_status(number))
 

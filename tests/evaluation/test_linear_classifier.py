@@ -116,7 +116,7 @@ def test_a_classifier_of_another_command_is_kept(
     weights = files.read(encoder)
     files.save(encoder, {key: 2 * value for key, value in weights.items()})
     assert call(linear, *flags) == 0
-    assert "is of other weights: starting over" in capsys.readouterr().out
+    assert "belongs to different weights: starting over" in capsys.readouterr().out
 
 
 def test_a_classifier_that_diverges_ends_in_one_line(refused, evaluation, encoder):

@@ -118,7 +118,7 @@ def test_resumed_run_has_the_bits_of_one_without_a_break(
     [
         (
             "--loss simclr",
-            "--estimator MoCo needs positives other than pair: its keys are the positives",
+            "--estimator MoCo cannot be combined with --positives pair, its keys",
         ),
         ("--queue 7", "--queue must be at least 8, not 7"),
         ("--momentum 1.5", "--momentum must be between 0 and 1, not 1.5"),
