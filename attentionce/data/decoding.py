@@ -4,8 +4,8 @@ import functools
 import importlib
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from multiprocessing.pool import ThreadPool
 
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin
@@ -79,8 +79,8 @@ def decode(
 
     # The CPUs that the process may use; macOS and Windows only count those that there are.
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    with ThreadPool(count) as pool:
-        for _ in pool.imap_unordered(decode_one, range(first, first + len(out)), chunksize=16):
+    with ThreadPoolExecutor(count) as pool:  # multiprocessing's needs semaphores of the system
+        for _ in pool.map(decode_one, range(first, first + len(out))):
             bar.update()
     return dict(sorted(broken.items()))
 

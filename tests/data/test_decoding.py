@@ -168,8 +168,9 @@ def test_a_lack_of_memory_is_not_a_broken_image(tmp_path, monkeypatch):
 def test_decoding_takes_all_cpus(tmp_path, monkeypatch):
     """Also under torchrun, which sets OMP_NUM_THREADS to 1."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(5), raising=False)
-    counts, pool = [], decoding.ThreadPool
-    monkeypatch.setattr(decoding, "ThreadPool", lambda count: (counts.append(count), pool(1))[1])
+    counts, pool = [], decoding.ThreadPoolExecutor
+    pools = lambda count: (counts.append(count), pool(1))[1]  # noqa: E731
+    monkeypatch.setattr(decoding, "ThreadPoolExecutor", pools)
     Image.fromarray(noise(9, 9, 3)).save(tmp_path / "x.png")
     pixels_of(tmp_path)
     assert counts == [5]
