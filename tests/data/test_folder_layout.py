@@ -72,7 +72,7 @@ def test_unlabelled_images_join(tmp_path):
 
 
 def test_all_images_by_path(tmp_path):
-    """At any depth; the folder of a split is no class."""
+    """At any depth; the folder of a split is not a class."""
     labels = {
         "1.png": "",
         "cat/1.png": "cat",
