@@ -34,7 +34,7 @@ from benchmark.rows import images_of
 from benchmark.step_variants import VARIANTS
 
 CUDA = {"arch": "resnet50", "batch_size": 256, "image_size": 32, "matmul": 8192, "copied": 2**31}
-CUDA |= {"rounds": 8, "steps": 10}  # steps per round
+CUDA |= {"rounds": 7, "steps": 6}  # steps per round
 CPU = {"arch": "resnet10", "batch_size": 4, "image_size": 8, "matmul": 64, "copied": 2**20}
 CPU |= {"rounds": 2, "steps": 1}
 
@@ -156,6 +156,7 @@ def variants(args: argparse.Namespace) -> dict[str, Any]:
             steps[name] = call
         except Exception as error:  # the other variants are still measured
             result[name] = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
+        print(f"{name}: {result[name]}", flush=True)
     seconds = measuring.interleaved("variants", steps, args.rounds, args.device, args.steps)
     plain = result["as it is"]
     for name, times in seconds.items():
