@@ -31,10 +31,10 @@ def images_of(count: int) -> Images:
 
 
 def rates(
-    args: argparse.Namespace, name: str, sides: Mapping[str, measuring.Call], count: int, calls=1
+    args: argparse.Namespace, sides: Mapping[str, measuring.Call], count: int, calls=1
 ) -> dict[str, list[float]]:
     """How many per second each repetition did, by side; `count` in one call."""
-    seconds = measuring.interleaved(name, sides, args.repetitions, args.device, calls)
+    seconds = measuring.interleaved(sides, args.repetitions, args.device, calls)
     return {side: [count / s for s in times] for side, times in seconds.items()}
 
 
@@ -63,7 +63,7 @@ def view_rows(args: argparse.Namespace) -> Rows:
         sides[f"{name} eager"] = this_code.view_making(args, images, name, False)
         if compiler:
             sides[f"{name} compiled"] = this_code.view_making(args, images, name, True)
-    reference, *ours = rates(args, "views", sides, VIEWS * args.view_images).items()
+    reference, *ours = rates(args, sides, VIEWS * args.view_images).items()
     for name, found in ours:
         yield row("views", name, "views/s", reference[1], found)
 
@@ -79,7 +79,7 @@ def step_rows(args: argparse.Namespace) -> Rows:
     sides |= {variant: this_code.step(args, variant) for variant in variants}
     compiled = devices.wants_compiler(args.compile, torch.device(args.device))
     sides["making"] = this_code.view_making(args, batch, args.device, compiled)
-    found = rates(args, "step", sides, args.batch_size, CALLS)
+    found = rates(args, sides, args.batch_size, CALLS)
     most = {precision: limit(args, precision) for precision in args.precisions}
     for name in variants:
         yield row("step", name, "images/s", found["reference"], found[name], most[name.split()[0]])
@@ -94,7 +94,7 @@ def epoch_rows(args: argparse.Namespace) -> Rows:
     images = images_of(args.epoch_steps * args.batch_size)
     sides = {"reference": reference_recipe.epoch(args, images)}
     sides |= {name: this_code.epoch(args, name, images) for name in args.precisions}
-    found = rates(args, "epoch", sides, len(images.pixels))
+    found = rates(args, sides, len(images.pixels))
     for name in args.precisions:
         yield row("epoch", name, "images/s", found["reference"], found[name], limit(args, name))
 
@@ -119,7 +119,7 @@ def loss_rows(args: argparse.Namespace) -> Rows:
         prepare = {name: partial(loss_and_gradient, name, batch, args.device) for name in names}
         sides, variant = {name: make() for name, make in prepare.items()}, f"batch {batch:,}"
         repetitions = 6 * args.repetitions if batch <= 1024 else 2  # milliseconds vary a lot
-        seconds = measuring.interleaved(f"loss, {variant}", sides, repetitions, args.device, CALLS)
+        seconds = measuring.interleaved(sides, repetitions, args.device, CALLS)
         ms = {name: [1000 * s for s in times] for name, times in seconds.items()}
         yield row("loss", variant, "ms", ms.get("reference", []), ms["this code"])
         mb = {name: measuring.peak(make, args.device) for name, make in prepare.items()}
@@ -143,7 +143,7 @@ def linear_rows(args: argparse.Namespace) -> Rows:
     for name in args.precisions:
         sides[name] = this_code.linear_evaluation(args, name, *data)
         sides[f"{name}, once"] = this_code.linear_evaluation(args, name, *data, once=True)
-    seconds = measuring.interleaved("linear", sides, args.repetitions, args.device)
+    seconds = measuring.interleaved(sides, args.repetitions, args.device)
     for name in args.precisions:
         yield row("linear", name, "s per epoch", seconds["reference"], seconds[name])
         yield row("linear, once", name, "s", [], seconds[f"{name}, once"])
