@@ -26,8 +26,8 @@ def changed(row, **changes):
 def test_results_with_other_flags_do_not_count(row):
     linear, pretrain = row.study.linear, row.study.pretrain
     assert results.read(row, 0).evaluations
-    for flag in ("--lr=10e-4", "--compile=off", "--cache=elsewhere"):  # 1e-3 is the default
-        assert results.read(changed(row, linear=[*linear, flag]), 0).evaluations
+    same = [*linear, "--lr=10e-4", "--compile=off"]  # 1e-3 is the default
+    assert results.read(changed(row, linear=same), 0).evaluations
     pretraining, evaluations = results.read(changed(row, linear=[*linear, "--lr=1e-2"]), 0)
     assert pretraining and not evaluations
     assert results.read(changed(row, pretrain=[*pretrain, "--lr=7"]), 0) == (None, {})
@@ -44,15 +44,13 @@ def test_seeds_that_were_not_run_are_left_out(row):
     assert results.hours(some) == results.hours(row) > results.evaluations(row, 0)[0]["hours"]
 
 
-@pytest.mark.parametrize("content", ["{", '{"flags": 3}'])
-def test_a_damaged_file_is_named(tmp_path, content):
+def test_a_damaged_file_is_named(tmp_path):
     row = studies.all_rows(reproduce.parse_args(["--results", str(tmp_path)]))[0]
     path = results.run_file(row, 0, row.epochs, ".json")
     path.parent.mkdir(parents=True)
-    path.write_text(content)
-    with pytest.raises(UserError, match="is damaged: remove it and run its row again") as caught:
+    path.write_text('{"flags": 3}')
+    with pytest.raises(UserError, match=f"{path} is damaged: remove it and run its row again"):
         results.read(row, 0)
-    assert str(path) in str(caught.value)
 
 
 def test_views_per_image():
