@@ -10,7 +10,6 @@ import argparse
 import json
 import re
 import statistics
-import subprocess
 import time
 from functools import partial
 from pathlib import Path
@@ -44,21 +43,14 @@ def training(args: argparse.Namespace, variant: str = "auto") -> tuple[Run, Tens
 
 
 def ceilings(args: argparse.Namespace) -> dict[str, Any]:
-    """How fast the device copies and multiplies, and its clocks while it multiplies."""
+    """How fast the device copies and multiplies."""
     source = torch.zeros(args.copied, dtype=torch.uint8, device=args.device)
     copy = partial(torch.empty_like(source).copy_, source)
     seconds = measuring.interleaved({"copy": copy}, 5, args.device, calls=10)
-    dtype, clocks = devices.choose_precision("auto", torch.device(args.device)), None
+    copied = 2 * args.copied / min(seconds["copy"])  # read and written
+    dtype = devices.choose_precision("auto", torch.device(args.device))
     rate = measuring.matmul_rate(dtype, args.matmul, args.device)
-    if args.device == "cuda":
-        matrix = torch.ones(args.matmul, args.matmul, dtype=dtype, device=args.device)
-        for _ in range(500):  # about a second
-            matrix @ matrix
-        fields = "clocks.sm,clocks.max.sm,clocks.mem,power.draw,temperature.gpu"
-        query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv"]
-        clocks = subprocess.run(query, capture_output=True, text=True).stdout.splitlines()
-    copied = 2 * args.copied / min(seconds["copy"]) / 1e9  # read and written
-    return {"copy_gb_s": copied, "matmul_tflop_s": rate / 1e12, "clocks": clocks}
+    return {"copy_gb_s": copied / 1e9, "matmul_tflop_s": rate / 1e12}
 
 
 def step(args: argparse.Namespace) -> dict[str, Any]:
@@ -132,6 +124,7 @@ def variant(name: str, args: argparse.Namespace) -> dict[str, Any]:
         means = [state["exp_avg"] for state in run.optimizer.state.values()]
         scale = 1 - run.optimizer.param_groups[0]["betas"][0]
         norms[way] = torch.nn.utils.get_total_norm(means).item() / scale
+        print(f"{name}: {way}, its first loss is {losses[way]:.4f}", flush=True)
     agrees = abs(losses["variant"] / losses["as it is"] - 1) < 1e-3
     agrees &= abs(norms["variant"] / norms["as it is"] - 1) < 0.03
     seconds = measuring.interleaved(steps, args.rounds, args.device, args.steps)
@@ -147,24 +140,19 @@ def variant(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
 def memory(args: argparse.Namespace) -> dict[str, Any]:
     """GB of a step in the four ways of docs/speed.md: as main.py expects, and as allocated."""
-    ways = ("compiled", "not compiled", "grad_cache", "half of the activations")
-    return {way: memory_of(way, args) for way in ways}
-
-
-def memory_of(way: str, args: argparse.Namespace) -> dict[str, float | None]:
-    """What a run expects a step to take, in GB, and on CUDA what it allocates."""
-    compiled = "off" if way == "not compiled" else args.compile
-    changed = argparse.Namespace(**{**vars(args), "compile": compiled})
-    run, batch = training(changed, "auto grad_cache" if way == "grad_cache" else "auto")
-    result: dict[str, float | None] = {"expected_gb": None, "allocated_gb": None}
-    if way == "half of the activations":  # where the compiler decides what a step takes
-        fallbacks.keep_fewer_activations(run)
-    else:
-        expected = expected_bytes(run.model, run.args, run.dtype, run.compiled)
-        result["expected_gb"] = expected / 1e9
-    if args.device == "cuda":
-        allocated = measuring.peak_bytes(lambda: with_fields(run, batch), args.device)
-        result["allocated_gb"] = allocated / 1e9
+    result = {}
+    for way in ("compiled", "not compiled", "grad_cache", "half of the activations"):
+        compiled = "off" if way == "not compiled" else args.compile
+        changed = argparse.Namespace(**{**vars(args), "compile": compiled})
+        run, batch = training(changed, "auto grad_cache" if way == "grad_cache" else "auto")
+        expected = expected_bytes(run.model, run.args, run.dtype, run.compiled) / 1e9
+        if way == "half of the activations":  # main.py still expects all of them
+            fallbacks.keep_fewer_activations(run)
+        allocated = None
+        if args.device == "cuda":
+            step_of = partial(with_fields, run, batch)
+            allocated = measuring.peak_bytes(step_of, args.device) / 1e9
+        result[way] = {"expected_gb": expected, "allocated_gb": allocated}
     return result
 
 

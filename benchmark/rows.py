@@ -38,16 +38,15 @@ def rates(
     return {side: [count / s for s in times] for side, times in seconds.items()}
 
 
-def limit(args: argparse.Namespace, precision: str) -> float | None:
+def limit(args: argparse.Namespace, precision: str) -> float:
     """Images per second if a step were as fast as products of large matrices.
 
     A step takes two operations per multiply-add of the encoder in the forward pass and four in the
-    backward pass. None without thop, which counts them.
+    backward pass.
     """
     dtype = devices.choose_precision(precision, torch.device(args.device))
     _, multiply_adds = cost(Model(DIM, args.arch), args.image_size)
-    if multiply_adds is None:
-        return None
+    assert multiply_adds is not None  # without thop, which requirements.txt has
     return measuring.matmul_rate(dtype, args.matmul, args.device) / (6 * VIEWS * multiply_adds)
 
 
@@ -86,7 +85,7 @@ def step_rows(args: argparse.Namespace) -> Rows:
     pairs = zip(found[last], found["making"], strict=True)
     yield row("view making", last, "% of a step", [], [100 * step / made for step, made in pairs])
     for precision, rate in most.items():
-        yield row("limit", precision, "images/s", [], [rate] if rate else [])
+        yield row("limit", precision, "images/s", [], [rate])
 
 
 def epoch_rows(args: argparse.Namespace) -> Rows:

@@ -27,7 +27,7 @@ from utils import load
 
 
 def assemble(args: argparse.Namespace, variant: str, pixels: Tensor) -> Run:
-    """A run on these images (uint8 N×3×H×W), as main.py assembles it.
+    """main.py's run on these images, uint8 N×3×H×W.
 
     Its variant is a precision, or a precision and "grad_cache".
     """
