@@ -57,8 +57,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     compiled = "the encoder, as in main.py; views are measured both ways unless it is off"
     add("--compile", default="auto", choices=["auto", "on", "off"], help=compiled)
     add("--quick", action="store_true", help="small sizes, under 2 minutes")
-    names = list(ROWS)
-    add("--rows", nargs="+", default=names, choices=names, help="what to measure (default: all)")
+    rows = list(ROWS)
+    add("--rows", nargs="+", default=rows, choices=rows, help="what to measure (default: all)")
     add("--table", action="store_true", help="print the results in Markdown, measure nothing")
     add("--results", default="results", help="folder of the JSON file")
     args = parser.parse_args(argv)

@@ -7,6 +7,7 @@ python -m experiments.plot neighbours --model_path random WEIGHTS    nearest tra
 """
 
 import argparse
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,25 @@ from attentionce.evaluation.knn import features
 from attentionce.runs import files
 from attentionce.training import devices
 from experiments import results
-from experiments.style import COLOURS, plt
 from loss import effective_number, negative_weights, positive_weights
 from model import ARCHS, Model, load_model, untrained
 from utils import DATASETS, load
 
+try:
+    import matplotlib.pyplot as plt
+except ImportError as error:
+    print(f"error: pictures need pip install matplotlib ({error})", file=sys.stderr)
+    raise SystemExit(2) from None
+
+# Okabe and Ito's colours, which colour-blind people can tell apart.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+plt.switch_backend("Agg")
+plt.rc("axes", grid=True, prop_cycle=plt.cycler(color=COLOURS))
+plt.rc("axes.spines", top=False, right=False)
+plt.rc("font", size=11)
+plt.rc("figure", dpi=150)
+plt.rc("grid", alpha=0.3)
+plt.rc("savefig", bbox="tight")
 X_AXES = {  # of the curves, by column of the metrics: unit and label
     "epoch": (1, "epochs"),
     "views": (1000, "encoded views (thousands)"),

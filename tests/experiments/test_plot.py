@@ -68,7 +68,7 @@ def test_missing_matplotlib_is_reported_in_one_line(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)
     with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(ROOT / "experiments" / "style.py"))
+        runpy.run_path(str(ROOT / "experiments" / "plot.py"))
     assert ended.value.code == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and "pip install matplotlib" in lines[0]
