@@ -53,15 +53,6 @@ def test_a_damaged_file_is_named(tmp_path):
         results.read(row, 0)
 
 
-def test_views_per_image():
-    """Two, and the positives of a loss that has some; further flags of the study count."""
-    for row in studies.all_rows(reproduce.parse_args([])):
-        positives = row.flags.get("num_pos", 4) if row.loss == "attentionce" else 0
-        assert results.views_per_image(row) == 2 + positives
-    three = changed(row._replace(loss="attentionce", flags={}), pretrain=["--num_pos", "1"])
-    assert results.views_per_image(three) == 3
-
-
 def test_titles_come_from_the_flags_beside_a_file(toy, tmp_path):
     """Also for weights of an earlier epoch; a file without its run's flags keeps its name."""
     weights = sorted(toy.folder.rglob("*_10.0.pth"))
@@ -73,9 +64,3 @@ def test_titles_come_from_the_flags_beside_a_file(toy, tmp_path):
     path.with_name(f"{path.stem}.json").write_text(json.dumps({"flags": flags}))
     path.touch()
     assert results.title(path) == "AttentioNCE (d_pos 1, d_neg 1, 8 positives), 30 epochs"
-
-
-def test_means():
-    assert results.mean_text([]) == ""
-    assert results.mean_text([91.2]) == "91.20"
-    assert results.mean_text([1, 2, 3]) == "2.00 ± 1.00"
