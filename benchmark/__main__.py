@@ -29,8 +29,7 @@ from benchmark.rows import ROWS
 from model import ARCHS
 
 # What the flags leave open, for --quick, a CPU and CUDA. `view_images` and `linear_images` are
-# passed over once per repetition, `epoch_steps` is the length of an epoch, `matmul` the side of the
-# matrices. On a CPU a step of resnet50 takes seconds, so an epoch there has 48 images.
+# passed over once per repetition, `matmul` is the side of matrices whose product is the limit.
 SIZES: dict[str, tuple[Any, Any, Any]] = {
     "arch": ("resnet10", "resnet50", "resnet50"),
     "batch_size": (16, 16, 256),

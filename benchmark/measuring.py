@@ -70,8 +70,8 @@ def synchronize(device: str) -> None:
 def matmul_rate(dtype: torch.dtype, side: int, device: str) -> float:
     """Floating-point operations per second of products of two side × side matrices, at best.
 
-    The same product is also timed as a 1×1 convolution: in float32 that computes in TF32 on CUDA,
-    and on AMD's processors up to twice as fast as the BLAS library.
+    The product is also timed as a 1×1 convolution, which in float32 is faster on CUDA (TF32) and on
+    AMD's processors.
     """
     a, b = torch.randn(2, side, side, device=device, dtype=dtype)
     image, kernel = a.T[None, :, None], b[:, :, None, None]  # a row of `a` per pixel, channels last
