@@ -1,6 +1,7 @@
 """What a training step spends its time on, and which ways to take it are faster.
 
-    make gpu-profile, or python -m benchmark.gpu_profile --device cuda --results results
+    make gpu-profile, or python -m benchmark.gpu_profile --device cuda
+    python -m benchmark.gpu_profile --parts step "CUDA graph"           only these
 
 Every part has a process of its own and is written to results/gpu-profile-{device}.json as soon as
 it is measured; one that fails is null. On a CPU the sizes are tiny, to try the program itself.
