@@ -31,9 +31,9 @@ from benchmark.rows import images_of
 from benchmark.step_variants import VARIANTS, with_fields
 
 CUDA = {"arch": "resnet50", "batch_size": 256, "image_size": 32, "matmul": 8192, "copied": 2**31}
-CUDA |= {"rounds": 7, "steps": 6}  # steps per round
+CUDA |= {"rounds": 7, "steps": 6, "compile": "auto"}  # steps per round
 CPU = {"arch": "resnet10", "batch_size": 4, "image_size": 8, "matmul": 64, "copied": 2**20}
-CPU |= {"rounds": 2, "steps": 1}
+CPU |= {"rounds": 2, "steps": 1, "compile": "off"}
 
 
 def training(args: argparse.Namespace, variant: str = "auto") -> tuple[Run, Tensor]:
@@ -165,7 +165,6 @@ def main() -> None:
     """Measure every part, and write and print its results."""
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cuda", "cpu"], help="default: the first that exists")
-    parser.add_argument("--compile", default="auto", choices=["auto", "on", "off"])
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--results", default="results", help="folder of the JSON file")
     args = parser.parse_args()

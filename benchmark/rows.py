@@ -140,8 +140,7 @@ def linear_rows(args: argparse.Namespace) -> Rows:
     data = images_of(args.linear_images), images_of(args.linear_images // 2)
     sides = {"reference": reference_recipe.linear_epoch(args, *data)}
     for name in args.precisions:
-        sides[name] = this_code.linear_evaluation(args, name, *data)
-        sides[f"{name}, once"] = this_code.linear_evaluation(args, name, *data, once=True)
+        sides[name], sides[f"{name}, once"] = this_code.linear_evaluation(args, name, *data)
     seconds = measuring.interleaved(sides, args.repetitions, args.device)
     for name in args.precisions:
         yield row("linear", name, "s per epoch", seconds["reference"], seconds[name])

@@ -11,7 +11,7 @@ from tiny_benchmark import in_this_process
 from benchmark import gpu_profile, measuring, step_variants
 from benchmark.step_variants import captured, with_fields
 
-ARGS = Namespace(**gpu_profile.CPU, device="cpu", compile="off")
+ARGS = Namespace(**gpu_profile.CPU, device="cpu")
 
 
 @pytest.fixture
@@ -20,8 +20,8 @@ def profiled(call, tmp_path, monkeypatch, small_encoder):
     monkeypatch.setattr(measuring, "in_fresh_process", in_this_process)
 
     def function(*parts):
-        flags = ["--device", "cpu", "--compile", "off", "--results", tmp_path]
-        call(gpu_profile, *flags, *(["--parts", *parts] if parts else []))
+        flags = ["--device", "cpu", "--results", tmp_path]
+        call(gpu_profile, *flags, "--parts", *(parts or gpu_profile.PARTS))
         return json.loads((tmp_path / "gpu-profile-cpu.json").read_text())
 
     with torch._functorch.config.patch(activation_memory_budget=1.0):  # which `memory` changes
