@@ -5,7 +5,7 @@ PRETRAIN = --image_size 16 --arch resnet10 --batch_size 64 --d_pos 1 --d_neg 10 
 # A process per CPU, up to 8, of one thread each.
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: help install demo test soak peers gpu gpu-profile gpu-tests gpu-benchmark gpu-train clean
+.PHONY: help install demo test soak peers gpu-profile gpu-tests gpu-train clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
@@ -43,26 +43,18 @@ soak: .venv/installed-tests  ## the long tests in full
 peers: .venv-peers/installed  ## tests against the real lightly, Lightning and scikit-learn, in an environment of their own
 	.venv-peers/bin/python -m pytest tests/test_peers.py
 
-# What an accelerator trains on, for a quarter of an hour at a time; the same command continues.
-GPU_DATA = --dataset_name cifar10
-GPU_TRAIN = --d_pos 1 --d_neg 10 --device cuda --results results/gpu
-GPU_SECONDS = 900
-
-gpu:  ## on a machine with a GPU: its tests, its benchmark, fifteen minutes of training; a failure stops none
-	@failed=; for part in tests benchmark train; do $(MAKE) gpu-$$part || failed="$$failed $$part"; done; \
-		test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
-
 gpu-profile: .venv/installed  ## what a step's time goes to, and which settings make it faster
 	$(PY) -m benchmark.gpu_profile --device cuda --results results
 
 gpu-tests: .venv/installed-tests  ## the tests on the GPU
 	ATTENTIONCE_DEVICE=cuda $(PY) -m pytest --junitxml=results/gpu/tests.xml
 
-gpu-benchmark: .venv/installed-tests  ## the benchmark on the GPU, into results/benchmark-cuda.json
-	$(PY) -m benchmark --device cuda
+# A quarter of an hour at a time; --dataset_name and all other flags may be given again in GPU_TRAIN.
+GPU_TRAIN = --d_pos 1 --d_neg 10 --device cuda --results results/gpu
+GPU_SECONDS = 900
 
-gpu-train: .venv/installed-tests  ## fifteen minutes of training; its state is kept, so that the same command continues
-	timeout --preserve-status --signal=USR1 $(GPU_SECONDS) $(PY) main.py $(GPU_DATA) $(GPU_TRAIN)
+gpu-train: .venv/installed  ## fifteen minutes of training; its state is kept, so that the same command continues
+	timeout --preserve-status --signal=USR1 $(GPU_SECONDS) $(PY) main.py --dataset_name cifar10 $(GPU_TRAIN)
 
 clean:  ## remove .venv and caches
 	rm -rf .venv .venv-peers .pytest_cache .ruff_cache .mypy_cache

@@ -12,22 +12,20 @@ dependencies = ["torch", "torchvision"]
 
 
 def encoder(weights=None, arch=None, stem=None):
-    """A torchvision ResNet without fc, by default for small images: 3×3 conv1, no max-pool.
+    """A torchvision ResNet without fc, in train mode until .eval().
 
     It returns features, B×512 or B×2048, and expects images normalised with mean (0.4914, 0.4822,
-    0.4465) and std (0.2023, 0.1994, 0.2010). Like torchvision's it is in train mode until .eval().
+    0.4465) and std (0.2023, 0.1994, 0.2010).
 
     Args:
-        weights: A file that holds an encoder: of main.py, of the reference, exported, a training
-            state, or wrapped by another program. Nothing in it is run. None: untrained.
-        arch: resnet10, resnet18, resnet34 or resnet50. By default it is read off the weights;
+        weights: A file that holds an encoder, whatever program wrote it. None: untrained.
+        arch: resnet10, resnet18, resnet34 or resnet50. By default that of the weights;
             untrained, it is resnet50.
-        stem: small, or imagenet: torchvision's 7×7 stride-2 conv1 with max-pool, for images of
-            96 px and more. By default it is read off the weights; untrained, it is small.
+        stem: small, for small images: 3×3 conv1, no max-pool. imagenet: torchvision's 7×7 stride-2
+            conv1 with max-pool. By default that of the weights; untrained, it is small.
 
     Raises:
-        ValueError: In one line: the weights are missing, damaged, of another arch or stem, or
-            nothing that can be opened without running code.
+        ValueError: The weights are missing, damaged, or of another arch or stem.
     """
     if weights is None:
         return _model.backbone(arch or "resnet50", stem or "small")
@@ -36,9 +34,5 @@ def encoder(weights=None, arch=None, stem=None):
 
 
 def attentionce(temperature=0.5, d_pos=1.0, d_neg=1.0):
-    """The loss as a module: embeddings (2 + M) × batch × dim, two anchors first → mean loss.
-
-    Raises:
-        ValueError: A parameter is not positive and finite; the message names it.
-    """
+    """The loss as a module: embeddings (2 + M) × batch × dim, two anchors first → mean loss."""
     return _loss.AttentioNCE(temperature, d_pos, d_neg)

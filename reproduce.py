@@ -54,7 +54,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Run the rows that are asked for, then list them; or print the tables."""
+    """Run the chosen rows, then list them; or print the tables."""
     args = parse_args()
     if processes.world() > 1:
         raise UserError("reproduce.py runs one program after another: start it without torchrun")
@@ -82,17 +82,17 @@ def main() -> None:
 def run(row: Row, seed: int) -> None:
     """Run the commands that pretrain and evaluate a row, unless they have been run already.
 
-    A UserError names a command that failed, or left no results; or the images are not the study's.
+    Raises:
+        UserError: A command failed or left no results, or the images are not the study's.
     """
     pretraining, evaluations = results.read(row, seed)
     missing = [mode for mode in results.modes(row) if mode not in evaluations]
     if not missing:
         return
-    train, classes = Path(row.study.root, "train"), row.study.classes.split()
-    if classes and sorted(path.name for path in train.glob("*") if path.is_dir()) != classes:
-        raise UserError(
-            f"{train} must have the folders {', '.join(classes)}: docs/study-cifar10.md makes them"
-        )
+    train, classes = Path(row.study.root, "train"), row.study.classes
+    there = sorted(path.name for path in train.glob("*") if path.is_dir())
+    if classes and there != classes.split():
+        raise UserError(f"{train} needs the folders {classes}: docs/study-cifar10.md makes them")
     commands = [["linear.py", *results.evaluation_flags(row, seed, mode)] for mode in missing]
     if not pretraining or not results.run_file(row, seed, row.epochs, ".pth").exists():
         commands.insert(0, ["main.py", *results.pretraining_flags(row, seed)])
@@ -124,14 +124,13 @@ def call(command: list[str]) -> int:
 
 def print_rows(rows: dict[int, Row]) -> None:
     """One line for each of these numbered rows: its settings, published accuracy and status."""
-    line = "{:>3}  {:13} {:31} {:27} {:>6}  {:>9}  {}"
-    head = "row", "data set", "method", "settings", "epochs", "published", "status (seed: …)"
-    print(line.format(*head))
+    line = "{:>3}  {:13} {:31} {:27} {:>6}  {:>9}  {}".format
+    print(line("row", "data set", "method", "settings", "epochs", "published", "status (seed: …)"))
     for number, row in rows.items():
         published = f"{row.published:.2f}" if row.published else ""
-        texts = row.study.name, row.method, row.settings, row.epochs, published
         seeds = "; ".join(f"{seed}: {status(row, seed)}" for seed in row.seeds)
-        print(line.format(number, *texts, seeds))
+        name, method, settings = row.study.name, row.method, row.settings
+        print(line(number, name, method, settings, row.epochs, published, seeds))
 
 
 def status(row: Row, seed: int) -> str:
@@ -140,7 +139,7 @@ def status(row: Row, seed: int) -> str:
     if len(evaluations) == len(results.modes(row)):
         texts = []
         for mode, found in evaluations.items():
-            best, last = (found[f"{which}_epoch"]["top1"] for which in ("best", "last"))
+            best, last = found["best_epoch"]["top1"], found["last_epoch"]["top1"]
             texts.append(f"{mode} {best:.2f} % best epoch, {last:.2f} % last")
         return f"done: {', '.join(texts)}"
     if not pretraining:

@@ -29,8 +29,7 @@ from benchmark.rows import ROWS
 from model import ARCHS
 
 # What the flags leave open, for --quick, a CPU and CUDA. `view_images` and `linear_images` are
-# passed over once per repetition, `epoch_steps` is the length of an epoch, `matmul` the side of the
-# matrices. On a CPU a step of resnet50 takes seconds, so an epoch there has 48 images.
+# passed over once per repetition, `matmul` is the side of matrices whose product is the limit.
 SIZES: dict[str, tuple[Any, Any, Any]] = {
     "arch": ("resnet10", "resnet50", "resnet50"),
     "batch_size": (16, 16, 256),
@@ -57,8 +56,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     compiled = "the encoder, as in main.py; views are measured both ways unless it is off"
     add("--compile", default="auto", choices=["auto", "on", "off"], help=compiled)
     add("--quick", action="store_true", help="small sizes, under 2 minutes")
-    names = list(ROWS)
-    add("--rows", nargs="+", default=names, choices=names, help="what to measure (default: all)")
+    rows = list(ROWS)
+    add("--rows", nargs="+", default=rows, choices=rows, help="what to measure (default: all)")
     add("--table", action="store_true", help="print the results in Markdown, measure nothing")
     add("--results", default="results", help="folder of the JSON file")
     args = parser.parse_args(argv)

@@ -1,19 +1,16 @@
-"""What a training step spends its time on, and which settings make it faster.
+"""What a training step spends its time on, and which ways to take it are faster.
 
-    make gpu-profile, or python -m benchmark.gpu_profile --device cuda --results results
+    make gpu-profile, or python -m benchmark.gpu_profile --device cuda
+    python -m benchmark.gpu_profile --parts step "CUDA graph"           only these
 
-Meant to take under eight minutes on an H100, compiling included. Every part has a process of its
-own: one that fails is null in results/gpu-profile-{device}.json, which is written after each part.
-So is what a CPU cannot measure; there the sizes are tiny, to try the program itself.
+Every part has a process of its own and is written to results/gpu-profile-{device}.json as soon as
+it is measured; one that fails is null. On a CPU the sizes are tiny, to try the program itself.
 """
 
 import argparse
-import gc
-import itertools
 import json
 import re
 import statistics
-import subprocess
 import time
 from functools import partial
 from pathlib import Path
@@ -24,19 +21,19 @@ from torch import Tensor
 
 from attentionce import cli
 from attentionce.runs import files
-from attentionce.training import devices, fallbacks, one_step
+from attentionce.training import devices, fallbacks
 from attentionce.training.memory import expected_bytes
 from attentionce.training.pretraining import Run
 from benchmark import measuring, this_code
 from benchmark.measuring import Call
 from benchmark.report import summary
 from benchmark.rows import images_of
-from benchmark.step_variants import VARIANTS
+from benchmark.step_variants import VARIANTS, with_fields
 
 CUDA = {"arch": "resnet50", "batch_size": 256, "image_size": 32, "matmul": 8192, "copied": 2**31}
-CUDA |= {"rounds": 7, "steps": 6}  # steps per round
+CUDA |= {"rounds": 7, "steps": 6, "compile": "auto"}  # steps per round
 CPU = {"arch": "resnet10", "batch_size": 4, "image_size": 8, "matmul": 64, "copied": 2**20}
-CPU |= {"rounds": 2, "steps": 1}
+CPU |= {"rounds": 2, "steps": 1, "compile": "off"}
 
 
 def training(args: argparse.Namespace, variant: str = "auto") -> tuple[Run, Tensor]:
@@ -47,52 +44,28 @@ def training(args: argparse.Namespace, variant: str = "auto") -> tuple[Run, Tens
 
 
 def ceilings(args: argparse.Namespace) -> dict[str, Any]:
-    """How fast the device copies and multiplies, and its clocks while it multiplies."""
+    """How fast the device copies and multiplies."""
     source = torch.zeros(args.copied, dtype=torch.uint8, device=args.device)
     copy = partial(torch.empty_like(source).copy_, source)
-    seconds = measuring.interleaved("copy", {"copy": copy}, 5, args.device, calls=10)
-    dtype, clocks = devices.choose_precision("auto", torch.device(args.device)), None
+    seconds = measuring.interleaved({"copy": copy}, 5, args.device, calls=10)
+    copied = 2 * args.copied / min(seconds["copy"])  # read and written
+    dtype = devices.choose_precision("auto", torch.device(args.device))
     rate = measuring.matmul_rate(dtype, args.matmul, args.device)
-    if args.device == "cuda":
-        matrix = torch.ones(args.matmul, args.matmul, dtype=dtype, device=args.device)
-        for _ in range(500):  # about a second
-            matrix @ matrix
-        fields = "clocks.sm,clocks.max.sm,clocks.mem,power.draw,temperature.gpu"
-        query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv"]
-        clocks = subprocess.run(query, capture_output=True, text=True).stdout.splitlines()
-    copied = 2 * args.copied / min(seconds["copy"]) / 1e9  # read and written
-    return {"copy_gb_s": copied, "matmul_tflop_s": rate / 1e12, "clocks": clocks}
+    return {"copy_gb_s": copied / 1e9, "matmul_tflop_s": rate / 1e12}
 
 
 def step(args: argparse.Namespace) -> dict[str, Any]:
     """Twenty steps as main.py takes them, with no synchronisation in between; then a profile."""
-    cuda, (run, batch) = args.device == "cuda", training(args)
-    call = partial(one_step.take_step, run, batch)
+    cuda, call = args.device == "cuda", with_fields(*training(args))
     measuring.seconds_of(call, args.device, 3)  # compiles
-    gc.collect()
-    gc.freeze()
-    host, events = [], [torch.cuda.Event(enable_timing=True) for _ in range(21 * cuda)]
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    retries, began = measuring.allocator_retries(), time.perf_counter()
-    for number in range(21):
-        host.append(time.perf_counter())
-        if cuda:
-            events[number].record()
-        if number < 20:
-            call()
-    measuring.synchronize(args.device)
-    ms = 1000 * (time.perf_counter() - began) / 20
-    host_ms = [1000 * (end - start) for start, end in itertools.pairwise(host)]
+    ms = 1000 * measuring.seconds_of(call, args.device, 20)
     return {
         "ms": ms,
         "images_per_second": 1000 * args.batch_size / ms,
-        "gpu_ms": summary([start.elapsed_time(end) for start, end in itertools.pairwise(events)]),
-        "host_ms": summary(host_ms),  # until a step is enqueued; a full queue makes the host wait
-        "first_host_ms": host_ms[0],  # into an empty queue
         "allocated_gb": torch.cuda.max_memory_allocated() / 1e9 if cuda else None,
         "reserved_gb": torch.cuda.max_memory_reserved() / 1e9 if cuda else None,
-        "allocator_retries": measuring.allocator_retries() - retries,
         **profile(call, ms, args.device),
     }
 
@@ -137,65 +110,61 @@ def profile(call: Call, ms: float, device: str) -> dict[str, Any]:
     return {"groups": groups, "idle_ms": idle, "longest": kernels[:20]}
 
 
-def variants(args: argparse.Namespace) -> dict[str, Any]:
-    """Every variant's time, in one process in rotating order; its first loss and gradient norm."""
-    result: dict[str, Any] = dict.fromkeys(VARIANTS)
-    steps: dict[str, Call] = {}
-    for name, prepare in VARIANTS.items():
+def variant(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """A variant and the step as it is, timed in turn; whether their first steps agree.
+
+    The variant's step agrees with a loss within 0.1 % and a gradient norm within 3 %.
+    """
+    steps, losses, norms = {}, {}, {}
+    for way, prepare in (("as it is", with_fields), ("variant", VARIANTS[name])):
         run, batch = training(args)
-        try:
-            call = prepare(run, batch)
-            if call is None:
-                continue
-            call()
-            # Adam's mean of the gradient is now 1 - β₁ times the gradient.
-            means = [state["exp_avg"] for state in run.optimizer.state.values()]
-            scale = 1 - run.optimizer.param_groups[0]["betas"][0]
-            norm = torch.nn.utils.get_total_norm(means).item() / scale
-            result[name] = {"loss": run.progress["losses"][0].item(), "gradient_norm": norm}
-            steps[name] = call
-        except Exception as error:  # the other variants are still measured
-            result[name] = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
-        print(f"{name}: {result[name]}", flush=True)
-    seconds = measuring.interleaved("variants", steps, args.rounds, args.device, args.steps)
-    plain = result["as it is"]
-    for name, times in seconds.items():
-        row, ratios = result[name], [t / p for t, p in zip(times, seconds["as it is"], strict=True)]
-        same = abs(row["loss"] / plain["loss"] - 1) < 1e-3
-        same &= abs(row["gradient_norm"] / plain["gradient_norm"] - 1) < 0.03
-        row |= {"agrees": same, "ms": summary([1000 * s for s in times])}
-        row["ratio_in_round"] = statistics.median(ratios)
-    return result
+        steps[way] = prepare(run, batch)
+        steps[way]()
+        losses[way] = run.progress["losses"][0].item()
+        # Adam's mean of the gradient is now 1 - β₁ times the gradient.
+        means = [state["exp_avg"] for state in run.optimizer.state.values()]
+        scale = 1 - run.optimizer.param_groups[0]["betas"][0]
+        norms[way] = torch.nn.utils.get_total_norm(means).item() / scale
+        print(f"{name}: {way}, its first loss is {losses[way]:.4f}", flush=True)
+    agrees = abs(losses["variant"] / losses["as it is"] - 1) < 1e-3
+    agrees &= abs(norms["variant"] / norms["as it is"] - 1) < 0.03
+    seconds = measuring.interleaved(steps, args.rounds, args.device, args.steps)
+    ratios = [ours / plain for plain, ours in zip(*seconds.values(), strict=True)]
+    return {
+        "loss": losses,
+        "gradient_norm": norms,
+        "agrees": agrees,
+        "ms": {way: summary([1000 * s for s in times]) for way, times in seconds.items()},
+        "ratio_in_round": statistics.median(ratios),
+    }
 
 
 def memory(args: argparse.Namespace) -> dict[str, Any]:
     """GB of a step in the four ways of docs/speed.md: as main.py expects, and as allocated."""
-    result: dict[str, Any] = {}
+    result = {}
     for way in ("compiled", "not compiled", "grad_cache", "half of the activations"):
         compiled = "off" if way == "not compiled" else args.compile
         changed = argparse.Namespace(**{**vars(args), "compile": compiled})
         run, batch = training(changed, "auto grad_cache" if way == "grad_cache" else "auto")
         expected = expected_bytes(run.model, run.args, run.dtype, run.compiled) / 1e9
-        result[way] = {"expected_gb": expected, "allocated_gb": None}
-        if way == "half of the activations":
+        if way == "half of the activations":  # main.py still expects all of them
             fallbacks.keep_fewer_activations(run)
-            result[way]["expected_gb"] = None  # the compiler decides
+        allocated = None
         if args.device == "cuda":
-            step_of = partial(partial, one_step.take_step, run, batch)
-            result[way]["allocated_gb"] = measuring.peak_bytes(step_of, args.device) / 1e9
-            del step_of
-        del run
+            step_of = partial(with_fields, run, batch)
+            allocated = measuring.peak_bytes(step_of, args.device) / 1e9
+        result[way] = {"expected_gb": expected, "allocated_gb": allocated}
     return result
 
 
-PARTS = {part.__name__: part for part in (ceilings, step, variants, memory)}
+PARTS: dict[str, tuple] = {"ceilings": (ceilings,), "step": (step,)}
+PARTS |= {name: (variant, name) for name in VARIANTS} | {"memory": (memory,)}
 
 
 def main() -> None:
     """Measure every part, and write and print its results."""
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cuda", "cpu"], help="default: the first that exists")
-    parser.add_argument("--compile", default="auto", choices=["auto", "on", "off"])
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--results", default="results", help="folder of the JSON file")
     args = parser.parse_args()
@@ -204,7 +173,7 @@ def main() -> None:
     path = files.writable_folder(Path(args.results)) / f"gpu-profile-{device.type}.json"
     results: dict[str, Any] = {"machine": devices.machine(device), "flags": settings}
     for part in args.parts:
-        results[part] = measuring.in_fresh_process(PARTS[part], argparse.Namespace(**settings))
+        results[part] = measuring.in_fresh_process(*PARTS[part], argparse.Namespace(**settings))
         files.save_json(path, {**results, "minutes": (time.monotonic() - began) / 60})
         print(json.dumps({part: results[part]}, indent=1), flush=True)
     print(f"written to {path}")

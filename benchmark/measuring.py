@@ -27,7 +27,7 @@ def random_views(args: argparse.Namespace) -> torch.Tensor:
 
 
 def interleaved(
-    row: str, sides: Mapping[str, Call], repetitions: int, device: str, calls: int = 1
+    sides: Mapping[str, Call], repetitions: int, device: str, calls: int = 1
 ) -> dict[str, list[float]]:
     """Time the sides in rounds, in rotating order, so that a slow minute slows all of them.
 
@@ -40,7 +40,6 @@ def interleaved(
     order = list(sides)
     for repetition in range(warm + repetitions):
         if repetition == warm:
-            retries = allocator_retries()
             gc.collect()
             gc.freeze()  # what lives now is not searched for garbage while a side is timed
         for name in order:
@@ -48,8 +47,6 @@ def interleaved(
             seconds[name].append(seconds_of(sides[name], device, calls))
         order = order[1:] + order[:1]
     gc.unfreeze()
-    if retries := allocator_retries() - retries:
-        print(f"{row}: memory was short, {retries} allocations had to wait", file=sys.stderr)
     return {name: times[warm:] for name, times in seconds.items()}
 
 
@@ -69,22 +66,17 @@ def synchronize(device: str) -> None:
         torch.accelerator.synchronize()
 
 
-def allocator_retries() -> int:
-    """How often PyTorch's allocator had to free its cache on CUDA to find memory."""
-    return torch.cuda.memory_stats().get("num_alloc_retries", 0)
-
-
 @functools.cache  # several rows need it
 def matmul_rate(dtype: torch.dtype, side: int, device: str) -> float:
     """Floating-point operations per second of products of two side × side matrices, at best.
 
-    The same product is also timed as a 1×1 convolution: in float32 that computes in TF32 on CUDA,
-    and on AMD's processors up to twice as fast as the BLAS library.
+    The product is also timed as a 1×1 convolution, which in float32 is faster on CUDA (TF32) and on
+    AMD's processors.
     """
     a, b = torch.randn(2, side, side, device=device, dtype=dtype)
     image, kernel = a.T[None, :, None], b[:, :, None, None]  # a row of `a` per pixel, channels last
     sides = {"product": lambda: a @ b.T, "convolution": lambda: conv2d(image, kernel)}
-    return 2 * side**3 / min(sum(interleaved("limit", sides, 5, device).values(), []))
+    return 2 * side**3 / min(sum(interleaved(sides, 5, device).values(), []))
 
 
 def peak(prepare: Prepare, device: str) -> list[float]:

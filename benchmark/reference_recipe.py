@@ -3,8 +3,7 @@
 torchvision's transforms on PIL images, view by view, in a DataLoader with two workers; float32 and
 contiguous tensors; the graphs of all views kept until one backward pass; a loss that exponentiates
 before it takes the logarithm, with a mask of negatives that a Python loop builds at every step;
-`.item()` at every step; torch.optim.Adam. Settings are PyTorch's own, such as TF32 in convolutions
-on CUDA. Only the definition of the network is shared with the rest of the code.
+`.item()` at every step. Settings are PyTorch's own. Only the network is this code's.
 """
 
 import argparse

@@ -21,16 +21,16 @@ def row(
     which both sides were measured once. A side is empty if it was not measured; `limit` is the most
     that the machine allows.
     """
-    sides = {"reference": summary(reference), "ours": summary(this_code)}
-    ratio = share = None
+    ratio = of_limit = None
     if reference and this_code:
         rounds = [this / ref for this, ref in zip(this_code, reference, strict=True)]
         of_medians = statistics.median(this_code) / statistics.median(reference)
         ratio = {"of_medians": of_medians, "min": min(rounds), "max": max(rounds)}
     if this_code and limit:
-        share = statistics.median(this_code) / limit
+        of_limit = statistics.median(this_code) / limit
     result = {"name": name, "variant": variant, "unit": unit, "limit": limit}
-    return {**result, **sides, "ratio": ratio, "share_of_limit": share}
+    sides = {"reference": summary(reference), "ours": summary(this_code)}
+    return {**result, **sides, "ratio": ratio, "share_of_limit": of_limit}
 
 
 def summary(values: list[float]) -> dict[str, float] | None:

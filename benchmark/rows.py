@@ -31,23 +31,22 @@ def images_of(count: int) -> Images:
 
 
 def rates(
-    args: argparse.Namespace, name: str, sides: Mapping[str, measuring.Call], count: int, calls=1
+    args: argparse.Namespace, sides: Mapping[str, measuring.Call], count: int, calls=1
 ) -> dict[str, list[float]]:
     """How many per second each repetition did, by side; `count` in one call."""
-    seconds = measuring.interleaved(name, sides, args.repetitions, args.device, calls)
+    seconds = measuring.interleaved(sides, args.repetitions, args.device, calls)
     return {side: [count / s for s in times] for side, times in seconds.items()}
 
 
-def limit(args: argparse.Namespace, precision: str) -> float | None:
+def limit(args: argparse.Namespace, precision: str) -> float:
     """Images per second if a step were as fast as products of large matrices.
 
     A step takes two operations per multiply-add of the encoder in the forward pass and four in the
-    backward pass. None without thop, which counts them.
+    backward pass.
     """
     dtype = devices.choose_precision(precision, torch.device(args.device))
     _, multiply_adds = cost(Model(DIM, args.arch), args.image_size)
-    if multiply_adds is None:
-        return None
+    assert multiply_adds is not None  # without thop, which requirements.txt has
     return measuring.matmul_rate(dtype, args.matmul, args.device) / (6 * VIEWS * multiply_adds)
 
 
@@ -63,7 +62,7 @@ def view_rows(args: argparse.Namespace) -> Rows:
         sides[f"{name} eager"] = this_code.view_making(args, images, name, False)
         if compiler:
             sides[f"{name} compiled"] = this_code.view_making(args, images, name, True)
-    reference, *ours = rates(args, "views", sides, VIEWS * args.view_images).items()
+    reference, *ours = rates(args, sides, VIEWS * args.view_images).items()
     for name, found in ours:
         yield row("views", name, "views/s", reference[1], found)
 
@@ -79,14 +78,14 @@ def step_rows(args: argparse.Namespace) -> Rows:
     sides |= {variant: this_code.step(args, variant) for variant in variants}
     compiled = devices.wants_compiler(args.compile, torch.device(args.device))
     sides["making"] = this_code.view_making(args, batch, args.device, compiled)
-    found = rates(args, "step", sides, args.batch_size, CALLS)
+    found = rates(args, sides, args.batch_size, CALLS)
     most = {precision: limit(args, precision) for precision in args.precisions}
     for name in variants:
         yield row("step", name, "images/s", found["reference"], found[name], most[name.split()[0]])
     pairs = zip(found[last], found["making"], strict=True)
     yield row("view making", last, "% of a step", [], [100 * step / made for step, made in pairs])
     for precision, rate in most.items():
-        yield row("limit", precision, "images/s", [], [rate] if rate else [])
+        yield row("limit", precision, "images/s", [], [rate])
 
 
 def epoch_rows(args: argparse.Namespace) -> Rows:
@@ -94,7 +93,7 @@ def epoch_rows(args: argparse.Namespace) -> Rows:
     images = images_of(args.epoch_steps * args.batch_size)
     sides = {"reference": reference_recipe.epoch(args, images)}
     sides |= {name: this_code.epoch(args, name, images) for name in args.precisions}
-    found = rates(args, "epoch", sides, len(images.pixels))
+    found = rates(args, sides, len(images.pixels))
     for name in args.precisions:
         yield row("epoch", name, "images/s", found["reference"], found[name], limit(args, name))
 
@@ -119,7 +118,7 @@ def loss_rows(args: argparse.Namespace) -> Rows:
         prepare = {name: partial(loss_and_gradient, name, batch, args.device) for name in names}
         sides, variant = {name: make() for name, make in prepare.items()}, f"batch {batch:,}"
         repetitions = 6 * args.repetitions if batch <= 1024 else 2  # milliseconds vary a lot
-        seconds = measuring.interleaved(f"loss, {variant}", sides, repetitions, args.device, CALLS)
+        seconds = measuring.interleaved(sides, repetitions, args.device, CALLS)
         ms = {name: [1000 * s for s in times] for name, times in seconds.items()}
         yield row("loss", variant, "ms", ms.get("reference", []), ms["this code"])
         mb = {name: measuring.peak(make, args.device) for name, make in prepare.items()}
@@ -141,9 +140,8 @@ def linear_rows(args: argparse.Namespace) -> Rows:
     data = images_of(args.linear_images), images_of(args.linear_images // 2)
     sides = {"reference": reference_recipe.linear_epoch(args, *data)}
     for name in args.precisions:
-        sides[name] = this_code.linear_evaluation(args, name, *data)
-        sides[f"{name}, once"] = this_code.linear_evaluation(args, name, *data, once=True)
-    seconds = measuring.interleaved("linear", sides, args.repetitions, args.device)
+        sides[name], sides[f"{name}, once"] = this_code.linear_evaluation(args, name, *data)
+    seconds = measuring.interleaved(sides, args.repetitions, args.device)
     for name in args.precisions:
         yield row("linear", name, "s per epoch", seconds["reference"], seconds[name])
         yield row("linear, once", name, "s", [], seconds[f"{name}, once"])

@@ -27,7 +27,7 @@ from utils import load
 
 
 def assemble(args: argparse.Namespace, variant: str, pixels: Tensor) -> Run:
-    """A run on these images (uint8 N×3×H×W), as main.py assembles it.
+    """main.py's run on these images, uint8 N×3×H×W.
 
     Its variant is a precision, or a precision and "grad_cache".
     """
@@ -100,11 +100,11 @@ def first_step(args: argparse.Namespace) -> float:
 
 
 def linear_evaluation(
-    args: argparse.Namespace, precision: str, train: Images, test: Images, once: bool = False
-) -> Call:
-    """An epoch of a linear classifier on an untrained encoder with its test, as in linear.py.
+    args: argparse.Namespace, precision: str, train: Images, test: Images
+) -> tuple[Call, Call]:
+    """An epoch of linear.py on an untrained encoder with its test.
 
-    Or `once`: encoding the test images, which linear.py does once for all epochs.
+    And encoding the test images, which linear.py does once for all epochs.
     """
     words = f"--model_path random --batch_size {min(512, len(test.pixels))} "
     words += f"--image_size {args.image_size} --compile {args.compile}"
@@ -113,8 +113,6 @@ def linear_evaluation(
     dtype = devices.choose_precision(precision, device)
     f = model.f.to(device).to(memory_format=torch.channels_last).requires_grad_(False).eval()
     encode = partial(features, f, test.pixels, device, dtype)
-    if once:
-        return encode
     encode_view = linear_classifier.view_encoder(f, settings, device, dtype)
     classifier = nn.Linear(model.feature_size, len(train.classes)).to(device)
     adam = torch.optim.Adam(classifier.parameters(), lr=1e-3, weight_decay=1e-6, fused=True)
@@ -126,4 +124,4 @@ def linear_evaluation(
             linear_classifier.fit_epoch(encode_view, classifier, adam, *data, 1, [])
         linear_classifier.accuracy(classifier, test_features, labels)
 
-    return train_and_test
+    return train_and_test, encode

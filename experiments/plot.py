@@ -7,12 +7,14 @@ python -m experiments.plot neighbours --model_path random WEIGHTS    nearest tra
 """
 
 import argparse
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from attentionce import cli
@@ -22,11 +24,25 @@ from attentionce.evaluation.knn import features
 from attentionce.runs import files
 from attentionce.training import devices
 from experiments import results
-from experiments.style import COLOURS, plt
 from loss import effective_number, negative_weights, positive_weights
-from model import ARCHS, load_encoder, load_model, untrained
+from model import ARCHS, Model, load_model, untrained
 from utils import DATASETS, load
 
+try:
+    import matplotlib.pyplot as plt
+except ImportError as error:
+    print(f"error: pictures need pip install matplotlib ({error})", file=sys.stderr)
+    raise SystemExit(2) from None
+
+# Okabe and Ito's colours, which colour-blind people can tell apart.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+plt.switch_backend("Agg")
+plt.rc("axes", grid=True, prop_cycle=plt.cycler(color=COLOURS))
+plt.rc("axes.spines", top=False, right=False)
+plt.rc("font", size=11)
+plt.rc("figure", dpi=150)
+plt.rc("grid", alpha=0.3)
+plt.rc("savefig", bbox="tight")
 X_AXES = {  # of the curves, by column of the metrics: unit and label
     "epoch": (1, "epochs"),
     "views": (1000, "encoded views (thousands)"),
@@ -42,21 +58,19 @@ def plot_curves(args: argparse.Namespace) -> plt.Figure:
             runs.setdefault(results.title(Path(path)), []).append(read_metrics(path))
     if not runs:
         raise UserError("curves needs --csv, the tables of metrics of main.py, not of linear.py")
-    figure, axes = plt.subplots(
-        2, 3, figsize=(11, 6), sharex="col", sharey="row", layout="constrained"
-    )
-    for column, (name, (unit, label)) in enumerate(X_AXES.items()):
+    look: dict[str, Any] = {"sharex": "col", "sharey": "row", "layout": "constrained"}
+    figure, axes = plt.subplots(2, 3, figsize=(11, 6), **look)
+    for column, (name, (unit, label)) in zip(axes.T, X_AXES.items(), strict=True):
         for title, tables in runs.items():
             rows = min(len(table) for table in tables)  # as far as all have come
-            for axis, measured in zip(axes[:, column], ("loss", "knn_top1"), strict=True):
+            for axis, measured, mark in zip(column, ("loss", "knn_top1"), ("", "."), strict=True):
                 x, y = (np.stack([t[key][:rows] for t in tables]) for key in (name, measured))
                 there = ~np.isnan(y).any(0)  # kNN accuracy is not measured after every epoch
                 x, y = x[:, there].mean(0) / unit, y[:, there]
-                mark = "." if measured == "knn_top1" else ""
                 (line,) = axis.plot(x, y.mean(0), marker=mark, label=title)
                 axis.fill_between(x, y.min(0), y.max(0), color=line.get_color(), alpha=0.15, lw=0)
-        axes[1, column].set_xlabel(label)
-        axes[1, column].locator_params(axis="x", nbins=5)
+        column[1].set_xlabel(label)
+        column[1].locator_params(axis="x", nbins=5)
     axes[0, 0].set_ylabel("loss (each on its own scale)" if len(runs) > 1 else "loss")
     axes[1, 0].set_ylabel("kNN top-1 (%)")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncol=2)
@@ -73,15 +87,14 @@ def read_metrics(path: str) -> np.ndarray:
     return table
 
 
-def opened(args: argparse.Namespace, part: str) -> Iterator[tuple[str, nn.Module]]:
-    """The name and the model, or its encoder alone (part "f"), of every `--model_path`."""
+def opened(args: argparse.Namespace) -> Iterator[tuple[str, Model]]:
+    """The name and the model of every `--model_path`."""
     for path in args.model_path:
         if path == "random":
-            model = untrained(args.arch, None, args.seed)[0]
-            yield "untrained", (model.f if part == "f" else model).to(args.device)
+            name, model = "untrained", untrained(args.arch, None, args.seed)[0]
         else:
-            found = load_encoder(path)[0] if part == "f" else load_model(path)[0]
-            yield results.title(Path(path)), found.to(args.device)
+            name, model = results.title(Path(path)), load_model(path)[0]
+        yield name, model.to(args.device)
 
 
 def embeddings(args: argparse.Namespace) -> tuple[Tensor, list[tuple[str, Tensor]]]:
@@ -91,7 +104,7 @@ def embeddings(args: argparse.Namespace) -> tuple[Tensor, list[tuple[str, Tensor
     if count < 4:
         raise UserError(f"{count} images are too few: --batch_size must be at least 4")
     made = some_views(images.pixels, count, args.num_pos, args.image_size, args.seed)
-    return made, [(name, projections(model, made)) for name, model in opened(args, "model")]
+    return made, [(name, projections(model, made)) for name, model in opened(args)]
 
 
 def plot_attention(args: argparse.Namespace) -> plt.Figure:
@@ -134,9 +147,9 @@ def plot_neighbours(args: argparse.Namespace) -> plt.Figure:
     chosen = torch.linspace(0, len(test.pixels) - 1, 6).long()
     figure = plt.figure(figsize=(5.2 * len(args.model_path), 5))
     panels = figure.subfigures(1, len(args.model_path), squeeze=False)[0]
-    for panel, (name, f) in zip(panels, opened(args, "f"), strict=True):
+    for panel, (name, model) in zip(panels, opened(args), strict=True):
         bank, queries = (
-            normalize(features(f, pixels, args.device, torch.float32), dim=1)
+            normalize(features(model.f, pixels, args.device, torch.float32), dim=1)
             for pixels in (train.pixels, test.pixels[chosen])
         )
         nearest = (queries @ bank.T).topk(6).indices.cpu()

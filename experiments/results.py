@@ -11,12 +11,10 @@ import linear
 import main
 from attentionce import presets
 from attentionce.errors import as_user_error
+from attentionce.evaluation import linear_classifier
 from attentionce.runs import states
 from experiments.studies import Row
 from loss import NEGATIVES, POSITIVES
-
-# Flags of linear.py that do not change its result.
-LINEAR_FREE_FLAGS = states.FREE_FLAGS - {"epochs", "k", "test_split"} | {"export", "model_path"}
 
 
 class Result(NamedTuple):
@@ -91,14 +89,13 @@ def read(row: Row, seed: int) -> Result:
     pretraining = read_json(path, args, states.FREE_FLAGS, row)
     if path.exists() and pretraining is None:
         return Result(None, {})  # an evaluation would be of the other flags' weights
-    evaluations = {}
+    evaluations, free = {}, linear_classifier.FREE_FLAGS - {"epochs"}
     for mode in modes(row):
         args = linear.parse_args(evaluation_flags(row, seed, mode))
-        out = linear.result_path(args.model_path[0], "", args)
-        for folder in {path.parent, out.parent}:  # the same unless the first is read-only
-            evaluation = read_json(folder / f"{out.name}.json", args, LINEAR_FREE_FLAGS, row)
-            if evaluation is not None:
-                evaluations[mode] = evaluation
+        name = linear.result_path(args.model_path[0], "", args).name
+        evaluation = read_json(path.with_name(f"{name}.json"), args, free, row)
+        if evaluation is not None:
+            evaluations[mode] = evaluation
     return Result(pretraining, evaluations)
 
 
@@ -115,11 +112,7 @@ def read_json(
     with as_user_error(f"{path} is damaged: remove it and run its row again"):
         found = json.loads(path.read_text())
         flags = dict(found["flags"])
-    same = all(
-        value is None or flags.get(name, value) == value
-        for name, value in vars(args).items()
-        if name not in free
-    )
+    same = not states.differing_flags(args, vars(args) | flags, free)
     if row.study.name == "folder":
         same &= Path(flags.get("root", args.root)).name == Path(args.root).name
     return found if same else None

@@ -1,7 +1,4 @@
-"""What is trained and compared: the rows of the paper's tables and of the studies beside them.
-
-`python reproduce.py` runs the rows and prints the tables; experiments/results.py reads the results.
-"""
+"""What reproduce.py trains and compares: the rows of the paper's tables and of other studies."""
 
 import argparse
 import shlex
@@ -137,13 +134,17 @@ def two_view_rows(study: Study, *losses: str, seeds: tuple[int, ...] = ()) -> li
     return [Row(study, loss, {}, stop, seeds=seeds) for loss in losses for stop in stops]
 
 
+def six_view_rows(study: Study, flags: list[dict[str, Any]]) -> list[Row]:
+    """AttentioNCE with each of these flags."""
+    return [Row(study, "attentionce", chosen, study.epochs) for chosen in flags]
+
+
 def photo_rows(study: Study) -> list[Row]:
     """All losses, numbers of positives, d_pos × d_neg."""
     flags = [CIFAR, *({"num_pos": count, **CIFAR} for count in (1, 2, 8))]
     values = (0.1, 1, 10)
     flags += [{"d_pos": p, "d_neg": n} for p in values for n in values if (p, n) != (1, 10)]
-    rows = [Row(study, "attentionce", chosen, study.epochs) for chosen in flags]
-    return two_view_rows(study, "simclr", "dcl", "hcl", "bcl") + rows
+    return two_view_rows(study, "simclr", "dcl", "hcl", "bcl") + six_view_rows(study, flags)
 
 
 def small_rows(study: Study) -> list[Row]:
@@ -153,9 +154,8 @@ def small_rows(study: Study) -> list[Row]:
     SimCLR with the mean of four positives; with (0.1, 0.5) fewer of them count.
     """
     flags = [{"d_pos": p, "d_neg": n} for p, n in ((1, 10), (10**6, 10**6), (0.1, 0.5))]
-    rows = [Row(study, "attentionce", chosen, study.epochs) for chosen in flags]
     more = two_view_rows(study, "dcl", "hcl", "bcl", seeds=(0,))
-    return two_view_rows(study, "simclr") + rows + more
+    return two_view_rows(study, "simclr") + six_view_rows(study, flags) + more
 
 
 def folder_rows(study: Study) -> list[Row]:
@@ -174,7 +174,7 @@ def combined_rows(study: Study) -> list[Row]:
     flags = [p | n for p in positives for n in negatives + more]
     for noise in (0.25, 0.5):
         flags += [p | n | {"noisy_positives": noise} for p in positives for n in negatives]
-    return [Row(study, "attentionce", chosen, study.epochs) for chosen in flags]
+    return six_view_rows(study, flags)
 
 
 OWN_ROWS = {"photos": photo_rows, "cifar10-small": small_rows, "folder": folder_rows}
@@ -183,11 +183,10 @@ OWN_ROWS = {"photos": photo_rows, "cifar10-small": small_rows, "folder": folder_
 def all_rows(args: argparse.Namespace) -> list[Row]:
     """Every row in the order of their numbers, their studies changed by the flags of reproduce.py.
 
-    The rows of a study keep their exact proportions: of other epochs their common unit is scaled
-    and rounded down.
+    The rows of a study keep the exact proportions of their epochs.
     """
-    given: dict[str, Any] = {name: getattr(args, name, None) for name in Study._fields}
-    changes = {name: value for name, value in given.items() if value is not None}
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    changes = {name: given[name] for name in Study._fields if name in given}
     changed = [study._replace(**changes) for study in STUDIES]
     rows = [row for study in changed for row in OWN_ROWS.get(study.name, paper_rows)(study)]
     for study in changed:  # after all others, whose numbers stay

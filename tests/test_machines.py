@@ -5,19 +5,14 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-from types import SimpleNamespace
+from concurrent.futures import ThreadPoolExecutor
 
 from conftest import ROOT
 
 import main
 from attentionce.runs import signals
-from attentionce.training import one_epoch
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-# ---- called from other code ----
 
 
 def test_a_call_leaves_the_process_as_it_was(tiny, small_encoder):
@@ -29,38 +24,17 @@ def test_a_call_leaves_the_process_as_it_was(tiny, small_encoder):
 
 def test_it_works_in_a_thread(tiny, small_encoder):
     """Where Python lets nobody choose what signals do, as in some notebooks and servers."""
-    statuses = []
-    thread = threading.Thread(target=lambda: statuses.append(main.main([*map(str, tiny)])))
-    thread.start()
-    thread.join(120)
-    assert statuses == [0]
-
-
-# ---- terminals ----
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(main.main, [*map(str, tiny)]).result(120) == 0
 
 
 def test_a_terminal_has_a_bar_with_the_time_left(tiny, small_encoder, monkeypatch):
-    monkeypatch.setattr(sys, "stderr", Terminal())
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
     assert main.main([*map(str, tiny)]) == 0
-    shown = sys.stderr.getvalue()
-    assert "epoch 1/1" in shown and "left=00:00" in shown
+    assert "epoch 1/1" in terminal.getvalue() and "left=00:00" in terminal.getvalue()
 
-
-def test_tqdms_own_variables_count(monkeypatch):
-    """On a terminal tqdm itself decides, by TQDM_DISABLE for example."""
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    monkeypatch.setattr(one_epoch, "tqdm", lambda **options: options)
-    args = SimpleNamespace(batch_size=4, epochs=1)
-    run = SimpleNamespace(steps=2, args=args, progress={"epoch": 1, "step": 0})
-    assert "disable" not in one_epoch.progress_bar(run)
-
-
-# ---- interpreters and operating systems ----
 
 PROGRAMS = """
 import os, runpy, signal, sys, torch
@@ -105,8 +79,6 @@ def test_without_the_scripts_folder_and_what_only_unix_has(tmp_path, pictures):
     assert done.stderr.endswith("\nerror: there is no file nowhere.pth\n")
     assert "resnet10: 5.23 M parameters, 0.02 G multiply-adds" in done.stdout
 
-
-# ---- launchers ----
 
 DYING = """
 import os, signal, sys

@@ -1,23 +1,18 @@
-"""The built package, from another folder, computes what the clone computes and needs little."""
+"""The built package holds what the clone holds, works from another folder and needs little."""
 
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
-import tarfile
-import zipfile
 from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import ROOT
-from torch.nn.functional import normalize
 
 import attentionce
-from loss import AttentioNCE
-from model import Model
 
 USE = """
 import json
@@ -25,12 +20,11 @@ import os
 import signal
 import sys
 
-for name in ("fcntl", "grp", "pwd", "resource", "termios"):  # Windows has none of these
+for name in ("fcntl", "resource"):  # Windows has neither
     sys.modules[name] = None
 for name in ("tqdm", "filelock", "thop", "skimage"):  # only the programs need these
     sys.modules[name] = None
-for module, name in ((os, "posix_fallocate"), (os, "fork"), (os, "getuid"), (signal, "SIGUSR1")):
-    vars(module).pop(name, None)
+del os.fork, signal.SIGUSR1
 
 import torch
 from attentionce.loss import AttentioNCE
@@ -40,15 +34,10 @@ modules = [sorted(sys.modules)]
 from attentionce.model import Model
 
 modules.append(sorted(sys.modules))
-given = torch.load("given.pt", weights_only=True)
-z = given["z"].requires_grad_()
-loss = AttentioNCE(0.5, 2.0, 0.5, gather=gather)(z)
-loss.backward()
-model = Model(16, "resnet10").eval()
-model.load_state_dict(given["weights"])
-with torch.no_grad():
-    features, projections = model(given["images"])
-torch.save([loss.detach(), z.grad, features, projections], "computed.pt")
+z = torch.nn.functional.normalize(torch.randn(6, 8, 16), dim=-1).requires_grad_()
+AttentioNCE(0.5, 2.0, 0.5, gather=gather)(z).backward()
+assert z.grad.isfinite().all()
+assert Model(16, "resnet10")(torch.randn(3, 3, 12, 12))[1].shape == (3, 16)
 print(json.dumps(modules))
 """
 
@@ -57,49 +46,38 @@ def python(*arguments, cwd, **variables):
     """Run Python in the folder `cwd`; what it prints."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     command = [sys.executable, *map(str, arguments)]
-    process = subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert process.returncode == 0, process.stdout + process.stderr
-    return process.stdout
-
-
-def wheel_of(folder, made):
-    """The content of the wheel that hatchling builds of a project's folder, which is unpacked."""
-    python("-m", "hatchling", "build", "-t", "wheel", "-d", made, cwd=folder)
-    (wheel,) = made.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(made)  # as pip does with a package of Python alone
-        names = [name for name in archive.namelist() if ".dist-info/" not in name]
-        return {name: archive.read(name) for name in names}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """A folder with the package of this clone, which holds loss.py and model.py too."""
+    """A folder with the package: the wheel made of the source package made of this clone."""
     folder = tmp_path_factory.mktemp("installed")
-    expected = {str(path.relative_to(ROOT)): path for path in ROOT.glob("attentionce/**/*.py")}
-    expected |= {f"attentionce/{name}": ROOT / name for name in ("loss.py", "model.py")}
-    assert wheel_of(ROOT, folder) == {name: path.read_bytes() for name, path in expected.items()}
-    return folder
+    python("-m", "hatchling", "build", "-t", "sdist", "-d", folder, cwd=ROOT)
+    (source,) = folder.glob("attentionce-*.tar.gz")
+    shutil.unpack_archive(source, folder)
+    source = folder / source.name.removesuffix(".tar.gz")
+    python("-m", "hatchling", "build", "-t", "wheel", "-d", folder, cwd=source)
+    (wheel,) = folder.glob("*.whl")
+    shutil.unpack_archive(wheel, folder / "wheel", "zip")  # as pip does with Python alone
+    return folder / "wheel"
 
 
-def test_the_source_package_makes_the_same_wheel(installed, tmp_path):
-    python("-m", "hatchling", "build", "-t", "sdist", "-d", tmp_path, cwd=ROOT)
-    (source,) = tmp_path.glob("attentionce-*.tar.gz")
-    with tarfile.open(source) as archive:
-        archive.extractall(tmp_path)
-    content = wheel_of(tmp_path / source.name.removesuffix(".tar.gz"), tmp_path / "made")
-    assert content == {name: (installed / name).read_bytes() for name in content}
-    assert "attentionce/loss.py" in content
+def test_it_holds_the_modules_of_the_clone(installed):
+    expected = {path.relative_to(ROOT): path for path in ROOT.glob("attentionce/**/*.py")}
+    expected |= {Path("attentionce", name): ROOT / name for name in ("loss.py", "model.py")}
+    found = {path.relative_to(installed): path for path in installed.rglob("*.py")}
+    assert found.keys() == expected.keys()
+    for name, path in found.items():
+        assert path.read_bytes() == expected[name].read_bytes(), name
 
 
 def test_it_needs_torch_alone(installed):
     """What the programs need is the extra `programs`."""
     (package,) = distributions(path=[str(installed)])
     assert (package.name, package.version) == ("attentionce", attentionce.__version__)
-    assert package.metadata["License-Expression"] == "MIT"
-    assert package.metadata["Requires-Python"] == ">=3.10"
     extra = "; extra == 'programs'"
     assert [line for line in package.requires if extra not in line] == ["torch>=2.4"]
     programs = [line.removesuffix(extra) for line in package.requires if extra in line]
@@ -114,29 +92,11 @@ def test_in_a_clone_it_has_the_modules_beside_it():
         assert Path(module.__file__) == ROOT / f"{name}.py"
 
 
-def test_installed_loss_and_encoder_compute_what_the_clone_computes(installed, tmp_path):
-    """Even without what only Unix has, and without PIL, data sets and programs.
-
-    The encoder is torchvision's, which imports PIL and its own data sets by itself.
-    """
-    torch.manual_seed(0)
-    z = normalize(torch.randn(6, 8, 16, dtype=torch.float64), dim=-1)
-    images, model = torch.randn(3, 3, 12, 12), Model(16, "resnet10").eval()
-    given = {"z": z, "images": images, "weights": model.state_dict()}
-    torch.save(given, tmp_path / "given.pt")
+def test_installed_loss_and_encoder_work_alone(installed, tmp_path):
+    """Even without what only Unix has; without data sets and programs; the loss without PIL."""
     only = {"PYTHONPATH": str(installed), "PYTHONSAFEPATH": "1"}
     with_loss, with_model = json.loads(python("-c", USE, cwd=tmp_path, **only))
-
-    leaf = z.clone().requires_grad_()
-    loss = AttentioNCE(0.5, 2.0, 0.5)(leaf)
-    loss.backward()
-    with torch.no_grad():
-        features, projections = model(images)
-    computed = torch.load(tmp_path / "computed.pt", weights_only=True)
-    torch.testing.assert_close(computed, [loss.detach(), leaf.grad, features, projections])
-
     assert not {"PIL", "torchvision"} & set(with_loss)
-    clone = {path.stem for path in ROOT.glob("*.py")} | {"benchmark", "experiments"}
-    assert not clone & set(with_model)
-    others = {"attentionce.data", "attentionce.evaluation", "attentionce.cli"}
+    others = {"attentionce.data", "attentionce.evaluation", "attentionce.cli", "benchmark"}
+    others |= {path.stem for path in ROOT.glob("*.py")}
     assert not others & set(with_model)

@@ -27,14 +27,9 @@ from attentionce.evaluation.knn import knn  # noqa: E402
 from model import load_encoder  # noqa: E402
 
 
-def example(use):
-    """The only example of the documentation that contains `use`."""
+def run_example(use):
+    """Run the only example of the documentation that contains `use`; the names that it leaves."""
     (block,) = [block for block in BLOCKS.values() if use in block]
-    return block
-
-
-def run(block):
-    """The names that an example leaves."""
     names = {"__name__": "example"}
     exec(compile(block, "example", "exec"), names)
     return names
@@ -52,29 +47,19 @@ def images(tmp_path, monkeypatch):
     return folder
 
 
-# ---- the examples ----
-
-
 def test_the_lightly_example(images):
-    names = run(example("from lightly"))
+    names = run_example("from lightly")
     assert len(names["views"]) == 6 and names["views"][0].shape == (64, 3, 32, 32)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in names["model"].parameters())
 
 
 def test_the_lightning_example_trains_on_lightlys_batches(images, tmp_path):
     """Two steps of its Trainer; then its checkpoint opens as any weights do."""
-    module = run(example("import lightning"))["Pretraining"]()
+    module = run_example("import lightning")["Pretraining"]()
     before = {key: value.clone() for key, value in module.model.state_dict().items()}
     transform = MultiViewTransform([SimCLRViewTransform(input_size=16)] * 4)
     data = LightlyDataset(str(images), transform=transform)
-    trainer = lightning.Trainer(
-        max_steps=2,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        default_root_dir=tmp_path,
-    )
+    trainer = lightning.Trainer(max_steps=2, accelerator="cpu", default_root_dir=tmp_path)
     trainer.fit(module, DataLoader(data, batch_size=8, shuffle=True))
     assert trainer.global_step == 2
     after = module.model.state_dict()
@@ -86,11 +71,7 @@ def test_the_lightning_example_trains_on_lightlys_batches(images, tmp_path):
         assert torch.equal(value, after[f"f.{key}"]), key
 
 
-# ---- numbers ----
-
-
-@pytest.mark.parametrize("temperature", [0.1, 0.5, 2.0])
-@pytest.mark.parametrize("batch", [2, 7, 64])
+@pytest.mark.parametrize("temperature, batch", [(0.1, 64), (2.0, 2)])
 def test_simclr_is_lightlys(temperature, batch):
     """Value and gradient in float64, through the normalisation that lightly's loss does itself."""
     random = torch.Generator().manual_seed(batch)
@@ -103,8 +84,7 @@ def test_simclr_is_lightlys(temperature, batch):
     assert (found - expected).abs().max() <= 1e-12 * expected.abs().max()
 
 
-@pytest.mark.parametrize("k", [5, 30])
-@pytest.mark.parametrize("temperature", [0.1, 0.5])
+@pytest.mark.parametrize("k, temperature", [(5, 0.1), (30, 0.5)])
 def test_knn_is_lightlys_and_scikit_learns(k, temperature):
     random = torch.Generator().manual_seed(0)
     centres = torch.randn(7, 8, generator=random)
@@ -113,14 +93,14 @@ def test_knn_is_lightlys_and_scikit_learns(k, temperature):
     bank, queries = x[:240], x[240:]
     found, _ = knn(bank, labels[:240], queries, labels[240:], 7, k, temperature)
 
-    predicted = knn_predict(queries, bank.T, labels[:240], 7, k, temperature)[:, 0]
-    assert found == pytest.approx(100 * (predicted == labels[240:]).double().mean().item())
+    theirs = knn_predict(queries, bank.T, labels[:240], 7, k, temperature)[:, 0]
+    assert found == pytest.approx(100 * (theirs == labels[240:]).double().mean().item())
 
     def weights(distance):
         return np.exp((1 - distance) / temperature)
 
     oracle = KNeighborsClassifier(k, weights=weights, metric="cosine")
     oracle.fit(bank.double(), labels[:240])
-    predicted = torch.from_numpy(oracle.predict(queries.double()))
-    assert found == pytest.approx(100 * (predicted == labels[240:]).double().mean().item())
+    theirs = torch.from_numpy(oracle.predict(queries.double()))
+    assert found == pytest.approx(100 * (theirs == labels[240:]).double().mean().item())
     assert 20 < found < 100

@@ -26,8 +26,8 @@ def changed(row, **changes):
 def test_results_with_other_flags_do_not_count(row):
     linear, pretrain = row.study.linear, row.study.pretrain
     assert results.read(row, 0).evaluations
-    for flag in ("--lr=10e-4", "--compile=off", "--cache=elsewhere"):  # 1e-3 is the default
-        assert results.read(changed(row, linear=[*linear, flag]), 0).evaluations
+    same = [*linear, "--lr=10e-4", "--compile=off"]  # 1e-3 is the default
+    assert results.read(changed(row, linear=same), 0).evaluations
     pretraining, evaluations = results.read(changed(row, linear=[*linear, "--lr=1e-2"]), 0)
     assert pretraining and not evaluations
     assert results.read(changed(row, pretrain=[*pretrain, "--lr=7"]), 0) == (None, {})
@@ -44,24 +44,13 @@ def test_seeds_that_were_not_run_are_left_out(row):
     assert results.hours(some) == results.hours(row) > results.evaluations(row, 0)[0]["hours"]
 
 
-@pytest.mark.parametrize("content", ["{", '{"flags": 3}'])
-def test_a_damaged_file_is_named(tmp_path, content):
+def test_a_damaged_file_is_named(tmp_path):
     row = studies.all_rows(reproduce.parse_args(["--results", str(tmp_path)]))[0]
     path = results.run_file(row, 0, row.epochs, ".json")
     path.parent.mkdir(parents=True)
-    path.write_text(content)
-    with pytest.raises(UserError, match="is damaged: remove it and run its row again") as caught:
+    path.write_text('{"flags": 3}')
+    with pytest.raises(UserError, match=f"{path} is damaged: remove it and run its row again"):
         results.read(row, 0)
-    assert str(path) in str(caught.value)
-
-
-def test_views_per_image():
-    """Two, and the positives of a loss that has some; further flags of the study count."""
-    for row in studies.all_rows(reproduce.parse_args([])):
-        positives = row.flags.get("num_pos", 4) if row.loss == "attentionce" else 0
-        assert results.views_per_image(row) == 2 + positives
-    three = changed(row._replace(loss="attentionce", flags={}), pretrain=["--num_pos", "1"])
-    assert results.views_per_image(three) == 3
 
 
 def test_titles_come_from_the_flags_beside_a_file(toy, tmp_path):
@@ -75,9 +64,3 @@ def test_titles_come_from_the_flags_beside_a_file(toy, tmp_path):
     path.with_name(f"{path.stem}.json").write_text(json.dumps({"flags": flags}))
     path.touch()
     assert results.title(path) == "AttentioNCE (d_pos 1, d_neg 1, 8 positives), 30 epochs"
-
-
-def test_means():
-    assert results.mean_text([]) == ""
-    assert results.mean_text([91.2]) == "91.20"
-    assert results.mean_text([1, 2, 3]) == "2.00 ± 1.00"
