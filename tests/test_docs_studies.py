@@ -1,218 +1,204 @@
-"""Every figure that a sentence about the studies takes from results/ is what the file says."""
+"""Every figure that a sentence about the studies takes from results/ is what the files say."""
 
-import itertools
+import functools
 import math
+from argparse import Namespace
 from statistics import mean, stdev
 
-from helpers.pages import RESULTS, found, last_row, says, says_all
+from helpers.pages import found, says, says_all
 
-SMALL = "cifar10-small-resnet10-4/seed{}/folder/folder_SimCLR_{}"
-PAPERS, NONE, SHARP = (
-    f"4model_256_4_{pair}" for pair in ("1.0_10.0", "1000000.0_1000000.0", "0.1_0.5")
-)
-SIMCLR, SIMCLR_12 = "simclr_256_4", "simclr_256_12"
-PHOTOS = "resnet10-10/seed{}/photos/photos_SimCLR_{}"
-SHORT = "resnet10-4/seed{}/folder/folder_SimCLR_{}"
-MEASURES = {
-    "best": lambda result: result["best_epoch"]["top1"],
-    "last": lambda result: result["last_epoch"]["top1"],
-    "knn": lambda result: result["knn_top1"],
-}
+from experiments import results, studies
+
+SMALL, TOY, FOLDER = "cifar10-small", "photos", "folder"
+EPOCHS = {SMALL: 4, TOY: 10}  # of the losses of six views
+UNIFORM, PAPERS = {"negatives": "uniform"}, {"d_neg": 10}
+MEAN, EACH = {"positives": "mean"}, {"positives": "each"}
 
 
-def measured(pattern, run, measure, seeds=range(3)):
-    """What the linear evaluations of a run's seeds measured."""
-    results = [found(pattern.format(seed, f"{run}_linear.json")) for seed in seeds]
-    return [MEASURES[measure](result) for result in results]
+def key(loss="attentionce", epochs=None, **flags):
+    return loss, epochs, frozenset(flags.items())
 
 
-def differences(pattern, a, b, measure, seeds=range(3)):
-    """Seed by seed."""
-    pair = (measured(pattern, run, measure, seeds) for run in (a, b))
-    return [one - other for one, other in zip(*pair, strict=True)]
+@functools.cache
+def measured(study):
+    """By row and seed: accuracies of the best and of the last epoch, kNN; the last metrics."""
+    table = {}
+    for row in studies.all_rows(Namespace(seeds=[0, 1, 2])):
+        if row.study.name == study:
+            runs = {seed: results.read(row, seed) for seed in row.seeds}
+            epochs = row.epochs if row.loss != "attentionce" else None
+            table[key(row.loss, epochs, **row.flags)] = {
+                seed: (accuracies(*run.evaluations.values()), run.pretraining["last"])
+                for seed, run in runs.items()
+                if run.evaluations
+            }
+    return table
 
 
-def effective(pattern, run):
-    """The effective numbers of positives and negatives after the last epoch, mean over seeds."""
-    rows = [last_row(RESULTS / pattern.format(seed, f"{run}.csv")) for seed in range(3)]
-    return {
-        kind: mean(float(row[f"effective_{kind}"]) for row in rows)
-        for kind in ("positives", "negatives")
-    }
+def accuracies(evaluation):
+    best, last = (evaluation[f"{which}_epoch"]["top1"] for which in ("best", "last"))
+    return best, last, evaluation["knn_top1"]
+
+
+def gaps(study, a, b):
+    """Row a minus row b in each of the three accuracies: a list over the seeds that both have."""
+    one, other = measured(study)[a], measured(study)[b]
+    pairs = [(one[seed][0], other[seed][0]) for seed in one if seed in other]
+    assert pairs
+    return [[x[i] - y[i] for x, y in pairs] for i in range(3)]
+
+
+def metric(study, row, name):
+    """A metric after the last epoch, mean over the seeds."""
+    return mean(float(last[name]) for _, last in measured(study)[row].values())
+
+
+def minus(text):
+    return text.replace("-", "−")
 
 
 def points(values):
-    """`+1.30 ± 0.51` of several, `+1.30` of one."""
-    text = f"{mean(values):+.2f}".replace("-", "−")
-    return f"{text} ± {stdev(values):.2f}" if len(values) > 1 else text
+    """`+1.30 ± 0.51` of several seeds."""
+    return minus(f"{mean(values):+.2f} ± {stdev(values):.2f}")
+
+
+def three(values, sign="+"):
+    """`+1.3 / −0.2 / +0.5`: best epoch, last epoch, kNN."""
+    return minus(" / ".join(f"{mean(each):{sign}.1f}" for each in values))
 
 
 # ---------------------------------------------------------------------- the study on CIFAR-10
 
+OURS, NONE, SHARP = (key(d_pos=p, d_neg=n) for p, n in ((1, 10), (10**6, 10**6), (0.1, 0.5)))
+SIMCLR, SIMCLR_12 = (key("simclr", epochs) for epochs in (4, 12))
 COMPARED = {
-    "AttentioNCE − SimCLR, equal epochs": (PAPERS, SIMCLR),
+    "AttentioNCE − SimCLR, equal epochs": (OURS, SIMCLR),
     "no attention − SimCLR, equal epochs": (NONE, SIMCLR),
-    "AttentioNCE − SimCLR, equal views": (PAPERS, SIMCLR_12),
+    "AttentioNCE − SimCLR, equal views": (OURS, SIMCLR_12),
     "no attention − SimCLR, equal views": (NONE, SIMCLR_12),
-    "AttentioNCE − no attention": (PAPERS, NONE),
-    "sharper − AttentioNCE": (SHARP, PAPERS),
+    "AttentioNCE − no attention": (OURS, NONE),
+    "sharper − AttentioNCE": (SHARP, OURS),
     "sharper − SimCLR, equal views": (SHARP, SIMCLR_12),
 }
-WEIGHTED = {"hcl": "hcl_256_12_0.1_1.0", "bcl": "bcl_256_12_0.1_0.9_0.9", "dcl": "dcl_256_12_0.1"}
-
 STUDY = """
 README.md
-    AttentioNCE is {AttentioNCE − SimCLR, equal epochs, last:.1f} points of linear accuracy ahead of
-    (last epoch; best epoch: {AttentioNCE − SimCLR, equal epochs, best:.1f}), without its attention
-    without its attention {no attention − SimCLR, equal epochs, last:.1f} (
-    ({no attention − SimCLR, equal epochs, best:.1f}), and not ahead at equal numbers of encoded
+    AttentioNCE is {equal epochs[1]:.1f} points of linear accuracy ahead of SimCLR
+    (last epoch; best epoch: {equal epochs[0]:.1f}), without its attention
+    without its attention {none[1]:.1f} ({none[0]:.1f}), and not ahead at equal numbers of
     two cores took [{epoch minutes:.0f} minutes](docs/study-cifar10.md#the-same-on-two-cpu-cores)
 docs/choosing-d_pos-and-d_neg.md
-    AttentioNCE was {AttentioNCE − SimCLR, equal epochs, last:.1f} points of linear accuracy ahead
-    (last epoch; best epoch: {AttentioNCE − SimCLR, equal epochs, best:.1f}). At equal cost
-    gained {sharper − AttentioNCE, knn:.1f} points of kNN accuracy over (1, 10) and lost {lost:.1f}
-    of linear accuracy (last epoch; best epoch: {lost best:.1f}), too little
+    it was {hcl least:.1f} to {hcl most:.1f} points ahead of SimCLR at equal numbers of encoded
+    (one seed), BCL {bcl least:.1f} to {bcl most:.1f}, and AttentioNCE was level
+    it was {six least:.0f} to {six most:.0f} points ahead of SimCLR at equal epochs, and
+    gained {sharper[2]:.1f} points of kNN accuracy over (1, 10) and lost {lost[1]:.1f}
+    of linear accuracy (last epoch; best epoch: {lost[0]:.1f}), too little
     where {positives:.2f} of 4 positives and {negatives:.1f} of 510 negatives counted at (1, 10)
 docs/study-cifar10.md
     of positives is {positives:.2f} of 4, and of negatives {negatives:.1f} of 510.
     are {sharp positives:.1f} of 4 positives and {sharp negatives:.0f} of 510 negatives.
-    by {hcl − best} and {bcl − best} (best epoch), {hcl − last} and {bcl − last} (last epoch) and
-    (last epoch) and {hcl − knn} and {bcl − knn} (kNN), with seed 0 only.
-    BCL is ({bcl last:.2f}), but HCL ({hcl last:.2f}) is below one of them ({most last:.2f}).
-    DCL: {dcl − best}, {dcl − last} and {dcl − knn}, no difference seen.
     last epoch are {apart:.1f} points apart on average.
-    reaches {untrained best:.2f}% linear accuracy, in the best and in the last epoch, and
-    and {untrained knn:.2f}% kNN accuracy (on a CPU, seed 0)
+    reaches {untrained[0]:.2f}% linear accuracy, in the best and in the last epoch, and
+    and {untrained[2]:.2f}% kNN accuracy (on a CPU, seed 0)
+    RankMe falls from {rank sharp:.0f} to {rank sharp noisy:.0f} (with 50% noise; the mean's is
+    the mean's is {rank mean:.0f} and {rank mean noisy:.0f}).
+    positives noisy it is {noisy least:.1f} to {noisy most:.1f} points above the mean
 """
 
 
 def test_the_study():
-    """Its table and the sentences about it, whose words hold."""
-    values = effective(SMALL, PAPERS)
-    values |= {f"sharp {kind}": number for kind, number in effective(SMALL, SHARP).items()}
-    for name, runs in COMPARED.items():
-        gaps = {measure: differences(SMALL, *runs, measure) for measure in MEASURES}
-        says("docs/study-cifar10.md", f"| {name} | {' | '.join(map(points, gaps.values()))} |")
-        values |= {f"{name}, {measure}": mean(gap) for measure, gap in gaps.items()}
-    for measure in MEASURES:
-        equal_epochs = values[f"AttentioNCE − SimCLR, equal epochs, {measure}"]
-        assert 6.5 <= equal_epochs < 8  # "about seven points"
-        assert values[f"AttentioNCE − SimCLR, equal views, {measure}"] < 0
-        assert abs(values[f"AttentioNCE − no attention, {measure}"]) < 1
-    values["lost"] = -values["sharper − AttentioNCE, last"]
-    values["lost best"] = -values["sharper − AttentioNCE, best"]
-    within = [values[f"sharper − AttentioNCE, {measure}"] for measure in ("best", "knn")]
-    assert max(map(abs, within)) < 1.4 < -values["sharper − SimCLR, equal views, best"]
-    for measure in MEASURES:
-        ours = [x for run in (PAPERS, NONE, SHARP) for x in measured(SMALL, run, measure)]
-        values[f"most {measure}"] = max(ours)
-        for loss, run in WEIGHTED.items():
-            (values[f"{loss} {measure}"],) = measured(SMALL, run, measure, [0])
-            gap = differences(SMALL, run, SIMCLR_12, measure, [0])
-            values[f"{loss} − {measure}"] = points(gap)
-        above = sum(values[f"{loss} {measure}"] > max(ours) for loss in ("hcl", "bcl"))
-        assert above == (1 if measure == "last" else 2)
-    assert sorted(measured(SMALL, PAPERS, "last"))[-2] < values["hcl last"]  # "one of them"
-    untrained = found("cpu/folder/random_resnet10_0_linear.json")
-    values |= {f"untrained {measure}": pick(untrained) for measure, pick in MEASURES.items()}
-    assert f"{values['untrained best']:.2f}" == f"{values['untrained last']:.2f}"
-    values["epoch minutes"] = found("cpu/" + SMALL.format(0, f"{PAPERS}.json"))["hours"] * 60 / 4
-    runs = (PAPERS, NONE, SHARP, SIMCLR, SIMCLR_12)
-    best, last = ([x for r in runs for x in measured(SMALL, r, m)] for m in ("best", "last"))
-    values["apart"] = mean(best) - mean(last)
-    errors = [math.sqrt(p * (100 - p) / 10_000) for p in best]  # of 10,000 images
+    values = {
+        f"{name}{kind}": metric(SMALL, row, f"effective_{kind}")
+        for name, row in (("", OURS), ("sharp ", SHARP))
+        for kind in ("positives", "negatives")
+    }
+    for name, rows in COMPARED.items():
+        found_gaps = gaps(SMALL, *rows)
+        says("docs/study-cifar10.md", f"| {name} | {' | '.join(map(points, found_gaps))} |")
+        values[name] = [mean(gap) for gap in found_gaps]
+    values["equal epochs"] = values["AttentioNCE − SimCLR, equal epochs"]
+    values["none"] = values["no attention − SimCLR, equal epochs"]
+    values["sharper"] = values["sharper − AttentioNCE"]
+    values["lost"] = [-x for x in values["sharper"]]
+    assert all(7 < gap < 8 for gap in values["equal epochs"])  # "seven to eight points"
+    assert all(-1 < gap < 0 for gap in values["AttentioNCE − SimCLR, equal views"])  # "level"
+    assert all(0 < gap < 1 for gap in values["AttentioNCE − no attention"])
+    pairs = {"hcl": (key("hcl", 12), SIMCLR_12), "bcl": (key("bcl", 12), SIMCLR_12)}
+    pairs["six"] = (key(**MEAN, negatives="hard"), SIMCLR)
+    noisy = {"d_neg": 10, "noisy_positives": 0.5}
+    pairs["noisy"] = (key(d_pos=1, **noisy), key(**MEAN, **noisy))
+    for name, rows in pairs.items():
+        one = [mean(gap) for gap in gaps(SMALL, *rows)]
+        values |= {f"{name} least": min(one), f"{name} most": max(one)}
+    for name, row in (("sharp", {"d_pos": 0.1}), ("mean", MEAN)):
+        values[f"rank {name}"] = metric(SMALL, key(**row, **PAPERS), "rankme")
+        values[f"rank {name} noisy"] = metric(SMALL, key(**row, **noisy), "rankme")
+    values["untrained"] = accuracies(found("cpu/folder/random_resnet10_0_linear.json"))
+    assert f"{values['untrained'][0]:.2f}" == f"{values['untrained'][1]:.2f}"
+    values["epoch minutes"] = on_cpu("4model_256_4_1.0_10.0.json")["hours"] * 60 / 4
+    every = [numbers for row in measured(SMALL).values() for numbers, _ in row.values()]
+    values["apart"] = mean(best - last for best, last, _ in every)
+    errors = [math.sqrt(best * (100 - best) / 10_000) for best, _, _ in every]
     assert {f"{error:.1f}" for error in errors} == {"0.5"}
     assert f"{math.sqrt(2) * max(errors):.1f}" == "0.7"
     says_all(STUDY, values)
 
 
+def test_six_views_and_noise():
+    """The two tables of seed 0."""
+    page, sharp = "docs/study-cifar10.md", {"d_pos": 0.1}
+    names = {"uniform (SimCLR's)": "simclr", "hard (HCL's)": "hcl", "Bayesian (BCL's)": "bcl"}
+    for name, loss in names.items():
+        negatives = {"negatives": {"simclr": "uniform", "hcl": "hard", "bcl": "bayes"}[loss]}
+        average, two = key(**MEAN, **negatives), [key(loss, epochs) for epochs in (4, 12)]
+        cells = [" / ".join(f"{x:.2f}" for x in measured(SMALL)[two[1]][0][0])]
+        cells += [three([gap[:1] for gap in gaps(SMALL, average, row)]) for row in two]
+        cells += compared_with_mean(negatives)
+        says(page, f"| {name} | {' | '.join(cells)} |")
+    says(page, f"| attention (10) | | | | {' | '.join(compared_with_mean(PAPERS))} |")
+    for name, negatives in (("uniform", UNIFORM), ("attention (10)", PAPERS)):
+        for noise in (0.25, 0.5):
+            flags = {**negatives, "noisy_positives": noise}
+            lost = three(gaps(SMALL, key(**MEAN, **negatives), key(**MEAN, **flags)), "")
+            line = f"| {name} | {noise:.0%} | {lost} | {' | '.join(compared_with_mean(flags))} |"
+            says(page, line.replace("%", " %"))
+    for d_pos, text in ((1, "d_pos 1"), (0.1, "d_pos 0.1")):
+        cells = []
+        for noise in (0.25, 0.5):
+            rows = [key(d_pos=d_pos, **n, noisy_positives=noise) for n in (UNIFORM, PAPERS)]
+            got = sorted({f"{metric(SMALL, row, 'attention_on_noisy'):.2f}" for row in rows})
+            cells.append(" to ".join(got))
+            assert metric(SMALL, rows[0], "noisy_positives") == metric(
+                SMALL, rows[1], "noisy_positives"
+            )
+        says(page, f"| their share of α, {text} | {' | '.join(cells)} |")
+    assert all(gap[0] < -2 for gap in gaps(SMALL, key(**sharp, **UNIFORM), key(**MEAN, **UNIFORM)))
+
+
+def compared_with_mean(flags, study=SMALL):
+    """Each, attention (1) and attention (0.1) minus the mean, all with these flags."""
+    kinds = (EACH, {"d_pos": 1}, {"d_pos": 0.1})
+    return [three(gaps(study, key(**kind, **flags), key(**MEAN, **flags))) for kind in kinds]
+
+
+def on_cpu(name):
+    return found(f"cpu/cifar10-small-resnet10-4/seed0/folder/folder_SimCLR_{name}")
+
+
 def test_the_study_on_a_cpu():
-    moved, page = [], "docs/study-cifar10.md"
-    hours = {SIMCLR: ""}  # which is part of the longer run
-    for run in (SIMCLR_12, PAPERS):
-        path = "cpu/" + SMALL.format(0, run)
-        hours[run] = (
-            f"{found(f'{path}.json')['hours'] + found(f'{path}_linear.json')['hours']:.2f} "
-        )
-    for run, method in zip(hours, ("SimCLR | 4", "SimCLR | 12", "AttentioNCE | 4"), strict=True):
-        both = [[measured(p, run, m, [0])[0] for p in (f"cpu/{SMALL}", SMALL)] for m in MEASURES]
+    page, moved, minutes = "docs/study-cifar10.md", [], []
+    runs = {"SimCLR | 4": ("simclr_256_4", SIMCLR), "SimCLR | 12": ("simclr_256_12", SIMCLR_12)}
+    runs["AttentioNCE | 4"] = ("4model_256_4_1.0_10.0", OURS)
+    for method, (name, row) in runs.items():
+        evaluation = on_cpu(f"{name}_linear.json")
+        both = list(zip(accuracies(evaluation), measured(SMALL)[row][0][0], strict=True))
         moved += [abs(cpu - gpu) for cpu, gpu in both]
+        hours = ""
+        if row != SIMCLR:  # which is a part of the longer run
+            total = on_cpu(f"{name}.json")["hours"] + evaluation["hours"]
+            minutes.append(60 * round(total, 2))
+            hours = f"{total:.2f} "
         cells = " | ".join(f"{cpu:.2f} / {gpu:.2f}" for cpu, gpu in both)
-        says(page, f"| {method} | {cells} | {hours[run]}|")
-    minutes = [60 * float(text) for text in hours.values() if text]
-    says(
-        page,
-        f"takes [{min(minutes):.0f} to {max(minutes):.0f} minutes](#the-same-on-two-cpu-cores)",
-    )
+        says(page, f"| {method} | {cells} | {hours}|")
+    least, most = min(minutes), max(minutes)
+    says(page, f"takes [{least:.0f} to {most:.0f} minutes](#the-same-on-two-cpu-cores)")
     says(page, f"the hardware alone moves an accuracy by up to {max(moved):.1f} points")
-
-
-# ------------------------------------------------------------------- the study on photographs
-
-TOY = """
-docs/study-photographs.md
-    ahead of all four at equal epochs, by {least:.1f} to {most:.1f} points, and level with all four
-    ahead of HCL alone at equal epochs, by {10 last hcl:.1f} points, and level with all four at
-    ahead of DCL alone at equal epochs, by {10 best dcl:.1f}; at equal views it is behind SimCLR,
-    behind SimCLR, by {−30 best simclr:.1f}, and HCL, by {−30 best hcl:.1f}.
-    one is worse than two in kNN (by {two − one, knn:.1f}) and in the best epoch (by
-    in the best epoch (by {two − one, best:.1f}). Eight are worse than two in kNN (by
-    Eight are worse than two in kNN (by {two − eight, knn:.1f}), but better than one and four in
-    one and four in the best epoch (by {eight − one, best:.1f} and {eight − four, best:.1f}).
-    0.1 instead of 10 costs {least last:.1f} to {most last:.1f} points of linear accuracy in the
-    in the last epoch, {least best:.1f} to {most best:.1f} in the best and, where d_pos is 1 or 10,
-    where d_pos is 1 or 10, {least knn:.1f} to {most knn:.1f} points of kNN.
-    0.1 instead of 1 costs {d_pos:.1f} points of kNN
-    {positives:.1f} of 4 positives and {negatives:.1f} of 126 negatives count
-docs/results.md
-    ahead of SimCLR by {views knn:.2f} points of kNN and {views last:.2f} of linear accuracy in the
-    in the last epoch (best epoch: {views best:.2f}); at equal epochs (4) it is ahead by
-    at equal epochs (4) it is ahead by {epochs knn:.2f} and {epochs last:.2f} ({epochs best:.2f}).
-"""
-
-
-GRID = (0.1, 1.0, 10.0)  # of d_pos and of d_neg
-
-
-def attention(d_pos=1.0, d_neg=10.0, positives=4):
-    return f"{positives}model_64_10_{d_pos}_{d_neg}"
-
-
-def ahead(a, b, measure):
-    """How many points run `a` is ahead of `b`; 0 where that is within the deviations."""
-    one, other = (measured(PHOTOS, run, measure) for run in (a, b))
-    gap = mean(one) - mean(other)
-    return gap if abs(gap) > math.hypot(stdev(one), stdev(other)) else 0
-
-
-def test_the_photographs():
-    values = effective(PHOTOS, attention())
-    others = {"simclr": "simclr_64_{}", "dcl": "dcl_64_{}_0.1", "hcl": "hcl_64_{}_0.1_1.0"}
-    others["bcl"] = "bcl_64_{}_0.1_0.9_0.9"
-    expected = {"10 knn": [*others], "30 knn": [], "10 last": ["hcl"], "30 last": []}
-    expected |= {"10 best": ["dcl"], "30 best": ["simclr", "hcl"]}
-    for case, differ in expected.items():
-        epochs, measure = case.split()
-        for loss, run in others.items():
-            gap = ahead(attention(), run.format(epochs), measure)
-            assert bool(gap) == (loss in differ), (case, loss)
-            values |= {f"{case} {loss}": gap, f"−{case} {loss}": -gap}
-    equal = [values[f"10 knn {loss}"] for loss in others]
-    values |= {"least": min(equal), "most": max(equal)}
-    count = {"one": 1, "two": 2, "four": 4, "eight": 8}
-    for a, b in itertools.permutations(count, 2):
-        runs = [attention(positives=count[name]) for name in (a, b)]
-        values |= {f"{a} − {b}, {measure}": ahead(*runs, measure) for measure in MEASURES}
-        assert values[f"{a} − {b}, last"] == 0  # "no two of them differ"
-    for measure, settings in {"last": GRID, "best": GRID, "knn": GRID[1:]}.items():
-        costs = [ahead(attention(d, 10.0), attention(d, 0.1), measure) for d in settings]
-        values |= {f"least {measure}": min(costs), f"most {measure}": max(costs)}
-    values["d_pos"] = ahead(attention(), attention(0.1), "knn")
-    runs = [attention(d_pos, d_neg) for d_pos in GRID for d_neg in GRID]
-    better = [ahead(run, attention(), measure) > 0 for run in runs for measure in MEASURES]
-    assert not any(better)  # "no sharper setting did better"
-    for name, run in (("views", "simclr_64_12"), ("epochs", "simclr_64_4")):
-        for measure in MEASURES:
-            gap = differences(SHORT, "4model_64_4_1.0_10.0", run, measure, [0])
-            values[f"{name} {measure}"] = gap[0]
-    says_all(TOY, values)
