@@ -20,15 +20,10 @@ from attentionce.progress import progress
 
 DECODED, BROKEN = 1, 2
 BLOCK = 2**26  # bytes of pixels to decode at a time
-Found = tuple[np.ndarray, np.ndarray]  # images uint8 n×3×H×W, which of all N they are
 
 
 def folder_for(root: str, cache: str | None) -> Path:
-    """The user's `cache`, else the images' folder, or where that is read-only a temporary one.
-
-    Raises:
-        UserError: The folder cannot be made, or belongs to somebody else.
-    """
+    """The user's `cache`, else the images' folder, or where that is read-only a temporary one."""
     if cache is None and os.access(root, os.W_OK):
         return Path(root)
     user = os.getuid() if hasattr(os, "getuid") else ""
@@ -40,12 +35,8 @@ def folder_for(root: str, cache: str | None) -> Path:
     return folder
 
 
-def find(path: Path, count: int, skip_broken: bool) -> Found | None:
-    """Map the file if it has all `count` images, or all sound ones.
-
-    Raises:
-        UserError: It is damaged.
-    """
+def find(path: Path, count: int, skip_broken: bool) -> tuple[np.ndarray, np.ndarray] | None:
+    """Map the file if it has all `count` images, or with `skip_broken` all sound ones."""
     if not path.exists():
         return None
     with as_user_error(f"cannot use the decoded images in {str(path)!r}: remove this file"):
@@ -97,13 +88,12 @@ def write(
             with progress(count, f"decoding {what}", done) as bar:
                 for first in range(done, count, block):
                     pixels = np.empty((min(block, count - first), *shape[1:]), np.uint8)
-                    broken_here = decode(read, first, pixels, bar)
-                    broken |= broken_here
-                    these = states[first : first + len(pixels)]
-                    these[:] = DECODED
-                    these[[i - first for i in broken_here]] = BROKEN
+                    broken |= decode(read, first, pixels, bar)
+                    last = first + len(pixels)
+                    states[first:last] = DECODED
+                    states[[*broken]] = BROKEN
                     file.seek(start + row * np.count_nonzero(states[:first] == DECODED))
-                    file.write(pixels[these == DECODED].tobytes())
+                    file.write(pixels[states[first:last] == DECODED].tobytes())
                     file.flush()
                     os.fsync(file.fileno())  # only then they count as decoded
                     file.seek(end)

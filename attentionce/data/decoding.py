@@ -46,8 +46,6 @@ def open_image(path: str, allowed: list[str] | None = None) -> Iterator[Image.Im
         UserError: There is not enough memory, which does not mean that the image is broken.
     """
     try:
-        if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for ever
-            raise OSError("not a regular file")
         with Image.open(path, formats=allowed or formats()) as image:
             yield image
     except MemoryError:

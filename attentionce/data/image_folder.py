@@ -36,13 +36,12 @@ class FolderOptions(NamedTuple):
 def image_folder(
     root: str, split: str, store_size: int, options: FolderOptions = FolderOptions()
 ) -> Images:
-    """Read the images of a split; folder_layout.py says which they are, cache.py where they go.
+    """Read the images of a split; the arguments and errors are those of `utils.load`.
 
     Images become RGB on white, upright as EXIF says. Their short side is resized to `store_size`
-    and the centre is cut out, unless all images of all splits have the same size and it is no
-    larger than that. The arguments and errors are those of `utils.load`.
+    and the centre is cut out, unless all images of all splits have one size, no larger than that.
     """
-    with as_user_error(f"cannot list the images in {root!r}: repair or remove what cannot be read"):
+    with as_user_error(f"cannot list the images in --root {root!r}: name another, or repair it"):
         part, everything = find_split(root, split, options.test_split)
     paths, labels = [*part.files], [*part.files.values()]
     if split == "pretrain" and labels[-1]:
@@ -82,18 +81,16 @@ def decoded(
     settings = digest([READING, store_size, options.test_split, elsewhere])
     contents = digest((path, *size_and_time(root, path)) for path in everything)
     path = folder / f".{split}-{settings}-{contents}.npy"
-    find = functools.partial(cache.find, path, len(paths), options.skip_broken)
-    while (found := find()) is None:
-        with held(path.with_suffix(".lock"), None):
-            if find() is None:  # else another process has decoded them
-                size = common_size([os.path.join(root, path) for path in everything], store_size)
-                read = functools.partial(read_image, root, paths, size)
-                cache.write(path, (len(paths), 3, *size), read, split, options.skip_broken)
+    with held(path.with_suffix(".lock"), None):  # another process may be decoding them
+        while (found := cache.find(path, len(paths), options.skip_broken)) is None:
+            size = common_size([os.path.join(root, path) for path in everything], store_size)
+            read = functools.partial(read_image, root, paths, size)
+            cache.write(path, (len(paths), 3, *size), read, split, options.skip_broken)
     return found
 
 
 def read_image(root: str, paths: list[str], size: tuple[int, int], i: int) -> Image.Image:
-    """Image i in RGB, `size` pixels high and wide."""
+    """Image i in RGB, of this height and width."""
     with open_image(os.path.join(root, paths[i])) as image:
         return upright(image, size)
 
@@ -119,10 +116,10 @@ def common_size(paths: list[str], store_size: int) -> tuple[int, int]:
 
 
 def fingerprint(root: str, paths: list[str], size: tuple[int, ...]) -> str:
-    """A name that changes with the images, but not with the machine or when files are copied.
+    """A name that changes with the images, but not when they are copied to another machine.
 
     It depends on the size at which images are kept, on the paths and sizes of all files, and on the
-    first bytes of a few of them.
+    first bytes of a few.
     """
     found = hashlib.sha256(ascii(size).encode())
     for path in paths:

@@ -40,17 +40,6 @@ def picture(shape, seed=0, format="JPEG", **options):
     return file.getvalue()
 
 
-def two_classes(root, train, test, held_out="test", suffix=".png", **options):
-    """Save arrays or images in the folders 0 and 1 of two splits, in turn; return the root."""
-    for split, pictures in (("train", train), (held_out, test)):
-        for i, data in enumerate(pictures):
-            path = root / split / str(i % 2) / f"{i}{suffix}"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            image = data if isinstance(data, Image.Image) else Image.fromarray(data)
-            image.save(path, **options)
-    return str(root)
-
-
 def odd_images(root):
     """Make a folder of odd images; return its path and the paths of train in reading order."""
     turned = Image.Exif()
