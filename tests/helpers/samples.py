@@ -72,17 +72,6 @@ def odd_images(root):
     return str(root), [str(root / name) for name in images if name.startswith("train")]
 
 
-def tree(folder):
-    """Every file below a folder, by path: its contents and the time of its last change."""
-    found = {}
-    for inner, _, names in os.walk(folder):
-        for name in names:
-            path = os.path.join(inner, name)
-            with open(path, "rb") as file:
-                found[path] = (file.read(), os.stat(path).st_mtime_ns)
-    return found
-
-
 def mutated(data, draw):
     """The bytes with some of them changed, cut out or repeated, or without their end."""
     data, kind = bytearray(data), draw.randrange(4)
