@@ -10,13 +10,12 @@ from attentionce.errors import UserError
 # ---- images ----
 
 
-@pytest.mark.parametrize("root, why", [("empty", "there are none"), ("missing", "no such folder")])
-def test_a_root_without_images(refused, tiny, evaluation, encoder, tmp_path, contents, root, why):
+def test_a_root_without_images(refused, tiny, evaluation, encoder, tmp_path, contents):
     (tmp_path / "empty").mkdir()
     for program, flags in ((main, tiny), (linear, [*evaluation, "--model_path", encoder])):
-        message = refused(program, *flags, "--root", tmp_path / root)
-        assert f"--root '{tmp_path / root}' needs a folder train with one folder per" in message
-        assert why in message
+        message = refused(program, *flags, "--root", tmp_path / "empty")
+        assert f"--root '{tmp_path / 'empty'}' needs a folder train with one folder per" in message
+        assert "there are none" in message
     assert set(contents(tmp_path)) == {"weights/encoder.pth"}  # not even a lock
 
 
@@ -77,6 +76,6 @@ def test_bad_weights(refused, evaluation, encoder, nothing_loaded, contents, con
 
 def test_a_message_is_one_printable_line():
     """Whatever the names of files or the flags in a damaged state hold."""
-    assert str(UserError("--lr 1 (there: \x16)\r\nand \udcff: é 漢")) == (
-        "--lr 1 (there: \\x16)  and \\udcff: é 漢"
+    assert str(UserError("--lr 1 (there: \x16)\nand \udcff: é 漢")) == (
+        "--lr 1 (there: \\x16)\\nand \\udcff: é 漢"
     )
