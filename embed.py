@@ -34,13 +34,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The settings."""
     parser = cli.Parser(description=__doc__, formatter_class=cli.Help)
     add = parser.add_argument_group("encoder").add_argument
-    add(
-        "--model_path",
-        type=cli.path,
-        required=True,
-        metavar="PATH",
-        help="weights that hold an encoder, or random for an untrained one",
-    )
+    text = "weights that hold an encoder, or random for an untrained one"
+    add("--model_path", type=cli.path, required=True, metavar="PATH", help=text)
     add("--arch", choices=ARCHS, help="default: read off the weights; random: resnet50")
     add("--stem", choices=STEMS, help="default: read off the weights; random: small")
     add("--seed", type=int, default=0, help="of an untrained encoder")

@@ -7,14 +7,13 @@ decoded, 2 broken. The images that were decoded lie at the array's beginning, wi
 import math
 import os
 import tempfile
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from attentionce.data.decoding import BrokenImage, decode, refuse
+from attentionce.data.decoding import BrokenImage, decode, open_image, refuse, upright
 from attentionce.errors import as_user_error
 from attentionce.progress import progress
 
@@ -49,11 +48,7 @@ def find(path: Path, count: int, skip_broken: bool) -> tuple[np.ndarray, np.ndar
 
 
 def write(
-    path: Path,
-    shape: tuple[int, int, int, int],
-    read: Callable[[int], Image.Image],
-    what: str,
-    skip_broken: bool,
+    path: Path, images: list[str], size: tuple[int, int], what: str, skip_broken: bool
 ) -> None:
     """Decode images to a file, continuing where a process that was killed stopped.
 
@@ -61,23 +56,28 @@ def write(
 
     Args:
         path: The file. It gets this name only when it is complete.
-        shape: Of the images, N×3×H×W.
-        read: Given i, returns image i in RGB.
+        images: The files of the images.
+        size: Height and width.
 
     Raises:
         UserError: The file cannot be written, or images are broken.
     """
-    count, row = shape[0], math.prod(shape[1:])
+
+    def read(i: int) -> Image.Image:
+        with open_image(images[i]) as image:
+            return upright(image, size)
+
+    count, row = len(images), 3 * math.prod(size)
     block = max(1, BLOCK // row)
     broken: dict[int, BrokenImage] = {}
-    part = path.with_suffix(f".{shape[2]}.{shape[3]}.part")
+    part = path.with_suffix(f".{size[0]}.{size[1]}.part")
     with as_user_error(
         f"cannot write {count * row / 1e9:.3f} GB of decoded images to {str(path)!r}: make room "
         "and give write permission there, or name another folder with --cache"
     ):
         part.touch()
         with open(part, "r+b") as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            header = {"descr": "|u1", "fortran_order": False, "shape": (count, 3, *size)}
             np.lib.format.write_array_header_1_0(file, header)
             start = file.tell()
             end = file.seek(start + count * row)
@@ -87,7 +87,7 @@ def write(
             states[done:] = 0
             with progress(count, f"decoding {what}", done) as bar:
                 for first in range(done, count, block):
-                    pixels = np.empty((min(block, count - first), *shape[1:]), np.uint8)
+                    pixels = np.empty((min(block, count - first), 3, *size), np.uint8)
                     broken |= decode(read, first, pixels, bar)
                     last = first + len(pixels)
                     states[first:last] = DECODED

@@ -57,11 +57,10 @@ def open_image(path: str, allowed: list[str] | None = None) -> Iterator[Image.Im
 def decode(
     read: Callable[[int], Image.Image], first: int, out: np.ndarray, bar: tqdm
 ) -> dict[int, BrokenImage]:
-    """Decode images in several threads, since PIL releases Python's lock while it decodes.
+    """Fill `out`, uint8 N×3×H×W, with images `first` to `first` + N − 1, in several threads.
 
     Args:
-        read: Given i, returns image i in RGB.
-        out: The array to fill with images `first`, `first` + 1, …, uint8 N×3×H×W.
+        read: Given i, returns image i in RGB. PIL releases Python's lock while it decodes.
         bar: Is moved by every image.
 
     Returns:
@@ -75,9 +74,7 @@ def decode(
         except BrokenImage as error:
             broken[i] = error
 
-    # The CPUs that the process may use; macOS and Windows only count those that there are.
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    with ThreadPoolExecutor(count) as pool:  # multiprocessing's needs semaphores of the system
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in pool.map(decode_one, range(first, first + len(out))):
             bar.update()
     return dict(sorted(broken.items()))

@@ -1,6 +1,5 @@
 """The user's own images, of any size and format, with or without labels."""
 
-import functools
 import hashlib
 import os
 from collections.abc import Iterable
@@ -10,10 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 
 from attentionce.data import cache
-from attentionce.data.decoding import BrokenImage, open_image, turn, upright
+from attentionce.data.decoding import BrokenImage, open_image, turn
 from attentionce.data.folder_layout import find_split, listed
 from attentionce.data.images import Images
 from attentionce.errors import UserError, as_user_error
@@ -84,15 +82,9 @@ def decoded(
     with held(path.with_suffix(".lock"), None):  # another process may be decoding them
         while (found := cache.find(path, len(paths), options.skip_broken)) is None:
             size = common_size([os.path.join(root, path) for path in everything], store_size)
-            read = functools.partial(read_image, root, paths, size)
-            cache.write(path, (len(paths), 3, *size), read, split, options.skip_broken)
+            files = [os.path.join(root, path) for path in paths]
+            cache.write(path, files, size, split, options.skip_broken)
     return found
-
-
-def read_image(root: str, paths: list[str], size: tuple[int, int], i: int) -> Image.Image:
-    """Image i in RGB, of this height and width."""
-    with open_image(os.path.join(root, paths[i])) as image:
-        return upright(image, size)
 
 
 def common_size(paths: list[str], store_size: int) -> tuple[int, int]:
@@ -140,7 +132,4 @@ def size_and_time(root: str, path: str) -> tuple[int, int]:
 
 def digest(values: Iterable[Any]) -> str:
     """16 hexadecimal digits that differ wherever the values do."""
-    found = hashlib.sha256()
-    for value in values:
-        found.update(ascii(value).encode())
-    return found.hexdigest()[:16]
+    return hashlib.sha256("".join(map(ascii, values)).encode()).hexdigest()[:16]

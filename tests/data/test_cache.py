@@ -88,16 +88,16 @@ def test_a_killed_process_is_continued(root, decoded):
 
 def test_broken_images_may_be_repaired(root, decoded, monkeypatch):
     """All after them are decoded again, even if that is interrupted. Skipped, they stay broken."""
-    right, read = load("folder", root, "train").pixels, image_folder.read_image
+    right, open_image = load("folder", root, "train").pixels, cache.open_image
     hidden(root)[0].unlink()
 
-    def denied(root, paths, size, i):
-        if i == 1:
-            raise BrokenImage(paths[i], "Permission denied")
-        return read(root, paths, size, i)
+    def denied(path):
+        if path.endswith("wide.png"):  # the second
+            raise BrokenImage(path, "Permission denied")
+        return open_image(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(image_folder, "read_image", denied)
+        patch.setattr(cache, "open_image", denied)
         assert "Permission denied" in refusal("folder", root, "train")
         decoded.clear()
         skipped = load("folder", root, "train", options=FolderOptions(skip_broken=True))

@@ -1,6 +1,5 @@
 """Decoding: transparency, orientation, 16 bits, and kinds of images that are refused."""
 
-import os
 import struct
 
 import numpy as np
@@ -149,14 +148,3 @@ def test_a_lack_of_memory_is_not_a_broken_image(tmp_path, monkeypatch):
 
     monkeypatch.setattr(decoding, "on_white", full)
     assert "not enough memory" in refusal("folder", str(tmp_path), "pretrain")
-
-
-def test_decoding_takes_all_cpus(tmp_path, monkeypatch):
-    """Also under torchrun, which sets OMP_NUM_THREADS to 1."""
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(5), raising=False)
-    counts, pool = [], decoding.ThreadPoolExecutor
-    pools = lambda count: (counts.append(count), pool(1))[1]  # noqa: E731
-    monkeypatch.setattr(decoding, "ThreadPoolExecutor", pools)
-    Image.fromarray(noise(9, 9, 3)).save(tmp_path / "x.png")
-    pixels_of(tmp_path)
-    assert counts == [5]
