@@ -17,7 +17,7 @@ import utils
 from attentionce.data.images import Images
 from attentionce.evaluation import knn
 from attentionce.runs import files, locks
-from attentionce.runs.feature_files import WRITERS, fill_rows
+from attentionce.runs.feature_files import WRITERS
 from attentionce.training import processes
 from model import Model
 
@@ -224,19 +224,6 @@ def test_names_and_numbers_that_text_often_spoils():
 # ---- interruptions ----
 
 
-@pytest.mark.parametrize("length, first", [(0, 0), (95, 4), (120, 8)])
-def test_rows_are_continued_at_a_whole_block(tmp_path, length, first):
-    all_rows, path, made = np.arange(30, dtype=np.float32).reshape(10, 3) / 7, tmp_path / "rows", []
-    path.write_bytes(all_rows.tobytes()[:length])
-
-    def rows(first, last):
-        made.append(first)
-        return all_rows[first:last]
-
-    assert (fill_rows(path, (10, 3), 4, rows) == all_rows).all()
-    assert made == [*range(first, 10, 4)]
-
-
 def test_a_full_disk(refused, flags, out, monkeypatch):
     def full(file):
         raise OSError(28, "No space left on device")
@@ -251,11 +238,12 @@ def test_interrupted(call, flags, out, encoded, interrupted, capsys):
     whole = out.with_name("whole.npz")
     call(embed, *flags, "--out", whole)
     interrupted(*flags, "--out", out)
-    assert len(list(out.parent.glob("features.npz.*"))) == 1  # no lock
+    (partial,) = out.parent.glob("features.npz.*")  # no lock
+    os.truncate(partial, partial.stat().st_size - 5)  # as if it were killed while it writes
     encoded.clear()
     call(embed, *flags, "--out", out)
-    assert "20 of them are finished already" in capsys.readouterr().out
-    assert encoded == [10, 6] and out.read_bytes() == whole.read_bytes()
+    assert "10 of them are finished already" in capsys.readouterr().out
+    assert encoded == [10, 10, 6] and out.read_bytes() == whole.read_bytes()
     assert {path.name for path in out.parent.iterdir()} == {"whole.npz", "features.npz"}
 
 

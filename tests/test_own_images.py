@@ -2,7 +2,6 @@
 
 import sys
 
-import pytest
 from helpers.groups import Tiny
 from helpers.outputs import rows
 from helpers.samples import picture, put
@@ -47,19 +46,6 @@ def test_what_labels_there_are_vote(tmp_path, results, call, capsys, small_encod
     out = capsys.readouterr().out
     assert "pretraining on 11 images, 2 of 2 classes and 9 without labels" in out
     assert f"kNN accuracy on 2 images of 2 classes, 8×8 px ({root}/test); 2 images vote\n" in out
-
-
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("train/1.png", "have no labels: they need one folder per class"),
-        ("a/1.png", "there are no test images with labels"),
-    ],
-)
-def test_linear_says_what_it_lacks(tmp_path, results, encoder, refused, name, said):
-    root = save(tmp_path / "own", name)
-    flags = ["--dataset_name", "folder", "--root", root, "--results", results]
-    assert said in refused(linear, *flags, "--model_path", encoder)
 
 
 def test_flags_of_the_images(tmp_path, results, encoder, call, refused, capsys):
