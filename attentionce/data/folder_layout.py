@@ -42,7 +42,6 @@ def find_split(root: str, split: str, test_split: str | None) -> tuple[Part, lis
     Raises:
         NoLabels: "train" or "test" is asked for, and there are no labels.
         UserError: There are no images, or test images of a class that the training images lack.
-        OSError: A folder cannot be listed.
     """
     paths = files_below(root)
     images = [path for path in paths if extension(path) in extensions()]

@@ -23,11 +23,8 @@ def tiny_imagenet(root: str, split: str) -> Images:
 
     Args:
         root: The folder that holds tiny-imagenet-200/ or tiny-imagenet-200.zip, or the unpacked
-            data set itself.
+            data set itself. The classes are in the order of its wnids.txt.
         split: "test" (the folder val), or anything else for training.
-
-    Returns:
-        The images. The classes are the WNIDs in the order of wnids.txt.
     """
     folder = os.path.join(root, TINY)
     if not os.path.isdir(folder) and os.path.exists(os.path.join(root, "wnids.txt")):
@@ -60,8 +57,6 @@ def labelled_paths(folder: str, split: str, label_of: dict[str, int]) -> list[tu
     """The images and their labels: by class and name, or in the order of val's annotations.
 
     Many people sort the images of val into class folders; then val is read like train.
-
-    Whatever is wrong is an Exception that `fetching` turns into a UserError.
     """
     images = os.path.join(folder, "val", "images")
     names = sorted(os.path.basename(path) for path in glob.glob(f"{glob.escape(images)}/*.JPEG"))
