@@ -22,11 +22,7 @@ PHOTOS = (
 
 
 def load(
-    name: str,
-    root: str,
-    split: str,
-    store_size: int = 64,
-    options: FolderOptions = FolderOptions(),
+    name: str, root: str, split: str, store_size: int = 64, options: FolderOptions = FolderOptions()
 ) -> Images:
     """Read a data set and decode it once.
 

@@ -7,7 +7,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from attentionce.data import cache
@@ -44,7 +43,17 @@ def image_folder(
     paths, labels = [*part.files], [*part.files.values()]
     if split == "pretrain" and labels[-1]:
         split = "train"  # the same images
-    pixels, kept = decoded(root, split, paths, everything, store_size, options)
+    folder = cache.folder_for(root, options.cache)
+    elsewhere = "" if folder == Path(root) else os.path.abspath(root)
+    settings = digest([READING, store_size, options.test_split, elsewhere])
+    contents = digest((path, *size_and_time(root, path)) for path in everything)
+    file = folder / f".{split}-{settings}-{contents}.npy"
+    with held(file.with_suffix(".lock"), None):  # another process may be decoding them
+        while (found := cache.find(file, len(paths), options.skip_broken)) is None:
+            size = common_size([os.path.join(root, path) for path in everything], store_size)
+            images = [os.path.join(root, path) for path in paths]
+            cache.write(file, images, size, split, options.skip_broken)
+    pixels, kept = found
     if len(kept) < len(paths):
         part.left_out["broken images"] = len(paths) - len(kept)
         paths, labels = [paths[i] for i in kept], [labels[i] for i in kept]
@@ -60,31 +69,6 @@ def image_folder(
         fingerprint(root, paths, pixels.shape[2:]),
         paths,
     )
-
-
-def decoded(
-    root: str,
-    split: str,
-    paths: list[str],
-    everything: list[str],
-    store_size: int,
-    options: FolderOptions,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The images of `paths`, uint8 n×3×H×W, in a file that is mapped, and which of them they are.
-
-    The sizes of `everything` decide on that of the images.
-    """
-    folder = cache.folder_for(root, options.cache)
-    elsewhere = "" if folder == Path(root) else os.path.abspath(root)
-    settings = digest([READING, store_size, options.test_split, elsewhere])
-    contents = digest((path, *size_and_time(root, path)) for path in everything)
-    path = folder / f".{split}-{settings}-{contents}.npy"
-    with held(path.with_suffix(".lock"), None):  # another process may be decoding them
-        while (found := cache.find(path, len(paths), options.skip_broken)) is None:
-            size = common_size([os.path.join(root, path) for path in everything], store_size)
-            files = [os.path.join(root, path) for path in paths]
-            cache.write(path, files, size, split, options.skip_broken)
-    return found
 
 
 def common_size(paths: list[str], store_size: int) -> tuple[int, int]:

@@ -154,10 +154,10 @@ def test_other_files_are_counted(tmp_path):
 
 def test_heic_with_its_reader(monkeypatch):
     """pillow-heif is asked to register itself where it is installed."""
-    asked = []
-    reader = types.SimpleNamespace(register_heif_opener=lambda: asked.append("heif"))
+    calls = []
+    reader = types.SimpleNamespace(register_heif_opener=lambda: calls.append("heif"))
     monkeypatch.setitem(sys.modules, "pillow_heif", reader)
-    assert decoding.formats.__wrapped__() and asked == ["heif"]
+    assert decoding.formats.__wrapped__() and calls == ["heif"]
 
 
 def test_files_are_in_a_fixed_order(tmp_path):
