@@ -8,11 +8,13 @@ class UserError(ValueError):
     """A mistake that the user can fix.
 
     Its message is one line: what is wrong and what to do. The programs print that line last and
-    exit with status 2. Line breaks, and what else cannot be printed, are escaped.
+    exit with status 2. Line breaks become spaces; what else cannot be printed is escaped.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(message if message.isprintable() else repr(message)[1:-1])
+        if not message.isprintable():
+            message = repr(" ".join(message.split()))[1:-1]
+        super().__init__(message)
 
 
 @contextmanager
