@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin
+from torchvision.transforms import functional
 from tqdm import tqdm
 
 from attentionce.errors import UserError
@@ -112,11 +113,7 @@ def upright(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     longest = 16 * short  # a single row of pixels, enlarged whole, would fill the memory
     if max(image.size) > longest:
         image = ImageOps.fit(image, (min(image.width, longest), min(image.height, longest)))
-    resized = (side * image.width // short, side * image.height // short)
-    image = image.resize(resized, Image.Resampling.BILINEAR)
-    left = round((image.width - side) / 2)
-    top = round((image.height - side) / 2)
-    return image.crop((left, top, left + side, top + side))
+    return functional.center_crop(functional.resize(image, side), side)
 
 
 def turn(image: Image.Image) -> None:
