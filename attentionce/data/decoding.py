@@ -109,11 +109,10 @@ def upright(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     image = on_white(image)
     if (image.height, image.width) == size:
         return image
-    side, short = size[0], min(image.size)
-    longest = 16 * short  # a single row of pixels, enlarged whole, would fill the memory
+    longest = 16 * min(image.size)  # a row of pixels, enlarged whole, would fill the memory
     if max(image.size) > longest:
         image = ImageOps.fit(image, (min(image.width, longest), min(image.height, longest)))
-    return functional.center_crop(functional.resize(image, side), side)
+    return functional.center_crop(functional.resize(image, size[0]), size[0])
 
 
 def turn(image: Image.Image) -> None:
