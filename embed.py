@@ -6,7 +6,6 @@ python embed.py --model_path results/cifar10/….pth --root DIR --out features.n
 import argparse
 import glob
 import hashlib
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from attentionce.data.image_folder import FolderOptions
 from attentionce.data.images import Images, summary
 from attentionce.errors import UserError
 from attentionce.evaluation.knn import features
-from attentionce.runs import files, locks, signals, states
+from attentionce.runs import files, locks, states
 from attentionce.runs.feature_files import WRITERS, fill_rows
 from attentionce.training import devices, processes
 from attentionce.weights import digest
@@ -35,13 +34,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The settings."""
     parser = cli.Parser(description=__doc__, formatter_class=cli.Help)
     add = parser.add_argument_group("encoder").add_argument
-    add(
-        "--model_path",
-        type=cli.path,
-        required=True,
-        metavar="PATH",
-        help="weights that hold an encoder, or random for an untrained one",
-    )
+    text = "weights that hold an encoder, or random for an untrained one"
+    add("--model_path", type=cli.path, required=True, metavar="PATH", help=text)
     add("--arch", choices=ARCHS, help="default: read off the weights; random: resnet50")
     add("--stem", choices=STEMS, help="default: read off the weights; random: small")
     add("--seed", type=int, default=0, help="of an untrained encoder")
@@ -67,8 +61,7 @@ def check_args(args: argparse.Namespace) -> None:
     """Raise a UserError for what cannot work, before anything is loaded or written."""
     if processes.world() > 1:
         raise UserError("embed.py works in one process: start it without torchrun")
-    cli.check_seed(args)
-    cli.check_at_least(args, batch_size=1, store_size=4, seed=0)
+    cli.check_at_least(args, batch_size=1, store_size=4)
     out = Path(args.out)
     if out.suffix not in WRITERS:
         raise UserError(f"--out {out} must end in {' or '.join(WRITERS)}")
@@ -107,8 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return features(encoder, pixels, device, dtype, args.batch_size).cpu().numpy()
 
     taken = f"{out}: wait for it, or name another --out"
-    with signals.handled(), locks.held(out.with_name(f"{out.name}.lock"), taken):
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave as on Ctrl-C
+    with locks.held(out.with_name(f"{out.name}.lock"), taken):
         shape = (len(images.labels), sum(widths.values()))
         filled = fill_rows(partial, shape, args.batch_size, rows)
         parts = np.split(filled, [widths["feature"]], axis=1)
@@ -139,22 +131,18 @@ class Encoder(nn.Module):
 
 def open_encoder(args: argparse.Namespace) -> tuple[Encoder, str]:
     """(encoder, arch) of weights, or untrained for `random`."""
-    if args.model_path != "random" and not args.projection:
-        f, arch = load_encoder(args.model_path, args.arch, args.stem)
-        return Encoder(f), arch
     if args.model_path == "random":
         model, arch = untrained(args.arch, args.stem, args.seed)
-    else:
+    elif args.projection:
         model, arch = load_model(args.model_path, args.arch, args.stem)
+    else:
+        f, arch = load_encoder(args.model_path, args.arch, args.stem)
+        return Encoder(f), arch
     return Encoder(model.f, model.g if args.projection else None), arch
 
 
 def open_classifier(path: str) -> dict[str, Any]:
-    """What linear.py has fitted to the features of an encoder.
-
-    Raises:
-        UserError: The file holds something else, or the encoder was changed meanwhile.
-    """
+    """What linear.py has fitted to the features of an encoder that was frozen."""
     content = files.read(path)
     if not content.keys() >= {"classifier", "classes", "size", "weights", "encoder"}:
         raise UserError(f"{path} is not a classifier of linear.py")

@@ -9,9 +9,7 @@ from torchvision import datasets
 from attentionce.data.image_folder import FolderOptions, image_folder
 from attentionce.data.images import Images, fetching
 from attentionce.data.tinyimagenet import tiny_imagenet
-from attentionce.errors import UserError, as_user_error
-
-__all__ = ["DATASETS", "Images", "UserError", "load"]
+from attentionce.errors import UserError
 
 DATASETS = ("cifar10", "cifar100", "stl10", "tinyImageNet", "folder", "photos")
 # STL10's own class_names.txt is not read: no checksum covers it.
@@ -24,17 +22,13 @@ PHOTOS = (
 
 
 def load(
-    name: str,
-    root: str,
-    split: str,
-    store_size: int = 64,
-    options: FolderOptions = FolderOptions(),
+    name: str, root: str, split: str, store_size: int = 64, options: FolderOptions = FolderOptions()
 ) -> Images:
     """Read a data set and decode it once.
 
     Args:
         name: One of DATASETS.
-        root: The folder that holds the data set or that it is downloaded to; not used for photos.
+        root: The folder that holds the data set or that it is downloaded to; photos need none.
         split: "pretrain", "train", "test" or "all". "pretrain" is "train", and for stl10 and a
             folder the unlabelled images as well. "all" is what is in a folder in the order of the
             paths, and of another data set "test" and "pretrain", with paths like test/000000.
@@ -42,8 +36,8 @@ def load(
         options: How to read a folder.
 
     Raises:
-        UserError: The data set is missing or damaged, or a value is wrong. It is a `NoLabels` if a
-            folder has no images with labels for "train" or "test".
+        UserError: The data set is missing or damaged. It is a `NoLabels` if a folder has no images
+            with labels for "train" or "test".
     """
     if store_size < 1:
         raise UserError(f"--store_size must be at least 1, not {store_size}")
@@ -56,16 +50,12 @@ def load(
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         if name == "folder":
             return image_folder(root, split, store_size, options)
-        if name in ("cifar10", "cifar100", "stl10"):
-            images = from_torchvision(name, root, split)
-        elif name == "tinyImageNet":
+        if name == "tinyImageNet":
             images = tiny_imagenet(root, split)
         elif name == "photos":
             images = photos(split)
         else:
-            raise UserError(
-                f"unknown data set {name!r}: --dataset_name is one of {', '.join(DATASETS)}"
-            )
+            images = from_torchvision(name, root, split)
     if split == "pretrain" and name != "stl10":
         split = "train"
     return images._replace(source=f"{name} {split}", fingerprint=f"{name} {split}")
@@ -73,16 +63,12 @@ def load(
 
 def joined(test: Images, train: Images) -> Images:
     """Test and training images of a data set as one, with paths that tell which is which."""
-    parts = (("test", test), ("train", train))
     source = f"{test.source} and {train.source}"
-    return Images(
-        torch.cat([test.pixels, train.pixels]),
-        torch.cat([test.labels, train.labels]),
-        test.classes,
-        source,
-        fingerprint=source,
-        paths=[f"{name}/{i:06d}" for name, part in parts for i in range(len(part.labels))],
-    )
+    paths = [f"test/{i:06d}" for i in range(len(test.labels))]
+    paths += [f"train/{i:06d}" for i in range(len(train.labels))]
+    pixels = torch.cat([test.pixels, train.pixels])
+    labels = torch.cat([test.labels, train.labels])
+    return Images(pixels, labels, test.classes, source, fingerprint=source, paths=paths)
 
 
 def from_torchvision(name: str, root: str, split: str) -> Images:
@@ -117,28 +103,22 @@ def photos(split: str) -> Images:
     Args:
         split: "test", or anything else for training.
     """
-    classes = PHOTOS.split()
-    with as_user_error("the photographs are inside scikit-image: pip install scikit-image"):
-        from skimage import data
+    from skimage import data
 
-        photographs = [getattr(data, name)() for name in classes]
+    classes = PHOTOS.split()
     testing = split == "test"
     count = 32 if testing else 64
     random = np.random.RandomState(int(testing))  # NumPy promises never to change this stream
     crops = []
-    for photograph in photographs:
+    for name in classes:
+        photograph = getattr(data, name)()
         height, width = photograph.shape[:2]
         first, last = (-(-3 * width // 5), width) if testing else (0, 3 * width // 5)
         rgb = np.broadcast_to(photograph.reshape(height, width, -1), (height, width, 3))
         for _ in range(count):
             y = random.randint(height - 63)
             x = random.randint(first, last - 63)
-            crops.append(shrink(rgb[y : y + 64, x : x + 64]))
-    pixels = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous()
+            blocks = rgb[y : y + 64, x : x + 64].reshape(32, 2, 32, 2, 3)
+            crops.append((blocks.sum((1, 3)) + 2) // 4)  # halves are rounded up
+    pixels = torch.from_numpy(np.stack(crops).astype(np.uint8)).permute(0, 3, 1, 2).contiguous()
     return Images(pixels, torch.arange(len(classes)).repeat_interleave(count), classes)
-
-
-def shrink(crop: np.ndarray) -> np.ndarray:
-    """Average blocks of 2×2 pixels, uint8 64×64×3 to 32×32×3; halves are rounded up."""
-    blocks = crop.reshape(32, 2, 32, 2, 3)
-    return ((blocks.sum((1, 3)) + 2) // 4).astype(np.uint8)

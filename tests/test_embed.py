@@ -14,11 +14,10 @@ from helpers.samples import picture, put
 import embed
 import linear
 import utils
-from attentionce.errors import UserError
+from attentionce.data.images import Images
 from attentionce.evaluation import knn
 from attentionce.runs import files, locks
-from attentionce.runs.feature_files import WRITERS, fill_rows
-from attentionce.training import processes
+from attentionce.runs.feature_files import WRITERS
 from model import Model
 
 CPU = torch.device("cpu")
@@ -63,14 +62,14 @@ def encoded(monkeypatch):
 
 @pytest.fixture
 def interrupted(call, monkeypatch):
-    """interrupted(2, SIGINT, *flags): embed.py gets the signal in the encoder's third call."""
+    """interrupted(*flags): embed.py gets a SIGINT in the encoder's third call."""
 
-    def function(calls, number, *words):
-        left, real = iter(range(calls)), embed.features
+    def function(*words):
+        left, real = iter(range(2)), embed.features
 
         def watched(*arguments):
             if next(left, None) is None:
-                os.kill(os.getpid(), number)
+                os.kill(os.getpid(), signal.SIGINT)
             return real(*arguments)
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -100,17 +99,14 @@ def test_features_are_those_of_the_evaluation(call, flags, out, model, pictures,
     assert call(embed, *flags, "--out", out, "--projection") == 0
     content = loaded(out)
     assert set(content) == {"path", "feature", "projection", "label", "classes"}
-    rows = 0
-    for split in ("test", "train"):  # in path order
-        images = utils.load("folder", str(pictures), split, 8)
-        expected = knn.features(model.f, images.pixels, CPU, torch.float32)
-        part = slice(rows, rows + len(images.labels))
-        np.testing.assert_allclose(content["feature"][part], expected, rtol=1e-4, atol=1e-6)
-        assert content["label"][part].tolist() == images.labels.tolist()
-        assert content["path"][part].tolist() == list(images.paths)
-        assert content["classes"].tolist() == images.classes
-        rows += len(images.labels)
-    assert rows == 36 and content["feature"].dtype == np.float32 and encoded == [10, 10, 10, 6]
+    parts = [utils.load("folder", str(pictures), split, 8) for split in ("test", "train")]
+    pixels = torch.cat([images.pixels for images in parts])  # in path order
+    expected = knn.features(model.f, pixels, CPU, torch.float32)
+    np.testing.assert_allclose(content["feature"], expected, rtol=1e-4, atol=1e-6)
+    assert content["label"].tolist() == torch.cat([images.labels for images in parts]).tolist()
+    assert content["path"].tolist() == parts[0].paths + parts[1].paths
+    assert content["classes"].tolist() == parts[0].classes
+    assert content["feature"].dtype == np.float32 and encoded == [10, 10, 10, 6]
     with torch.no_grad():
         expected = model.g(torch.from_numpy(content["feature"]))
     np.testing.assert_allclose(content["projection"], expected, rtol=1e-4, atol=1e-5)
@@ -123,35 +119,33 @@ def test_features_are_those_of_the_evaluation(call, flags, out, model, pictures,
     assert [path.name for path in out.parent.iterdir()] == ["features.npz"]
 
 
-def test_any_folder(call, flags, out, tmp_path, capsys):
+def test_any_folder(call, refused, flags, out, tmp_path, capsys):
     """At any depth, of any size; what lies in no folder has no label."""
     root, out = tmp_path / "mine", out.with_suffix(".csv")
-    names = ["a\nb, c.png", "b.png", "train/x.png", "unlabeled/y/z.png", "ä/deep/er/ü.png"]
+    names = ["b.png", "train/x.png", "unlabeled/y/z.png", "ä/deep/er/ü.png"]
     put(root, {name: picture((7, 9 + i, 3), format="PNG") for i, name in enumerate(names)})
-    put(root, {".hidden/x.png": b"", "broken.png": b"not an image"})
+    put(root, {"broken.png": b"not an image"})
+    assert "broken.png" in refused(embed, *flags, "--root", root, "--out", out)
     call(embed, *flags, "--root", root, "--out", out, "--skip_broken")
     said = capsys.readouterr().out
-    assert "5 images, 1 of 1 class and 4 without labels" in said and "broken images (1)" in said
-    expected = [[path, "ä" if "ä" in path else ""] for path in names]
-    assert [row[:2] for row in table(out)[1]] == expected
+    assert "4 images, 1 of 1 class and 3 without labels" in said and "broken images (1)" in said
+    assert [row[:2] for row in table(out)[1]] == [[path, "ä" * ("ä" in path)] for path in names]
 
 
-def test_data_sets_by_name(call, flags, out, model, monkeypatch):
+def test_data_sets_by_name(call, flags, out, monkeypatch):
     """Their test images come first, then those of pretraining; -1 is no label."""
-    pixels = torch.randint(256, (10, 3, 8, 8), dtype=torch.uint8)
-    parts = {"test": slice(0, 4), "pretrain": slice(4, 10)}
-    labels = torch.tensor([0, 1, 0, 1, 1, 1, 0, 0, -1, -1])
+    labels = {"test": [0, 1, 0, 1], "pretrain": [1, 1, 0, -1]}
 
     def photos(split):
-        return utils.Images(pixels[parts[split]], labels[parts[split]], ["a", "b"])
+        pixels = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+        return Images(pixels, torch.tensor(labels[split]), ["a", "b"])
 
     monkeypatch.setattr(utils, "photos", photos)
     call(embed, *flags, "--dataset_name", "photos", "--out", out)
     content = loaded(out)
-    paths = [f"test/{i:06d}" for i in range(4)] + [f"train/{i:06d}" for i in range(6)]
-    assert content["path"].tolist() == paths and content["label"].tolist() == labels.tolist()
-    expected = knn.features(model.f, pixels, CPU, torch.float32)
-    np.testing.assert_allclose(content["feature"], expected, rtol=1e-4, atol=1e-6)
+    paths = [f"{part}/{i:06d}" for part in ("test", "train") for i in range(4)]
+    assert content["path"].tolist() == paths
+    assert content["label"].tolist() == labels["test"] + labels["pretrain"]
 
 
 def test_an_untrained_encoder(call, flags, out):
@@ -211,15 +205,15 @@ def test_a_classifier_that_does_not_fit(refused, flags, out, classifier):
 
 
 def test_names_and_numbers_that_text_often_spoils():
-    numbers = np.random.default_rng(0).standard_normal((3, 7)).astype(np.float32)
+    numbers = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
     numbers[0, :3] = [1e-30, 16777217, 1 / 3]
     paths, file = ["a\nb, c.png", "\udcff.png", "z" * 300], io.BytesIO()
-    arrays = {"path": np.array(paths), "feature": numbers[:, :4], "projection": numbers[:, 4:]}
+    arrays = {"path": np.array(paths), "feature": numbers[:, :3], "projection": numbers[:, 3:]}
     arrays |= {"label": np.array([-1, 1, 0]), "classes": np.array(["cat", "dog, or ü"])}
     WRITERS[".csv"](file, arrays)
     text = file.getvalue().decode("utf-8", "surrogateescape")
     header, *rows = csv.reader(io.StringIO(text, newline=""))
-    columns = [f"feature_{i}" for i in range(4)] + [f"projection_{i}" for i in range(3)]
+    columns = ["feature_0", "feature_1", "feature_2", "projection_0"]
     assert header == ["path", "label", *columns]
     assert [row[0] for row in rows] == paths
     assert [row[1] for row in rows] == ["", "dog, or ü", "cat"]
@@ -229,58 +223,40 @@ def test_names_and_numbers_that_text_often_spoils():
 # ---- interruptions ----
 
 
-@pytest.mark.parametrize("length, first", [(0, 0), (11, 0), (95, 4), (96, 8), (120, 10)])
-def test_rows_are_continued_at_a_whole_block(tmp_path, length, first, capsys):
-    all_rows, path, made = np.arange(30, dtype=np.float32).reshape(10, 3) / 7, tmp_path / "rows", []
-    path.write_bytes(all_rows.tobytes()[:length])
-
-    def rows(first, last):
-        made.append((first, last))
-        return all_rows[first:last]
-
-    assert (fill_rows(path, (10, 3), 4, rows) == all_rows).all()
-    assert made == [block for block in ((0, 4), (4, 8), (8, 10)) if block[0] >= first]
-    assert (f"{first} of them are finished" in capsys.readouterr().out) == (first > 0)
-
-
-def test_a_full_disk(tmp_path, monkeypatch):
-    def full(descriptor):
+def test_a_full_disk(refused, flags, out, monkeypatch):
+    def full(file):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="cannot write .* what is done is kept.*No space left"):
-        fill_rows(tmp_path / "rows", (1, 3), 4, lambda first, last: np.ones((1, 3)))
+    message = refused(embed, *flags, "--out", out)
+    assert "cannot write" in message and "what is done is kept" in message
 
 
-@pytest.mark.parametrize(("after", "number"), [(0, signal.SIGTERM), (2, signal.SIGINT)])
-def test_interrupted(call, flags, out, encoded, interrupted, after, number):
+def test_interrupted(call, flags, out, encoded, interrupted, capsys):
     """The same command continues; finished blocks are not encoded again, the file is the same."""
     whole = out.with_name("whole.npz")
     call(embed, *flags, "--out", whole)
-    interrupted(after, number, *flags, "--out", out)
-    assert len(list(out.parent.glob("features.npz.*"))) == 1  # no lock
+    interrupted(*flags, "--out", out)
+    (partial,) = out.parent.glob("features.npz.*")  # no lock
+    os.truncate(partial, partial.stat().st_size - 5)  # as if it were killed while it writes
     encoded.clear()
     call(embed, *flags, "--out", out)
-    assert len(encoded) == 4 - after and out.read_bytes() == whole.read_bytes()
+    assert "10 of them are finished already" in capsys.readouterr().out
+    assert encoded == [10, 10, 6] and out.read_bytes() == whole.read_bytes()
     assert {path.name for path in out.parent.iterdir()} == {"whole.npz", "features.npz"}
 
 
-def test_rows_of_other_settings_are_not_taken(call, flags, out, tmp_path, encoded, interrupted):
+def test_rows_of_other_settings_are_not_taken(call, flags, out, encoded, interrupted):
     """Nor do they stay when the output is written."""
-    root = tmp_path / "mine"
-    put(root, {f"{i}.png": picture((8, 8, 3), i, "PNG") for i in range(30)})
-    flags = [*flags, "--root", root, "--out", out]
-    interrupted(2, signal.SIGINT, *flags)
+    interrupted(*flags, "--out", out)
     (partial,) = out.parent.iterdir()
     content = partial.read_bytes()
-    words = ["--model_path", "random", "--arch", "resnet10"]
-    for other in (["--precision", "bf16"], ["--image_size", 7], ["--projection"], words, []):
-        if not other:
-            put(root, {"more.png": picture((8, 8, 3), 30, "PNG")})
+    untrained = ["--model_path", "random", "--arch", "resnet10"]
+    for other in (["--precision", "bf16"], ["--image_size", 7], ["--projection"], untrained):
         partial.write_bytes(content)
         encoded.clear()
-        call(embed, *flags, *other)
-        assert encoded[:3] == [10, 10, 10]
+        call(embed, *flags, "--out", out, *other)
+        assert encoded == [10, 10, 10, 6]
         assert [path.name for path in out.parent.iterdir()] == ["features.npz"]
 
 
@@ -290,26 +266,14 @@ def test_two_at_once(refused, flags, out):
     assert f"is at work on {out}: wait for it, or name another --out" in message
 
 
-def test_as_a_user_starts_it(script, flags, out):
-    process = script("embed.py", *flags, "--out", out)
-    assert process.returncode == 0, process.stderr
-    assert process.stderr == "" and len(loaded(out)["path"]) == 36
-
-
 # ---- what is refused ----
 
 
-def test_wrong_flags_are_named(refused, flags, out, monkeypatch, tmp_path):
+def test_wrong_flags_are_named(refused, flags, out, tmp_path):
     def says(text, *words):
         assert text in refused(embed, *flags, "--out", out, *words)
 
     says("must end in .npz or .csv", "--out", "features.txt")
     says("must name a file in a folder that exists", "--out", tmp_path / "none" / "f.npz")
     says("--batch_size must be at least 1", "--batch_size", 0)
-    says("--store_size must be at least 4", "--store_size", 3)
-    put(tmp_path / "other", {"a.png": b"not an image"})
-    says("a.png", "--root", tmp_path / "other")
-    says("does not fit resnet18", "--arch", "resnet18")
-    monkeypatch.setattr(processes, "world", lambda: 2)
-    says("start it without torchrun")
     assert list(out.parent.iterdir()) == []

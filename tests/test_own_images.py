@@ -2,7 +2,6 @@
 
 import sys
 
-import pytest
 from helpers.groups import Tiny
 from helpers.outputs import rows
 from helpers.samples import picture, put
@@ -10,8 +9,6 @@ from helpers.samples import picture, put
 import linear
 import main
 from attentionce import cli
-from attentionce.data import images
-from utils import load
 
 
 def words(root, results, *more):
@@ -37,23 +34,10 @@ def test_pretraining_without_labels(tmp_path, results, call, capsys, small_encod
     assert float(row["loss"]) > 0 and row["knn_top1"] == ""
 
 
-def test_pretraining_on_any_folder(tmp_path, results, call, capsys, small_encoder):
-    root = save(tmp_path / "own", "a/b/1.png", "a/2.png", "3.png", "c/4.png")
-    assert call(main, *words(root, results)) == 0
-    out = capsys.readouterr().out
-    assert "pretraining on 4 images, 3 of 2 classes and 1 without labels, 8×8 px" in out
-    assert "no kNN accuracy: there are no test images with labels" in out
-
-
-@pytest.fixture
-def banks(monkeypatch):
-    """A list that gets features and labels of the images that vote in each kNN accuracy."""
-    found, real = [], main.knn
-    monkeypatch.setattr(main, "knn", lambda *given: (found.append(given[:2]), real(*given))[1])
-    return found
-
-
-def test_what_labels_there_are_vote(tmp_path, results, call, capsys, small_encoder, banks):
+def test_what_labels_there_are_vote(tmp_path, results, call, capsys, small_encoder, monkeypatch):
+    """Those of the images for pretraining, which are not read a second time."""
+    banks, knn = [], main.knn
+    monkeypatch.setattr(main, "knn", lambda *given: (banks.append(given[:2]), knn(*given))[1])
     names = ["train/a/1.png", "train/b/2.png", "test/a/1.png", "test/b/x.png"]
     root = save(tmp_path / "own", *names, *(f"unlabeled/{i}.png" for i in range(9)))
     assert call(main, *words(root, results, "--knn_every", 1)) == 0
@@ -62,40 +46,6 @@ def test_what_labels_there_are_vote(tmp_path, results, call, capsys, small_encod
     out = capsys.readouterr().out
     assert "pretraining on 11 images, 2 of 2 classes and 9 without labels" in out
     assert f"kNN accuracy on 2 images of 2 classes, 8×8 px ({root}/test); 2 images vote\n" in out
-
-
-def test_the_bank_of_stl10_is_its_labelled_part(call, results, small_encoder, monkeypatch, banks):
-    """It comes with the images for pretraining: the 3 GB are not read a second time."""
-    loaded = []
-
-    def few(name, root, split, *_):
-        loaded.append(split)
-        train = load("photos", "", "train")
-        labels = train.labels.clone()
-        labels[8:] = -1
-        if split == "test":
-            return images.Images(train.pixels[:4], train.labels[:4], train.classes)
-        return images.Images(train.pixels[:16], labels[:16], train.classes)
-
-    monkeypatch.setattr(main, "load", few)
-    flags = words("unused", results, "--knn_every", 1)
-    flags[1] = "stl10"
-    assert call(main, *flags) == 0
-    assert loaded == ["pretrain", "test"] and len(banks[0][0]) == 8
-
-
-@pytest.mark.parametrize(
-    ("names", "said"),
-    [
-        (["train/1.png"], "have no labels: they need one folder per class"),
-        (["a/1.png", "b/2.png"], "there are no test images with labels"),
-        (["unlabeled/1.png", "test/a/1.png"], "have no labels"),
-    ],
-)
-def test_linear_says_what_it_lacks(tmp_path, results, encoder, refused, names, said):
-    root = save(tmp_path / "own", *names)
-    flags = ["--dataset_name", "folder", "--root", root, "--results", results]
-    assert said in refused(linear, *flags, "--model_path", encoder)
 
 
 def test_flags_of_the_images(tmp_path, results, encoder, call, refused, capsys):

@@ -18,9 +18,3 @@ def test_a_line_a_minute(monkeypatch, capsys):
     assert re.match(r"decoding train: +52%.* 52/100 .*01:00<0\d:\d\d, .*5\.\d+s/image", lines[0]), (
         lines
     )
-
-
-def test_short_work_says_nothing(capsys):
-    with progress(3, "decoding test") as bar:
-        bar.update(3)
-    assert capsys.readouterr().err == ""

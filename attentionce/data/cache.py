@@ -7,28 +7,22 @@ decoded, 2 broken. The images that were decoded lie at the array's beginning, wi
 import math
 import os
 import tempfile
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from attentionce.data.decoding import BrokenImage, decode, refuse
+from attentionce.data.decoding import BrokenImage, decode, open_image, refuse, upright
 from attentionce.errors import as_user_error
 from attentionce.progress import progress
 
 DECODED, BROKEN = 1, 2
 BLOCK = 2**26  # bytes of pixels to decode at a time
-Found = tuple[np.ndarray, np.ndarray]  # images uint8 n×3×H×W, which of all N they are
 
 
 def folder_for(root: str, cache: str | None) -> Path:
-    """The user's `cache`, else the images' folder, or where that is read-only a temporary one.
-
-    Raises:
-        UserError: The folder cannot be made, or belongs to somebody else.
-    """
+    """The user's `cache`, else the images' folder, or where that is read-only a temporary one."""
     if cache is None and os.access(root, os.W_OK):
         return Path(root)
     user = os.getuid() if hasattr(os, "getuid") else ""
@@ -40,12 +34,8 @@ def folder_for(root: str, cache: str | None) -> Path:
     return folder
 
 
-def find(path: Path, count: int, skip_broken: bool) -> Found | None:
-    """Map the file if it has all `count` images, or all sound ones.
-
-    Raises:
-        UserError: It is damaged.
-    """
+def find(path: Path, count: int, skip_broken: bool) -> tuple[np.ndarray, np.ndarray] | None:
+    """Map the file if it has all `count` images, or with `skip_broken` all sound ones."""
     if not path.exists():
         return None
     with as_user_error(f"cannot use the decoded images in {str(path)!r}: remove this file"):
@@ -58,11 +48,7 @@ def find(path: Path, count: int, skip_broken: bool) -> Found | None:
 
 
 def write(
-    path: Path,
-    shape: tuple[int, int, int, int],
-    read: Callable[[int], Image.Image],
-    what: str,
-    skip_broken: bool,
+    path: Path, images: list[str], size: tuple[int, int], what: str, skip_broken: bool
 ) -> None:
     """Decode images to a file, continuing where a process that was killed stopped.
 
@@ -70,23 +56,28 @@ def write(
 
     Args:
         path: The file. It gets this name only when it is complete.
-        shape: Of the images, N×3×H×W.
-        read: Given i, returns image i in RGB.
+        images: The files of the images.
+        size: Height and width.
 
     Raises:
         UserError: The file cannot be written, or images are broken.
     """
-    count, row = shape[0], math.prod(shape[1:])
+
+    def read(i: int) -> Image.Image:
+        with open_image(images[i]) as image:
+            return upright(image, size)
+
+    count, row = len(images), 3 * math.prod(size)
     block = max(1, BLOCK // row)
     broken: dict[int, BrokenImage] = {}
-    part = path.with_suffix(f".{shape[2]}.{shape[3]}.part")
+    part = path.with_suffix(f".{size[0]}.{size[1]}.part")
     with as_user_error(
         f"cannot write {count * row / 1e9:.3f} GB of decoded images to {str(path)!r}: make room "
         "and give write permission there, or name another folder with --cache"
     ):
         part.touch()
         with open(part, "r+b") as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            header = {"descr": "|u1", "fortran_order": False, "shape": (count, 3, *size)}
             np.lib.format.write_array_header_1_0(file, header)
             start = file.tell()
             end = file.seek(start + count * row)
@@ -96,14 +87,13 @@ def write(
             states[done:] = 0
             with progress(count, f"decoding {what}", done) as bar:
                 for first in range(done, count, block):
-                    pixels = np.empty((min(block, count - first), *shape[1:]), np.uint8)
-                    broken_here = decode(read, first, pixels, bar)
-                    broken |= broken_here
-                    these = states[first : first + len(pixels)]
-                    these[:] = DECODED
-                    these[[i - first for i in broken_here]] = BROKEN
+                    pixels = np.empty((min(block, count - first), 3, *size), np.uint8)
+                    broken |= decode(read, first, pixels, bar)
+                    last = first + len(pixels)
+                    states[first:last] = DECODED
+                    states[[*broken]] = BROKEN
                     file.seek(start + row * np.count_nonzero(states[:first] == DECODED))
-                    file.write(pixels[these == DECODED].tobytes())
+                    file.write(pixels[states[first:last] == DECODED].tobytes())
                     file.flush()
                     os.fsync(file.fileno())  # only then they count as decoded
                     file.seek(end)

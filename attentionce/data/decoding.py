@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin
+from torchvision.transforms import functional
 from tqdm import tqdm
 
 from attentionce.errors import UserError
@@ -46,8 +47,6 @@ def open_image(path: str, allowed: list[str] | None = None) -> Iterator[Image.Im
         UserError: There is not enough memory, which does not mean that the image is broken.
     """
     try:
-        if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for ever
-            raise OSError("not a regular file")
         with Image.open(path, formats=allowed or formats()) as image:
             yield image
     except MemoryError:
@@ -59,11 +58,10 @@ def open_image(path: str, allowed: list[str] | None = None) -> Iterator[Image.Im
 def decode(
     read: Callable[[int], Image.Image], first: int, out: np.ndarray, bar: tqdm
 ) -> dict[int, BrokenImage]:
-    """Decode images in several threads, since PIL releases Python's lock while it decodes.
+    """Fill `out`, uint8 N×3×H×W, with images `first` to `first` + N − 1, in several threads.
 
     Args:
-        read: Given i, returns image i in RGB.
-        out: The array to fill with images `first`, `first` + 1, …, uint8 N×3×H×W.
+        read: Given i, returns image i in RGB. PIL releases Python's lock while it decodes.
         bar: Is moved by every image.
 
     Returns:
@@ -77,9 +75,7 @@ def decode(
         except BrokenImage as error:
             broken[i] = error
 
-    # The CPUs that the process may use; macOS and Windows only count those that there are.
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    with ThreadPoolExecutor(count) as pool:  # multiprocessing's needs semaphores of the system
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in pool.map(decode_one, range(first, first + len(out))):
             bar.update()
     return dict(sorted(broken.items()))
@@ -113,15 +109,10 @@ def upright(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     image = on_white(image)
     if (image.height, image.width) == size:
         return image
-    side, short = size[0], min(image.size)
-    longest = 16 * short  # a single row of pixels, enlarged whole, would fill the memory
+    longest = 16 * min(image.size)  # a row of pixels, enlarged whole, would fill the memory
     if max(image.size) > longest:
         image = ImageOps.fit(image, (min(image.width, longest), min(image.height, longest)))
-    resized = (side * image.width // short, side * image.height // short)
-    image = image.resize(resized, Image.Resampling.BILINEAR)
-    left = round((image.width - side) / 2)
-    top = round((image.height - side) / 2)
-    return image.crop((left, top, left + side, top + side))
+    return functional.center_crop(functional.resize(image, size[0]), size[0])
 
 
 def turn(image: Image.Image) -> None:

@@ -10,14 +10,11 @@ from attentionce.data.decoding import extensions
 from attentionce.errors import UserError
 
 # The names that a split's folder may have, in any case, in the order in which they are looked for.
-SPLITS = {
-    "train": ("train", "training"),
-    "test": ("test", "testing", "val", "valid", "validation"),
-    "unlabeled": ("unlabeled", "unlabelled"),
-}
+TRAIN = ("train", "training")
+TEST = ("test", "testing", "val", "valid", "validation")
+UNLABELED = ("unlabeled", "unlabelled")
 # Folders that operating systems and servers make.
 SYSTEM = ("__macosx", "@eadir", "#recycle", "#snapshot", "$recycle.bin", "lost+found")
-NEEDS = "--root {!r} needs a folder train with one folder per class, or just images"
 
 
 class NoLabels(UserError):
@@ -46,20 +43,31 @@ def find_split(root: str, split: str, test_split: str | None) -> tuple[Part, lis
         NoLabels: "train" or "test" is asked for, and there are no labels.
         UserError: There are no images, or test images of a class that the training images lack.
     """
-    if not os.path.isdir(root):
-        raise UserError(f"{NEEDS.format(root)}: there is no such folder")
     paths = files_below(root)
-    folders = split_folders(root, paths, test_split)
-    label = {path: label_of(path, folders["test"]) for path in paths if is_image(path)}
-    files = sorted(label) if split == "all" else training_images(label, folders)
+    images = [path for path in paths if extension(path) in extensions()]
+    train, test, unlabeled = split_folders(root, images, test_split)
+    label = {path: label_of(path, test) for path in images}
+    source = root
+    if split == "all":
+        files = sorted(images)
+    elif train or test:
+        # Images in train beside class folders are left out.
+        in_train = within(images, train)
+        files = [path for path in in_train if label[path]] or in_train
+        files += within(images, unlabeled)
+        folders = [os.path.join(root, folder) for folder in (train, unlabeled) if folder]
+        source = " and ".join(folders) or root
+    else:
+        files = sorted(images, key=lambda path: not label[path])
     classes = sorted({label[path] for path in files} - {""})
-    test = [path for path in within(label, folders["test"]) if label[path] and classes]
-    everything = files if split == "all" else files + test
+    tested = [path for path in within(images, test) if label[path] and classes]
+    everything = files if split == "all" else files + tested
     left_out = left_out_of(paths, {*everything})
     if not files:
-        raise UserError(f"{NEEDS.format(root)}: there are none in it; left out: {listed(left_out)}")
-    sources = [] if split == "all" else folders["train"] + folders["unlabeled"]
-    source = " and ".join(os.path.join(root, folder) for folder in sources) or root
+        raise UserError(
+            f"--root {root!r} needs a folder train with one folder per class, or just images: "
+            f"there are none in it; left out: {listed(left_out)}"
+        )
     if split in ("train", "test") and not classes:
         raise NoLabels(
             f"the images in {source} have no labels: they need one folder per class, "
@@ -68,31 +76,13 @@ def find_split(root: str, split: str, test_split: str | None) -> tuple[Part, lis
     if split == "train":
         files = [path for path in files if label[path]]
     if split == "test":
-        files, source = test, os.path.join(root, *folders["test"])
-        left_out = compare_classes(root, source, classes, {label[path] for path in test})
+        files, source, left_out = tested, os.path.join(root, test), Counter()
+        check_test_images(root, source, {label[path] for path in tested}, classes)
     return Part({path: label[path] for path in files}, classes, left_out, source), everything
 
 
-def training_images(label: dict[str, str], folders: dict[str, list[str]]) -> list[str]:
-    """The images to pretrain on: those of a folder train and of folders for unlabelled images.
-
-    Where there is neither a folder train nor one for a test split, they are all images. Folders in
-    train, or in root, are classes.
-    """
-    if not folders["train"] and not folders["test"]:
-        return sorted(label, key=lambda path: not label[path])
-    files = within(label, folders["train"])
-    if any(label[path] for path in files):
-        files = [path for path in files if label[path]]
-    return files + within(label, folders["unlabeled"])
-
-
-def compare_classes(root: str, source: str, classes: list[str], found: set[str]) -> Counter[str]:
-    """How many classes are not among those `found` in the test images in `source`.
-
-    Raises:
-        UserError: There are none, or one that is not among the `classes` of the training images.
-    """
+def check_test_images(root: str, source: str, found: set[str], classes: list[str]) -> None:
+    """Raise a UserError if no class is `found` in them, or one that the training images lack."""
     if not found:
         raise NoLabels(
             f"there are no test images with labels: {root!r} needs the folders train and test (or "
@@ -101,10 +91,6 @@ def compare_classes(root: str, source: str, classes: list[str], found: set[str])
     for name in sorted(found.difference(classes)):
         folder = os.path.join(source, name)
         raise UserError(f"{folder!r} is not a class of the folder train: rename or remove it")
-    lacking = sorted(set(classes) - found)
-    return Counter(
-        {f"classes without images here, such as {lacking[0]!r}": len(lacking)} if lacking else {}
-    )
 
 
 def left_out_of(paths: list[str], used: set[str]) -> Counter[str]:
@@ -112,7 +98,7 @@ def left_out_of(paths: list[str], used: set[str]) -> Counter[str]:
     found: Counter[str] = Counter()
     for path in paths:
         end = extension(path)
-        if not is_image(path):
+        if end not in extensions():
             heic = ", which needs pip install pillow-heif" if end in (".heic", ".heif") else ""
             found[f"{end or 'no extension'!r}{heic}"] += 1
         elif path not in used:
@@ -121,9 +107,8 @@ def left_out_of(paths: list[str], used: set[str]) -> Counter[str]:
 
 
 def listed(left_out: Counter[str]) -> str:
-    """The most frequent kinds of what is left out, with their numbers."""
-    kinds = [f"{kind} ({count:,})" for kind, count in left_out.most_common(6)]
-    return ", ".join(kinds + ["…"] * (len(left_out) > 6))
+    """The kinds of what is left out, with their numbers, the most frequent first."""
+    return ", ".join(f"{kind} ({count:,})" for kind, count in left_out.most_common())
 
 
 # ------------------------------------------------------------------------------ files and folders
@@ -156,64 +141,49 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def split_folders(root: str, paths: list[str], test_split: str | None) -> dict[str, list[str]]:
-    """The folders of every split in root: at most one for training, and one for tests.
+def split_folders(root: str, images: list[str], test_split: str | None) -> tuple[str, str, str]:
+    """The folders in root for training, tests and unlabelled images; "" where there is none.
 
     Raises:
         UserError: They are in a folder of root, or `test_split` is no folder of test images.
     """
-    folders = named_like_splits(paths)
-    top, *more = {path.split("/")[0] for path in paths if "/" in path} or {""}
-    if not more and named_like_splits([path.removeprefix(f"{top}/") for path in paths])["train"]:
-        right = os.path.join(root, top)
+    tops = {path.split("/")[0].casefold(): path.split("/")[0] for path in images if "/" in path}
+    right = os.path.join(root, *tops.values())
+    if len(tops) == 1 and os.path.isdir(os.path.join(right, "train")):
         raise UserError(f"--root {root!r} has no folder train: did you mean --root {right!r}?")
-    if test_split is not None:
-        folders["test"] = [test_split.strip("/")]
-        if folders["test"][0].split("/")[0] in folders["train"]:
-            raise UserError(f"--test_split {test_split}: these images are trained on; name others")
-        if not has_classes(paths, folders["test"][0]):
-            folder = os.path.join(root, test_split)
-            raise UserError(
-                f"--test_split {test_split}: {folder!r} is not a folder with one folder per class"
-            )
-    folders["test"].sort(key=lambda folder: not has_classes(paths, folder))
-    if not folders["train"] and not folders["test"]:
-        folders["unlabeled"] = []  # one folder among others
-    return {split: names if split == "unlabeled" else names[:1] for split, names in folders.items()}
+    train = next((tops[name] for name in TRAIN if name in tops), "")
+    unlabeled = next((tops[name] for name in UNLABELED if name in tops), "")
+    tests = [test_split.strip("/")] if test_split else [tops.get(name, "") for name in TEST]
+    test = next((folder for folder in tests if has_classes(images, folder)), "")
+    if test_split and not test:
+        folder = os.path.join(root, test_split)
+        raise UserError(f"--test_split: {folder!r} is not a folder with one folder per class")
+    if test_split and test.split("/")[0] == train:
+        raise UserError(f"--test_split {test_split}: these images are trained on; name others")
+    return train, test, unlabeled
 
 
-def has_classes(paths: list[str], folder: str) -> bool:
+def has_classes(images: list[str], folder: str) -> bool:
     """Whether a folder has images in folders."""
-    return any(label_of(path, [folder]) and is_image(path) for path in within(paths, [folder]))
+    return any(label_of(path, folder) for path in within(images, folder))
 
 
-def named_like_splits(paths: list[str]) -> dict[str, list[str]]:
-    """The first folders of these paths that are named like one of a split, the usual name first."""
-    tops = {path.split("/")[0].casefold(): path.split("/")[0] for path in paths if "/" in path}
-    return {
-        split: [tops[name] for name in names if name in tops] for split, names in SPLITS.items()
-    }
-
-
-def label_of(path: str, tests: list[str]) -> str:
+def label_of(path: str, test: str) -> str:
     """The class of an image: the first folder that it lies in, not counting that of a split."""
-    top = next((folder for folder in tests if path.startswith(f"{folder}/")), path.split("/")[0])
-    if top.casefold() in SPLITS["unlabeled"]:
+    top, _, inside = path.partition("/")
+    if top.casefold() in UNLABELED:
         return ""
-    if top in tests or top.casefold() in SPLITS["train"] + SPLITS["test"]:
-        path = path[len(top) + 1 :]
-    folder, inside, _ = path.partition("/")
-    return folder if inside else ""
+    if path.startswith(f"{test}/"):
+        inside = path.removeprefix(f"{test}/")
+    elif top.casefold() not in TRAIN + TEST:
+        inside = path
+    folder, in_folder, _ = inside.partition("/")
+    return folder if in_folder else ""
 
 
-def within(paths: Iterable[str], folders: list[str]) -> list[str]:
-    """The paths in these folders."""
-    return [path for folder in folders for path in paths if path.startswith(f"{folder}/")]
-
-
-def is_image(path: str) -> bool:
-    """Whether a file has an image's extension; what it holds does not matter."""
-    return extension(path) in extensions()
+def within(paths: Iterable[str], folder: str) -> list[str]:
+    """The paths in a folder; none where that is ""."""
+    return [path for path in paths if path.startswith(f"{folder}/")]
 
 
 def extension(path: str) -> str:

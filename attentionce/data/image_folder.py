@@ -1,6 +1,5 @@
 """The user's own images, of any size and format, with or without labels."""
 
-import functools
 import hashlib
 import os
 from collections.abc import Iterable
@@ -8,12 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image
 
 from attentionce.data import cache
-from attentionce.data.decoding import BrokenImage, open_image, turn, upright
+from attentionce.data.decoding import BrokenImage, open_image, turn
 from attentionce.data.folder_layout import find_split, listed
 from attentionce.data.images import Images
 from attentionce.errors import UserError, as_user_error
@@ -36,18 +33,27 @@ class FolderOptions(NamedTuple):
 def image_folder(
     root: str, split: str, store_size: int, options: FolderOptions = FolderOptions()
 ) -> Images:
-    """Read the images of a split; folder_layout.py says which they are, cache.py where they go.
+    """Read the images of a split; the arguments and errors are those of `utils.load`.
 
     Images become RGB on white, upright as EXIF says. Their short side is resized to `store_size`
-    and the centre is cut out, unless all images of all splits have the same size and it is no
-    larger than that. The arguments and errors are those of `utils.load`.
+    and the centre is cut out, unless all images of all splits have one size, no larger than that.
     """
-    with as_user_error(f"cannot list the images in {root!r}: repair or remove what cannot be read"):
+    with as_user_error(f"cannot list the images in --root {root!r}: name another, or repair it"):
         part, everything = find_split(root, split, options.test_split)
     paths, labels = [*part.files], [*part.files.values()]
     if split == "pretrain" and labels[-1]:
         split = "train"  # the same images
-    pixels, kept = decoded(root, split, paths, everything, store_size, options)
+    folder = cache.folder_for(root, options.cache)
+    elsewhere = "" if folder == Path(root) else os.path.abspath(root)
+    settings = digest([READING, store_size, options.test_split, elsewhere])
+    contents = digest((path, *size_and_time(root, path)) for path in everything)
+    file = folder / f".{split}-{settings}-{contents}.npy"
+    with held(file.with_suffix(".lock"), None):  # another process may be decoding them
+        while (found := cache.find(file, len(paths), options.skip_broken)) is None:
+            size = common_size([os.path.join(root, path) for path in everything], store_size)
+            images = [os.path.join(root, path) for path in paths]
+            cache.write(file, images, size, split, options.skip_broken)
+    pixels, kept = found
     if len(kept) < len(paths):
         part.left_out["broken images"] = len(paths) - len(kept)
         paths, labels = [paths[i] for i in kept], [labels[i] for i in kept]
@@ -63,39 +69,6 @@ def image_folder(
         fingerprint(root, paths, pixels.shape[2:]),
         paths,
     )
-
-
-def decoded(
-    root: str,
-    split: str,
-    paths: list[str],
-    everything: list[str],
-    store_size: int,
-    options: FolderOptions,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The images of `paths`, uint8 n×3×H×W, in a file that is mapped, and which of them they are.
-
-    The sizes of `everything` decide on that of the images.
-    """
-    folder = cache.folder_for(root, options.cache)
-    elsewhere = "" if folder == Path(root) else os.path.abspath(root)
-    settings = digest([READING, store_size, options.test_split, elsewhere])
-    contents = digest((path, *size_and_time(root, path)) for path in everything)
-    path = folder / f".{split}-{settings}-{contents}.npy"
-    find = functools.partial(cache.find, path, len(paths), options.skip_broken)
-    while (found := find()) is None:
-        with held(path.with_suffix(".lock"), None):
-            if find() is None:  # else another process has decoded them
-                size = common_size([os.path.join(root, path) for path in everything], store_size)
-                read = functools.partial(read_image, root, paths, size)
-                cache.write(path, (len(paths), 3, *size), read, split, options.skip_broken)
-    return found
-
-
-def read_image(root: str, paths: list[str], size: tuple[int, int], i: int) -> Image.Image:
-    """Image i in RGB, `size` pixels high and wide."""
-    with open_image(os.path.join(root, paths[i])) as image:
-        return upright(image, size)
 
 
 def common_size(paths: list[str], store_size: int) -> tuple[int, int]:
@@ -119,10 +92,10 @@ def common_size(paths: list[str], store_size: int) -> tuple[int, int]:
 
 
 def fingerprint(root: str, paths: list[str], size: tuple[int, ...]) -> str:
-    """A name that changes with the images, but not with the machine or when files are copied.
+    """A name that changes with the images, but not when they are copied to another machine.
 
     It depends on the size at which images are kept, on the paths and sizes of all files, and on the
-    first bytes of a few of them.
+    first bytes of a few.
     """
     found = hashlib.sha256(ascii(size).encode())
     for path in paths:
@@ -143,7 +116,4 @@ def size_and_time(root: str, path: str) -> tuple[int, int]:
 
 def digest(values: Iterable[Any]) -> str:
     """16 hexadecimal digits that differ wherever the values do."""
-    found = hashlib.sha256()
-    for value in values:
-        found.update(ascii(value).encode())
-    return found.hexdigest()[:16]
+    return hashlib.sha256("".join(map(ascii, values)).encode()).hexdigest()[:16]

@@ -1,6 +1,5 @@
 """What all readers of data sets share: the result, what to say about it, and downloads."""
 
-import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -35,8 +34,7 @@ def summary(images: Images) -> str:
     else:
         what = f"{count:,} images without labels"
     height, width = images.pixels.shape[2:]
-    source = images.source if images.source.isprintable() else ascii(images.source)
-    line = f"{what}, {width}×{height} px ({source})"
+    line = f"{what}, {width}×{height} px ({images.source})"
     return f"{line}; left out: {images.left_out}" if images.left_out else line
 
 
@@ -48,18 +46,10 @@ def labelled(images: Images) -> Images:
 
 @contextmanager
 def fetching(archive: str, md5: str, url: str, root: str, folder: str) -> Iterator[None]:
-    """Guard a download of `archive` to `root` by torchvision, which checks md5 before it unpacks.
-
-    It gives up after a minute without an answer. A UserError says which file to put where.
-    """
+    """Around a download by torchvision: a UserError that says which file to put where."""
     advice = (
         f"no usable {archive}: put {archive} (md5 {md5}, from {url}) into the folder {root!r} "
         f"and remove any {folder} from it"
     )
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(60)  # or a network that swallows packets would hang the program
-    try:
-        with redirect_stdout(sys.stderr), as_user_error(advice):
-            yield
-    finally:
-        socket.setdefaulttimeout(timeout)
+    with redirect_stdout(sys.stderr), as_user_error(advice):
+        yield

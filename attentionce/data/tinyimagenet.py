@@ -1,5 +1,6 @@
 """TinyImageNet: its zip is checked and unpacked once, then images are read from the folder."""
 
+import glob
 import os
 import tempfile
 
@@ -22,14 +23,8 @@ def tiny_imagenet(root: str, split: str) -> Images:
 
     Args:
         root: The folder that holds tiny-imagenet-200/ or tiny-imagenet-200.zip, or the unpacked
-            data set itself.
+            data set itself. The classes are in the order of its wnids.txt.
         split: "test" (the folder val), or anything else for training.
-
-    Returns:
-        The images. The classes are the WNIDs in the order of wnids.txt.
-
-    Raises:
-        UserError: The data set cannot be downloaded or is damaged.
     """
     folder = os.path.join(root, TINY)
     if not os.path.isdir(folder) and os.path.exists(os.path.join(root, "wnids.txt")):
@@ -62,24 +57,15 @@ def labelled_paths(folder: str, split: str, label_of: dict[str, int]) -> list[tu
     """The images and their labels: by class and name, or in the order of val's annotations.
 
     Many people sort the images of val into class folders; then val is read like train.
-
-    Raises:
-        ValueError, KeyError: The images of val and its annotations do not fit each other.
-        OSError: A class has no images, or a file cannot be read.
     """
     images = os.path.join(folder, "val", "images")
-    names = sorted(filter(is_jpeg, os.listdir(images))) if os.path.isdir(images) else []
+    names = sorted(os.path.basename(path) for path in glob.glob(f"{glob.escape(images)}/*.JPEG"))
     if split != "test" or not names:
         part = os.path.join(folder, "val" if split == "test" else "train")
-        found = datasets.folder.make_dataset(part, label_of, is_valid_file=is_jpeg)
+        found = datasets.folder.make_dataset(part, label_of, extensions=(".jpeg",))
         return sorted(found, key=lambda sample: sample[1])
     with open(os.path.join(folder, "val", "val_annotations.txt"), encoding="ascii") as file:
         wnids = [line.split()[:2] for line in file]  # a name, its WNID, and a box
     if sorted(name for name, _ in wnids) != names:
         raise ValueError("val_annotations.txt does not name each image of val/images once")
     return [(os.path.join(images, name), label_of[wnid]) for name, wnid in wnids]
-
-
-def is_jpeg(path: str) -> bool:
-    """Whether a file is an image; macOS puts others beside them whose name begins with a dot."""
-    return path.endswith(".JPEG") and not os.path.basename(path).startswith(".")

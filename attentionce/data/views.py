@@ -76,12 +76,12 @@ class Draw(NamedTuple):
     order: list[list[int]]  # V×4: the order of each view's jitter, as indices into Ops.jitter
 
 
-def generator(seed: int, *where: int) -> torch.Generator:
-    """A CPU generator that depends only on `seed` and `where` (an epoch; an epoch and a step)."""
+def generator(seed: int, *key: int) -> torch.Generator:
+    """A CPU generator that depends only on `seed` and `key` (an epoch; an epoch and a step)."""
     # `manual_seed` keeps 32 bits, so few that two steps of a long run may well share their views.
     # Instead, set all 624 words of the Mersenne Twister. In torch's state they follow 24 bytes of
     # counters and take 8 bytes each.
-    words = np.random.SeedSequence(seed, spawn_key=where).generate_state(624)
+    words = np.random.SeedSequence(seed, spawn_key=key).generate_state(624)
     result = torch.Generator()
     state = result.get_state()
     twister = state[24 : 24 + 8 * 624].view(torch.int64)

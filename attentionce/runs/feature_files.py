@@ -21,15 +21,11 @@ def fill_rows(
     Args:
         shape: Of all rows, float32, which are returned mapped into memory.
         rows: rows(first, last) makes the rows from `first` to `last` (exclusive).
-
-    Raises:
-        UserError: The file cannot be written.
     """
     count, width = shape
     advice = f"cannot write {path}, what is done is kept: make room, then rerun the command"
     with as_user_error(advice), open(path, "ab") as file:
-        done = file.tell() // (4 * width)
-        done -= done % block if done < count else 0  # a block that was cut off is made again
+        done = file.tell() // (4 * width * block) * block  # a block that was cut off is made again
         if done:
             print(f"{done:,} of them are finished already", flush=True)
         file.truncate(4 * width * done)

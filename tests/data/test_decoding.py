@@ -1,12 +1,11 @@
 """Decoding: transparency, orientation, 16 bits, and kinds of images that are refused."""
 
-import os
 import struct
 
 import numpy as np
 import pytest
 import torch
-from helpers.samples import noise, odd_images, refusal, write
+from helpers.samples import noise, odd_images, refusal
 from PIL import Image, ImageOps
 from torchvision import transforms
 
@@ -61,7 +60,7 @@ def test_a_long_line_of_pixels_is_not_enlarged_whole(tmp_path, monkeypatch):
 # ---- transparency, 16 bits ----
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "RGB"])
+@pytest.mark.parametrize("mode", ["RGBA", "P", "L"])
 def test_transparent_pixels_are_white(tmp_path, mode):
     """In a channel of their own, or of one colour; opaque ones keep theirs."""
     rgba = np.array(
@@ -70,29 +69,22 @@ def test_transparent_pixels_are_white(tmp_path, mode):
     image, options = Image.fromarray(rgba), {}
     if mode == "P":
         image = image.quantize(8)
-    elif mode == "LA":
-        image = image.convert(mode)
-    elif mode != "RGBA":
-        image = Image.fromarray(rgba[..., :3] * (rgba[..., 3:] > 0)).convert(mode)
-        options = {"transparency": 0 if mode == "L" else (0, 0, 0)}
+    elif mode == "L":
+        image = Image.fromarray(rgba[..., :3] * (rgba[..., 3:] > 0)).convert("L")
+        options = {"transparency": 0}
     image.save(tmp_path / "x.png", **options)
     (pixels,) = pixels_of(tmp_path)
     assert (pixels[1] == 255).all()
-    assert pixels[0, 0].tolist() == ([76] * 3 if mode in ("L", "LA") else [255, 0, 0])
+    assert pixels[0, 0].tolist() == ([76] * 3 if mode == "L" else [255, 0, 0])
     if mode == "RGBA":
         assert pixels[0, 1].tolist() == [255, 127, 127]
 
 
-@pytest.mark.parametrize("format", ["png", "big-endian tiff", "pgm"])
-def test_sixteen_bits_are_scaled(tmp_path, format):
+@pytest.mark.parametrize("name", ["x.png", "x.tif"])
+def test_sixteen_bits_are_scaled(tmp_path, name):
     values = np.random.RandomState(0).randint(0, 65536, (20, 30)).astype(np.uint16)
     values[0, :2] = 0, 65535
-    if format == "pgm":
-        write(tmp_path / "x.pgm", b"P5 30 20 65535\n" + values.astype(">u2").tobytes())
-    elif format == "png":
-        Image.fromarray(values).save(tmp_path / "x.png")
-    else:
-        Image.fromarray(values.astype(">u2")).save(tmp_path / "x.tif")
+    Image.fromarray(values if name == "x.png" else values.astype(">u2")).save(tmp_path / name)
     right = np.floor(values.astype(float) / 257 + 0.5)
     assert np.array_equal(pixels_of(tmp_path)[0], np.repeat(right[..., None], 3, 2))
 
@@ -100,26 +92,15 @@ def test_sixteen_bits_are_scaled(tmp_path, format):
 # ---- orientation ----
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
 @pytest.mark.parametrize("turned", [True, False])
-def test_malformed_exif(tmp_path, suffix, turned):
+def test_malformed_exif(tmp_path, turned):
     """A resolution in letters, which PIL cannot write again, or what is not EXIF at all."""
     orientation = struct.pack("<HHLHH", 0x112, 3, 1, 6, 0)
     resolution = struct.pack("<HHL4s", 0x11A, 2, 4, b"72")
     exif = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + orientation + resolution + bytes(4)
     image = Image.fromarray(noise(20, 30, 3))
-    image.save(tmp_path / f"x{suffix}", exif=exif if turned else b"Exif\0\0nothing", quality=100)
+    image.save(tmp_path / "x.jpg", exif=exif if turned else b"Exif\0\0nothing")
     assert pixels_of(tmp_path)[0].shape == ((30, 20, 3) if turned else (20, 30, 3))
-
-
-def test_all_orientations(tmp_path):
-    for orientation in range(10):
-        exif = Image.Exif()
-        exif[0x112] = orientation
-        Image.fromarray(noise(20, 20, 3)).save(tmp_path / f"{orientation}.png", exif=exif)
-    for orientation, pixels in enumerate(pixels_of(tmp_path)):
-        right = ImageOps.exif_transpose(Image.open(tmp_path / f"{orientation}.png"))
-        assert np.array_equal(pixels, np.array(right))
 
 
 # ---- what is refused ----
@@ -128,9 +109,6 @@ def test_all_orientations(tmp_path):
 @pytest.mark.parametrize(
     ("mode", "options", "reason"),
     [
-        ("RGB", {}, ""),
-        ("RGBA", {}, ""),
-        ("CMYK", {}, ""),
         ("RGBX", {}, "4 channels"),  # without alpha
         ("I", {}, "32 bits"),
         ("F", {}, "no known range"),
@@ -139,10 +117,7 @@ def test_all_orientations(tmp_path):
 )
 def test_other_channels_and_pages_are_named(tmp_path, mode, options, reason):
     Image.new(mode, (9, 9)).save(tmp_path / "x.tif", **options)
-    if reason:
-        assert reason in refusal("folder", str(tmp_path), "pretrain")
-    else:
-        assert pixels_of(tmp_path).shape == (1, 9, 9, 3)
+    assert reason in refusal("folder", str(tmp_path), "pretrain")
 
 
 def test_a_second_channel_that_is_not_alpha_is_named(tmp_path):
@@ -163,14 +138,3 @@ def test_a_lack_of_memory_is_not_a_broken_image(tmp_path, monkeypatch):
 
     monkeypatch.setattr(decoding, "on_white", full)
     assert "not enough memory" in refusal("folder", str(tmp_path), "pretrain")
-
-
-def test_decoding_takes_all_cpus(tmp_path, monkeypatch):
-    """Also under torchrun, which sets OMP_NUM_THREADS to 1."""
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(5), raising=False)
-    counts, pool = [], decoding.ThreadPoolExecutor
-    pools = lambda count: (counts.append(count), pool(1))[1]  # noqa: E731
-    monkeypatch.setattr(decoding, "ThreadPoolExecutor", pools)
-    Image.fromarray(noise(9, 9, 3)).save(tmp_path / "x.png")
-    pixels_of(tmp_path)
-    assert counts == [5]

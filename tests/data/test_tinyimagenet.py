@@ -2,26 +2,23 @@
 
 import io
 import os
-import random
 import shutil
 import zipfile
 
 import numpy as np
 import pytest
 import torch
-from helpers.samples import cut_network, md5, mutated, picture, put, refusal, tree, write
+from helpers.samples import cut_network, md5, picture, put, refusal, write
 from PIL import Image
 from torchvision import datasets
 
 from attentionce.data import tinyimagenet
-from attentionce.errors import UserError
 from utils import load
 
 WNIDS = ["n03", "n01", "n02"]  # not in alphabetical order, as in the real file
 TRAIN = [f"train/{wnid}/images/{wnid}_{i}.JPEG" for wnid in WNIDS for i in range(3)]
 TEST = [f"val/images/val_{i}.JPEG" for i in (2, 0, 3, 1)]
 ANNOTATIONS = "val/val_annotations.txt"
-LINE = "val_{}.JPEG\t{}\t0\t32\t44\t62\n"
 
 
 @pytest.fixture(autouse=True)
@@ -36,11 +33,12 @@ def files():
 
     Two of the JPEGs are grayscale. The annotations of val are not in order of its names.
     """
-    found = {"wnids.txt": b"n03\nn01\nn02\n", "train/n01/images/._n01_0.JPEG": b"never read"}
+    found = {"wnids.txt": b"n03\nn01\nn02\n"}
     for seed, path in enumerate(TRAIN + TEST):
         found[path] = picture((64, 64) if seed in (4, 9) else (64, 64, 3), seed=seed)
     order = (2, "n01"), (0, "n02"), (3, "n03"), (1, "n02")
-    found[ANNOTATIONS] = "".join(LINE.format(*row) for row in order).encode()
+    lines = [f"val_{i}.JPEG\t{wnid}\t0\t32\t44\t62\n" for i, wnid in order]
+    found[ANNOTATIONS] = "".join(lines).encode()
     return found
 
 
@@ -75,23 +73,19 @@ def check_all(root, files):
 @pytest.mark.parametrize("below", ["tiny-imagenet-200", ""])
 def test_an_unpacked_folder(tmp_path, files, no_network, below):
     put(tmp_path / below, files)
-    before = tree(tmp_path)
     check_all(tmp_path, files)
-    assert tree(tmp_path) == before and not no_network
+    assert not no_network
 
 
 @pytest.mark.parametrize("layout", ["val/{}/", "val/{}/images/"])
 def test_val_in_class_folders(tmp_path, files, layout):
     """As scripts that are passed around leave it."""
-    paths = [
-        f"{layout.format(wnid)}{i}.JPEG" for i, wnid in enumerate(["n03", "n01", "n02", "n02"])
-    ]
+    wnids = ["n03", "n01", "n02", "n02"]
+    paths = [f"{layout.format(wnid)}{i}.JPEG" for i, wnid in enumerate(wnids)]
     for path, old in zip(paths, TEST, strict=True):
         files[path] = files.pop(old)
     put(tmp_path, files)
     check(tmp_path, "test", files, paths, [0, 1, 2, 2])
-    os.remove(tmp_path / paths[0])
-    assert "n03" in refusal("tinyImageNet", str(tmp_path), "test")  # a class without images
 
 
 def test_download(archive, tmp_path, files, monkeypatch):
@@ -128,35 +122,15 @@ def test_an_interrupted_unpacking_leaves_no_folder(archive, files, monkeypatch):
     check_all(archive.parent, files)
 
 
-FAULTS = {  # changed contents (None: no such file), the split, and what the message names
-    "empty wnids": ({"wnids.txt": b"\n"}, "train", "no usable tiny-imagenet-200.zip"),
-    "class without images": ({"wnids.txt": b"n01\nn02\nn03\nn09\n"}, "train", "n09"),
-    "no annotations": ({ANNOTATIONS: None}, "test", "val_annotations.txt"),
-    "unknown class": ({"wnids.txt": b"n03\nn02\n"}, "test", "'n01'"),
-    "no image": ({TEST[0]: None}, "test", "each image of val/images once"),
-    "wrong size": ({TRAIN[5]: picture((64, 65, 3))}, "train", TRAIN[5]),
-    "png": ({TRAIN[5]: picture((64, 64, 3), format="PNG")}, "train", TRAIN[5]),
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_faults(tmp_path, files, fault):
-    changes, split, named = FAULTS[fault]
-    contents = {name: data for name, data in {**files, **changes}.items() if data is not None}
-    put(tmp_path / "tiny-imagenet-200", contents)
-    assert named in refusal("tinyImageNet", str(tmp_path), split)
-
-
-def test_fuzz(tmp_path, files, under_1_gb):
-    """Mutated files are refused in one line or read."""
-    draw, lines = random.Random(0), []
-    put(tmp_path / "tiny-imagenet-200", files)
-    for _ in range(100):
-        name = draw.choice(["wnids.txt", ANNOTATIONS, TEST[0], TRAIN[0]])
-        put(tmp_path / "tiny-imagenet-200", {name: mutated(files[name], draw)})
-        try:
-            load("tinyImageNet", str(tmp_path), draw.choice(["train", "test"]))
-        except UserError as error:
-            lines.append(str(error))
-        put(tmp_path / "tiny-imagenet-200", {name: files[name]})
-    assert 20 < len(lines) < 80 and all(line.isprintable() for line in lines)
+@pytest.mark.parametrize(
+    ("name", "content", "split", "said"),
+    [
+        ("wnids.txt", b"n01\nn02\nn03\nn09\n", "train", "n09"),
+        ("wnids.txt", b"n03\nn02\n", "test", "'n01'"),
+        (ANNOTATIONS, b"val_0.JPEG\tn01\n", "test", "each image of val/images once"),
+        (TRAIN[5], picture((64, 65, 3)), "train", TRAIN[5]),
+    ],
+)
+def test_faults(tmp_path, files, name, content, split, said):
+    put(tmp_path, {**files, name: content})
+    assert said in refusal("tinyImageNet", str(tmp_path), split)

@@ -86,15 +86,6 @@ def test_blur_at_32_pixels_is_a_mean_of_the_two_neighbours():
     check_close(blur.blur(x, weight), expected, atol=0)
 
 
-def test_normalize_and_gray_are_torchvisions():
-    images = random_images(6, 20, 9)
-    expected = F.normalize(images / 255, list(views.MEAN), list(views.STD))
-    for given in (images, images.float()):
-        check_close(views.normalize(given), expected)
-    gray = views.saturation(images / 255, torch.zeros(6, device=DEVICE))
-    check_close(gray, F.rgb_to_grayscale(images / 255, num_output_channels=3))
-
-
 def test_neutral_parameters_change_nothing():
     images = random_images(6, 32, 32)
     x, one, zero = images / 255, torch.ones(6, device=DEVICE), torch.zeros(6, device=DEVICE)

@@ -40,58 +40,28 @@ def picture(shape, seed=0, format="JPEG", **options):
     return file.getvalue()
 
 
-def two_classes(root, train, test, held_out="test", suffix=".png", **options):
-    """Save arrays or images in the folders 0 and 1 of two splits, in turn; return the root."""
-    for split, pictures in (("train", train), (held_out, test)):
-        for i, data in enumerate(pictures):
-            path = root / split / str(i % 2) / f"{i}{suffix}"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            image = data if isinstance(data, Image.Image) else Image.fromarray(data)
-            image.save(path, **options)
-    return str(root)
-
-
 def odd_images(root):
     """Make a folder of odd images; return its path and the paths of train in reading order."""
     turned = Image.Exif()
     turned[0x0112] = 6
     images = {
-        "train/a/cmyk.JPG": (noise(70, 81, 4, seed=1), "CMYK", {"format": "JPEG"}),
-        "train/a/deep/er/wide.png": (noise(50, 333, 3, seed=2), "RGB", {}),
-        "train/b/exif.jpeg": (noise(75, 91, 3, seed=3), "RGB", {"exif": turned}),
-        "train/b/gray.png": (noise(99, 64, seed=4), "L", {}),
-        "train/b/la.png": (noise(64, 67, 2, seed=5), "LA", {}),
-        "train/b/rgba.png": (noise(99, 71, 4, seed=6), "RGBA", {}),
-        "train/b/tall.webp": (noise(321, 68, 3, seed=7), "RGB", {"lossless": True}),
-        "train/b/tiny.bmp": (noise(3, 2, 3, seed=8), "RGB", {}),
-        "train/c d/palette.gif": (noise(80, 64, 3, seed=9), "P", {}),
-        "test/b/x.png": (noise(77, 78, 3, seed=10), "RGB", {}),
+        "train/a/cmyk.JPG": ("CMYK", (81, 70), {"format": "JPEG"}),
+        "train/a/deep/er/wide.png": ("RGB", (333, 50), {}),
+        "train/b/exif.jpeg": ("RGB", (91, 75), {"exif": turned}),
+        "train/b/gray.png": ("L", (64, 99), {}),
+        "train/b/la.png": ("LA", (67, 64), {}),
+        "train/b/rgba.png": ("RGBA", (71, 99), {}),
+        "train/b/tall.webp": ("RGB", (68, 321), {"lossless": True}),
+        "train/b/tiny.bmp": ("RGB", (2, 3), {}),
+        "train/c d/palette.gif": ("P", (64, 80), {}),
+        "test/b/x.png": ("RGB", (78, 77), {}),
     }
-    for name, (data, mode, options) in images.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if mode == "P":
-            image = Image.fromarray(data).convert("P")
-        else:
-            image = Image.frombytes(mode, data.shape[1::-1], data)
-        image.save(path, **options)
+    for seed, (name, (mode, size, options)) in enumerate(images.items()):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        data = noise(size[1], size[0], Image.getmodebands(mode), seed=seed)
+        Image.frombytes(mode, size, data).save(root / name, **options)
     (root / "train" / "empty").mkdir()
-    junk = ["train/readme.png", ".x/y.png", "train/.git/x.png", "train/b/noextension"]
-    junk += ["train/a/notes.txt", "train/a/film.mpg", "train/a/run.eps"]
-    junk += ["train/a/.hidden.png", "train/a/.thumbs/x.png"]
-    put(root, dict.fromkeys(junk, b"not an image"))
     return str(root), [str(root / name) for name in images if name.startswith("train")]
-
-
-def tree(folder):
-    """Every file below a folder, by path: its contents and the time of its last change."""
-    found = {}
-    for inner, _, names in os.walk(folder):
-        for name in names:
-            path = os.path.join(inner, name)
-            with open(path, "rb") as file:
-                found[path] = (file.read(), os.stat(path).st_mtime_ns)
-    return found
 
 
 def mutated(data, draw):
