@@ -75,7 +75,8 @@ def decode(
         except BrokenImage as error:
             broken[i] = error
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    usable = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
+    with ThreadPoolExecutor(len(usable(0)) if usable else os.cpu_count()) as pool:
         for _ in pool.map(decode_one, range(first, first + len(out))):
             bar.update()
     return dict(sorted(broken.items()))

@@ -58,7 +58,9 @@ def find_split(root: str, split: str, test_split: str | None) -> tuple[Part, lis
         folders = [os.path.join(root, folder) for folder in (train, unlabeled) if folder]
         source = " and ".join(folders) or root
     else:
-        files = sorted(images, key=lambda path: not label[path])
+        # Never train on what is called test images.
+        files = [path for path in images if path.split("/")[0].casefold() not in TEST]
+        files.sort(key=lambda path: not label[path])
     classes = sorted({label[path] for path in files} - {""})
     tested = [path for path in within(images, test) if label[path] and classes]
     everything = files if split == "all" else files + tested

@@ -48,11 +48,12 @@ def image_folder(
     settings = digest([READING, store_size, options.test_split, elsewhere])
     contents = digest((path, *size_and_time(root, path)) for path in everything)
     file = folder / f".{split}-{settings}-{contents}.npy"
-    with held(file.with_suffix(".lock"), None):  # another process may be decoding them
-        while (found := cache.find(file, len(paths), options.skip_broken)) is None:
-            size = common_size([os.path.join(root, path) for path in everything], store_size)
-            images = [os.path.join(root, path) for path in paths]
-            cache.write(file, images, size, split, options.skip_broken)
+    if (found := cache.find(file, len(paths), options.skip_broken)) is None:
+        with held(file.with_suffix(".lock"), None):  # another process may be decoding them
+            while (found := cache.find(file, len(paths), options.skip_broken)) is None:
+                size = common_size([os.path.join(root, path) for path in everything], store_size)
+                images = [os.path.join(root, path) for path in paths]
+                cache.write(file, images, size, split, options.skip_broken)
     pixels, kept = found
     if len(kept) < len(paths):
         part.left_out["broken images"] = len(paths) - len(kept)

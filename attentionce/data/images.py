@@ -1,5 +1,6 @@
 """What all readers of data sets share: the result, what to say about it, and downloads."""
 
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -51,5 +52,10 @@ def fetching(archive: str, md5: str, url: str, root: str, folder: str) -> Iterat
         f"no usable {archive}: put {archive} (md5 {md5}, from {url}) into the folder {root!r} "
         f"and remove any {folder} from it"
     )
-    with redirect_stdout(sys.stderr), as_user_error(advice):
-        yield
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(60)  # or a network that swallows packets would hang the program
+    try:
+        with redirect_stdout(sys.stderr), as_user_error(advice):
+            yield
+    finally:
+        socket.setdefaulttimeout(timeout)
