@@ -48,7 +48,7 @@ def train_epoch(run: Run, received: list[int], save_state: Callable[[], object])
             last = progress["step"] == run.steps
             want_check = run.device.type == "cpu" or last or now - checked > REFRESH
             want_save = now - run.saved > 60 * args.state_minutes
-            stop, save, check = processes.largest(
+            stop, save, check = processes.maxima(
                 [max(received, default=0), int(want_save), int(want_check)]
             )
             if check or save or stop:

@@ -160,7 +160,7 @@ def exchanges():
         own = processes.own_rows(rows)
         assert len(own) == -(-rows // world)
         assert torch.equal(processes.gather_rows(own)[:rows], torch.arange(rows))
-    assert processes.largest([rank, -rank, 7]) == [world - 1, 0, 7]
+    assert processes.maxima([rank, -rank, 7]) == [world - 1, 0, 7]
     assert processes.total(torch.tensor(rank)).item() == sum(range(world))
     assert processes.alike(5) and not processes.alike(rank)
     assert processes.from_first(lambda: {"rank": rank, "x": torch.ones(2)})["rank"] == 0
