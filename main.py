@@ -445,7 +445,7 @@ def save_state(run: Run, path: Path, ending: str) -> Path:
     """Save all that the run needs to continue from its next step; all processes wait for it."""
     path = path.with_name(path.name + ending)
     if processes.rank() == 0:
-        states.save_state(path, state_of(run))
+        files.save(path, state_of(run), previous=states.previous(path))
     run.saved = time.monotonic()
     processes.maxima([0])  # if one left earlier, torchrun would end the one that writes
     return path

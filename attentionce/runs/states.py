@@ -3,6 +3,7 @@
 import glob
 import json
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from attentionce.errors import UserError
-from attentionce.runs.files import read, read_csv, save
+from attentionce.runs.files import read, read_csv
 from attentionce.training import processes
 from attentionce.training.devices import code_digests
 
@@ -27,13 +28,8 @@ RECOVERY = {"lr", "weight_decay", "precision"}
 
 
 def previous(path: Path) -> Path:
-    """Where the state before the newest one is kept."""
+    """Where the state before the newest one is kept, in case the disk damages that."""
     return path.with_name(path.name + ".previous")
-
-
-def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write a training state. The one before it is kept, in case the disk damages this one."""
-    save(path, state, previous(path))
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -89,47 +85,23 @@ def find_state(
         UserError: The state, or results that this run would overwrite, were made with other flags
             that change the result; or the state cannot be read.
     """
+    own = folder / f"{stem.format(epochs=args.epochs)}.state"
     if args.resume == "never":  # else an early interruption would continue the old run
-        own = folder / f"{stem.format(epochs=args.epochs)}.state"
         for path in (own, previous(own)):
             if path.exists():
                 os.replace(path, path.with_name(path.name + ".old"))
         return None
-    state = _find_state(args, defaults, folder, stem)
-    changed = [
-        name
-        for name, digest in code_digests().items()
-        if state is not None and state.get("code", {}).get(name, digest) != digest
-    ]
-    if changed:
-        print(
-            f"{', '.join(changed)} changed since the state was saved: the results are of mixed "
-            "code; to start over: --resume never",
-            flush=True,
-        )
-    return state
-
-
-def _find_state(
-    args: Namespace, defaults: dict[str, Any], folder: Path, stem: str
-) -> dict[str, Any] | None:
     named = args.resume != "auto"
-    free = RECOVERY if named else ()
+    free = FREE_FLAGS | RECOVERY if named else FREE_FLAGS
     for path in of_all_epochs(folder, stem, ".json").values():
         if flags := _flags_in(path):
             _check_flags(args, {**defaults, **flags}, path, free)
-    path = Path(args.resume) if named else folder / f"{stem.format(epochs=args.epochs)}.state"
+    path = Path(args.resume) if named else own
     if named or path.exists() or previous(path).exists():
         state = read_state(path)
         _check_flags(args, {**defaults, **state["flags"]}, path, free)
+        _warn_of_changed_code(state)
         return state
-    return _find_other_length(args, defaults, folder, stem)
-
-
-def _find_other_length(
-    args: Namespace, defaults: dict[str, Any], folder: Path, stem: str
-) -> dict[str, Any] | None:
-    """The state of the longest run that differs in `--epochs` alone, if that is shorter."""
     for epochs, path in sorted(of_all_epochs(folder, stem, ".state").items(), reverse=True):
         state = read_state(path)
         if differing_flags(args, {**defaults, **state["flags"]}):
@@ -140,19 +112,28 @@ def _find_other_length(
                 "over with --resume never"
             )
         print(f"extending the run of {epochs} epochs in {path}", flush=True)
+        _warn_of_changed_code(state)
         return state
     return None
 
 
+def _warn_of_changed_code(state: dict[str, Any]) -> None:
+    code = code_digests()
+    saved = {**code, **state.get("code", {})}
+    changed = ", ".join(name for name in code if saved[name] != code[name])
+    if changed:
+        print(
+            f"{changed} changed since the state was saved: the results are of mixed code; to start "
+            "over: --resume never",
+            flush=True,
+        )
+
+
 def of_all_epochs(folder: Path, stem: str, ending: str) -> dict[int, Path]:
     """The files of this run and of those that differ from it in `--epochs` alone, by epochs."""
-    before, after = f"{stem}{ending}".split("{epochs}")
-    found = {}
-    for path in folder.glob(f"{glob.escape(before)}*{glob.escape(after)}"):
-        number = path.name[len(before) : len(path.name) - len(after)]
-        if number.isascii() and number.isdigit():
-            found[int(number)] = path
-    return found
+    pattern = re.escape(stem + ending).replace(re.escape("{epochs}"), "([0-9]+)")
+    found = {path: re.fullmatch(pattern, path.name) for path in folder.iterdir()}
+    return {int(match[1]): path for path, match in found.items() if match}
 
 
 def remove_temporary(folder: Path, stem: str) -> None:
@@ -176,10 +157,8 @@ def differing_flags(
     ]
 
 
-def _check_flags(
-    args: Namespace, there: dict[str, Any], path: str | Path, free: Collection[str] = ()
-) -> None:
-    different = differing_flags(args, there, FREE_FLAGS.union(free))
+def _check_flags(args: Namespace, there: dict[str, Any], path: Path, free: Collection[str]) -> None:
+    different = differing_flags(args, there, free)
     if different:
         raise UserError(
             f"{path} was made with other flags: {', '.join(different)}; use those, name another "
@@ -232,13 +211,11 @@ def _flags_in(path: Path) -> dict[str, Any]:
 def resume_command(command: Sequence[str], state: Path) -> str:
     """The command line that continues a run that was started with `command`."""
     before = command[:-2] if command[-2:-1] == ["--resume"] else command  # the last one counts
-    return shlex.join([*_launcher(), *before, "--resume", str(state)])
-
-
-def _launcher() -> list[str]:
     world = processes.world()
     if world == 1:
-        return ["python" if shutil.which("python") == sys.executable else sys.executable]
-    each = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    nodes = [f"--nnodes={world // each}"] if each < world else []
-    return ["torchrun", *nodes, f"--nproc_per_node={each}"]
+        launcher = ["python" if shutil.which("python") == sys.executable else sys.executable]
+    else:
+        each = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+        nodes = [f"--nnodes={world // each}"] if each < world else []
+        launcher = ["torchrun", *nodes, f"--nproc_per_node={each}"]
+    return shlex.join([*launcher, *before, "--resume", str(state)])

@@ -84,15 +84,20 @@ def save_memory(run: Run) -> str | None:
             set_views_per_pass(model, 1)
         return "with one view per pass"
     if run.compiled and torch._functorch.config.activation_memory_budget > LOW_BUDGET:
-        torch._functorch.config.activation_memory_budget = LOW_BUDGET
-        torch.compiler.reset()
-        run.encoder = torch.compile(run.model)
-        run.key_encoder = torch.compile(run.moco.model) if run.moco else None
+        keep_fewer_activations(run)
         return "with fewer activations kept, about 7 % slower"
     if not run.grad_cache:
         run.grad_cache, run.recompute = True, False
         return "with --grad_cache, about a third slower"
     return None
+
+
+def keep_fewer_activations(run: Run) -> None:
+    """Compile again with a lower budget for activations."""
+    torch._functorch.config.activation_memory_budget = LOW_BUDGET
+    torch.compiler.reset()
+    run.encoder = torch.compile(run.model)
+    run.key_encoder = torch.compile(run.moco.model) if run.moco else None
 
 
 def uncompile(run: Run) -> str:

@@ -101,7 +101,7 @@ def test_other_images_are_refused(stopped, flags, refused, pictures, tmp_path):
     (red / "0.png").rename(red / "another.png")
     assert "different images" in refused(main, *flags, "--root", other)
     shutil.copy(red / "1.png", red / "x.png")
-    assert "24 images, here are 25" in refused(main, *flags, "--root", other)
+    assert "different images (24, here are 25)" in refused(main, *flags, "--root", other)
 
 
 # ---- flags that do not, states of older code and of other machines ----

@@ -22,17 +22,17 @@ from attentionce.training import one_epoch, one_step
 @pytest.fixture
 def events(monkeypatch):
     """A list of the steps that states were saved at, and "knn" for every evaluation."""
-    found, save_state, knn = [], states.save_state, main.knn
+    found, state_of, knn = [], main.state_of, main.knn
 
-    def watched_save(path, state):
-        found.append(state["progress"]["step"])
-        save_state(path, state)
+    def watched_state(run):
+        found.append(run.progress["step"])
+        return state_of(run)
 
     def watched_knn(*arguments):
         found.append("knn")
         return knn(*arguments)
 
-    monkeypatch.setattr(states, "save_state", watched_save)
+    monkeypatch.setattr(main, "state_of", watched_state)
     monkeypatch.setattr(main, "knn", watched_knn)
     return found
 

@@ -17,7 +17,7 @@ from helpers.programs import wait_for
 import main
 from attentionce import cli
 from attentionce.errors import UserError
-from attentionce.runs import states
+from attentionce.runs import files, states
 from attentionce.training import one_step, processes
 
 
@@ -123,10 +123,10 @@ def divide_by_zero():
 
 
 def full_disk(run):
-    def save_state(path, state):
+    def save(path, state, previous):
         raise UserError("the disk is full")
 
-    states.save_state = save_state
+    files.save = save
 
 
 def not_finite(run):
