@@ -8,8 +8,6 @@ from helpers.programs import Small
 import main
 from attentionce.runs import files, states
 
-# ---- the same bits ----
-
 KINDS = {
     "attentionce": "",
     "knn": "--knn_every 1",
@@ -36,9 +34,6 @@ def test_interrupted_at_every_step(
         assert states.read_state(last(results, ".state"))["progress"]["step"] in (step % 3, 3)
     assert call(main, *flags) == 0
     check_end(results, tmp_path / "whole")
-
-
-# ---- more epochs, another place ----
 
 
 def test_more_epochs_extend_a_finished_run(call, flags, results, tmp_path, small_encoder, capsys):
