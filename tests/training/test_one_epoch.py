@@ -46,12 +46,10 @@ def epoch_of(monkeypatch):
     return function
 
 
-def test_a_gpu_is_waited_for_every_two_seconds_and_at_the_end(epoch_of):
-    assert epoch_of(0.9, "cuda") == [3, 6, 9, 12]
-
-
-def test_a_cpu_is_never_ahead(epoch_of):
-    assert epoch_of(0.9, "cpu") == [*range(1, 13)]
+@pytest.mark.parametrize("device, steps", [("cuda", [3, 6, 9, 12]), ("cpu", [*range(1, 13)])])
+def test_a_gpu_is_waited_for_every_two_seconds_and_at_the_end(epoch_of, device, steps):
+    """A CPU, which is never ahead, after every step."""
+    assert epoch_of(0.9, device) == steps
 
 
 def test_states_in_between(epoch_of):
