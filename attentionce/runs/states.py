@@ -97,27 +97,20 @@ def find_state(
         if flags := _flags_in(path):
             _check_flags(args, {**defaults, **flags}, path, free)
     path = Path(args.resume) if named else own
-    if named or path.exists() or previous(path).exists():
-        state = read_state(path)
-        _check_flags(args, {**defaults, **state["flags"]}, path, free)
-        _warn_of_changed_code(state)
-        return state
-    for epochs, path in sorted(of_all_epochs(folder, stem, ".state").items(), reverse=True):
-        state = read_state(path)
-        if differing_flags(args, {**defaults, **state["flags"]}):
-            continue
-        if epochs > args.epochs:
+    others = of_all_epochs(folder, stem, ".state")
+    if not (named or own.exists() or previous(own).exists()):
+        if not others:
+            return None
+        path = others[max(others)]
+    state = read_state(path)
+    _check_flags(args, {**defaults, **state["flags"]}, path, free)
+    if path != own and not named:
+        if max(others) > args.epochs:
             raise UserError(
-                f"{path} is this run with --epochs {epochs}: give that to continue it, or start "
-                "over with --resume never"
+                f"{path} is this run with --epochs {max(others)}: give that to continue it, or "
+                "start over with --resume never"
             )
-        print(f"extending the run of {epochs} epochs in {path}", flush=True)
-        _warn_of_changed_code(state)
-        return state
-    return None
-
-
-def _warn_of_changed_code(state: dict[str, Any]) -> None:
+        print(f"extending the run of {max(others)} epochs in {path}", flush=True)
     code = code_digests()
     saved = {**code, **state.get("code", {})}
     changed = ", ".join(name for name in code if saved[name] != code[name])
@@ -127,6 +120,7 @@ def _warn_of_changed_code(state: dict[str, Any]) -> None:
             "over: --resume never",
             flush=True,
         )
+    return state
 
 
 def of_all_epochs(folder: Path, stem: str, ending: str) -> dict[int, Path]:
@@ -143,9 +137,7 @@ def remove_temporary(folder: Path, stem: str) -> None:
         path.unlink(missing_ok=True)
 
 
-def differing_flags(
-    args: Namespace, there: dict[str, Any], free: Collection[str] = FREE_FLAGS
-) -> list[str]:
+def differing_flags(args: Namespace, there: dict[str, Any], free: Collection[str]) -> list[str]:
     """The flags that differ, except the free ones: `--seed 1 (there: 0)`.
 
     A flag that has no effect on this run is None.
@@ -158,8 +150,7 @@ def differing_flags(
 
 
 def _check_flags(args: Namespace, there: dict[str, Any], path: Path, free: Collection[str]) -> None:
-    different = differing_flags(args, there, free)
-    if different:
+    if different := differing_flags(args, there, free):
         raise UserError(
             f"{path} was made with other flags: {', '.join(different)}; use those, name another "
             "--results, or start over with --resume never"
