@@ -33,11 +33,7 @@ def previous(path: Path) -> Path:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """A training state; if the newest is damaged, say so and read the one before it.
-
-    Raises:
-        UserError: Neither can be read.
-    """
+    """A training state; if it is damaged, say so and read the previous one, or a UserError."""
     try:
         return _read_one(path)
     except UserError as error:
@@ -138,14 +134,11 @@ def remove_temporary(folder: Path, stem: str) -> None:
 
 
 def differing_flags(args: Namespace, there: dict[str, Any], free: Collection[str]) -> list[str]:
-    """The flags that differ, except the free ones: `--seed 1 (there: 0)`.
-
-    A flag that has no effect on this run is None.
-    """
+    """The flags that differ, except the free ones: `--seed 1 (there: 0)`."""
     return [
         f"--{name} {value} (there: {there.get(name)})"
         for name, value in vars(args).items()
-        if value is not None and name not in free and there.get(name) != value
+        if value is not None and name not in free and there.get(name) != value  # None: no effect
     ]
 
 
@@ -160,10 +153,8 @@ def _check_flags(args: Namespace, there: dict[str, Any], path: Path, free: Colle
 def take_sizes(args: Namespace, paths: list[str]) -> None:
     """Fill in `--image_size` and `--store_size` if the program has them and they are not given.
 
-    They are those of pretraining, by the JSON beside the weights; else 32, and at least 64.
-
-    Raises:
-        UserError: The weights were trained at different sizes.
+    They are those of pretraining, by the JSON beside the weights; else 32, and at least 64. A
+    UserError if the weights were trained at different sizes.
     """
     for name in ("image_size", "store_size"):
         if getattr(args, name, 0) is not None:

@@ -85,26 +85,19 @@ def cpu_info() -> str:
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """The type that the encoder computes in.
-
-    `auto` is the fastest that the device supports natively: bf16, else fp16 (on CUDA), else fp32.
+    """The type that the encoder computes in: `auto` is the fastest that the device has natively.
 
     Raises:
         UserError: The device cannot compute in it.
     """
-    native = half_precision(device)
-    if name == "auto":
-        return DTYPES[native or "fp32"]
+    native = half_precision(device) or "fp32"
     if name == "bf16" and device.type == "cuda" and native != "bf16":
-        raise UserError(
-            f"--precision bf16: this GPU does not support it; try --precision {native or 'fp32'}"
-        )
+        raise UserError(f"--precision bf16: this GPU does not support it; try --precision {native}")
     if name == "fp16" and device.type != "cuda":
         raise UserError(
-            f"--precision fp16 needs a CUDA device, not {device.type}; "
-            f"try --precision {native or 'fp32'}"
+            f"--precision fp16 needs a CUDA device, not {device.type}; try --precision {native}"
         )
-    return DTYPES[name]
+    return DTYPES[native if name == "auto" else name]
 
 
 def out_of_memory(error: Exception) -> str | None:
@@ -200,7 +193,7 @@ def code_digests() -> dict[str, str]:
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """Versions, this code's commit and hardware, as they go into every result file."""
+    """Versions, this code's commit and hardware, for every result file."""
     return {
         "commit": commit(),
         "python": platform.python_version(),

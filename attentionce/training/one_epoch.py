@@ -1,6 +1,5 @@
 """One epoch of pretraining: batches, steps, checks of the loss, and states in between."""
 
-import math
 import os
 import sys
 import time
@@ -97,8 +96,7 @@ def check_losses(run: Run, bar: tqdm) -> None:
     if run.scaler.is_enabled():
         shown["skipped"] = str(int(progress["skipped"]))
         bad = bad[-1:] if run.scaler.get_scale() < SMALLEST_SCALE else []
-    if not math.isnan(run.seconds_left):
-        shown["left"] = tqdm.format_interval(run.seconds_left)
+    shown["left"] = tqdm.format_interval(run.seconds_left)
     bar.set_postfix(shown, refresh=False)
     bar.update(progress["step"] * run.args.batch_size - bar.n)
     if bar.disable and time.monotonic() - run.reported > LOG_EVERY:
@@ -111,7 +109,9 @@ def check_losses(run: Run, bar: tqdm) -> None:
         assert run.good_buffers is not None
         for buffer, good in zip(one_step.statistics(run), run.good_buffers, strict=True):
             buffer.copy_(good)
-        where = f"epoch {progress['epoch']}, step {bad[0] + 1}"
         flags = " ".join(f"--{name} {value}" for name, value in vars(run.args).items())
-        raise NonFinite(f"the loss or its gradient is not finite at {where}: {flags}")
+        raise NonFinite(
+            "the loss or its gradient is not finite at "
+            f"epoch {progress['epoch']}, step {bad[0] + 1}: {flags}"
+        )
     run.good_buffers = one_step.copies(one_step.statistics(run))

@@ -1,7 +1,6 @@
 """A pretraining run: what it works with, where it stands, and its state as a dictionary."""
 
 import argparse
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -66,11 +65,10 @@ class Run:
 
     @property
     def seconds_left(self) -> float:
-        """Of training, to the last epoch, at the mean speed so far; NaN before the first step."""
+        """Of training, to the last epoch, at the mean speed so far; only after the first step."""
         epoch, step = self.position
         done = (epoch - 1) * self.steps + step
-        left = self.args.epochs * self.steps - done
-        return self.progress["seconds"] / done * left if done else math.nan
+        return self.progress["seconds"] * (self.args.epochs * self.steps / done - 1)
 
 
 def new_run(
