@@ -65,7 +65,7 @@ def _read_one(path: Path) -> dict[str, Any]:
 
 
 def find_state(
-    args: Namespace, defaults: dict[str, Any], folder: Path, stem: str
+    args: Namespace, defaults: dict[str, Any], folder: Path, file_stem: str
 ) -> dict[str, Any] | None:
     """The state that `--resume` asks for, or None for a fresh start.
 
@@ -75,32 +75,32 @@ def find_state(
     Args:
         args: The flags of this run.
         defaults: Every flag's default. A flag that is newer than a file had its default there.
-        stem: The files' name in `folder`, `{epochs}` in the place of the number of epochs.
+        file_stem: The files' name in `folder`, `{epochs}` in the place of the number of epochs.
 
     Raises:
         UserError: The state, or results that this run would overwrite, were made with other flags
             that change the result; or the state cannot be read.
     """
-    own = folder / f"{stem.format(epochs=args.epochs)}.state"
+    newest = folder / f"{file_stem.format(epochs=args.epochs)}.state"
     if args.resume == "never":  # else an early interruption would continue the old run
-        for path in (own, previous(own)):
+        for path in (newest, previous(newest)):
             if path.exists():
                 os.replace(path, path.with_name(path.name + ".old"))
         return None
     named = args.resume != "auto"
     free = FREE_FLAGS | RECOVERY if named else FREE_FLAGS
-    for path in of_all_epochs(folder, stem, ".json").values():
+    for path in of_all_epochs(folder, file_stem, ".json").values():
         if flags := _flags_in(path):
             _check_flags(args, {**defaults, **flags}, path, free)
-    path = Path(args.resume) if named else own
-    others = of_all_epochs(folder, stem, ".state")
-    if not (named or own.exists() or previous(own).exists()):
+    path = Path(args.resume) if named else newest
+    others = of_all_epochs(folder, file_stem, ".state")
+    if not (named or newest.exists() or previous(newest).exists()):
         if not others:
             return None
         path = others[max(others)]
     state = read_state(path)
     _check_flags(args, {**defaults, **state["flags"]}, path, free)
-    if path != own and not named:
+    if path != newest and not named:
         if max(others) > args.epochs:
             raise UserError(
                 f"{path} is this run with --epochs {max(others)}: give that to continue it, or "
@@ -119,16 +119,16 @@ def find_state(
     return state
 
 
-def of_all_epochs(folder: Path, stem: str, ending: str) -> dict[int, Path]:
+def of_all_epochs(folder: Path, file_stem: str, ending: str) -> dict[int, Path]:
     """The files of this run and of those that differ from it in `--epochs` alone, by epochs."""
-    pattern = re.escape(stem + ending).replace(re.escape("{epochs}"), "([0-9]+)")
+    pattern = re.escape(file_stem + ending).replace(re.escape("{epochs}"), "([0-9]+)")
     found = {path: re.fullmatch(pattern, path.name) for path in folder.iterdir()}
     return {int(match[1]): path for path, match in found.items() if match}
 
 
-def remove_temporary(folder: Path, stem: str) -> None:
+def remove_temporary(folder: Path, file_stem: str) -> None:
     """Remove what killed runs left of files that they were writing. Only for the lock's holder."""
-    before, after = stem.split("{epochs}")
+    before, after = file_stem.split("{epochs}")
     for path in folder.glob(f"{glob.escape(before)}*{glob.escape(after)}.*.tmp"):
         path.unlink(missing_ok=True)
 

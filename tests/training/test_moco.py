@@ -64,8 +64,8 @@ def test_step_is_the_formula():
     torch.testing.assert_close(run.moco.queue, torch.cat([keys[0], queue[4:]]))
     assert all(p.grad is None and not p.requires_grad for p in follower.parameters())
     models = follower, old_follower, run.model
-    for own, old, trained in zip(*(m.parameters() for m in models), strict=True):
-        torch.testing.assert_close(own, 0.99 * old + 0.01 * trained)
+    for moved, old, trained in zip(*(m.parameters() for m in models), strict=True):
+        torch.testing.assert_close(moved, 0.99 * old + 0.01 * trained)
     assert not torch.equal(run.model.g.weight, model.g.weight)
 
 
@@ -79,8 +79,8 @@ def test_step_that_is_not_finite_moves_nothing(monkeypatch):
         take_steps(run)
     take_steps(run)  # nor does a later step, until the check that ends the run
     assert run.progress["losses"].isnan().tolist() == [False, True, True]
-    for own, old in ((run.model, model), (run.moco, moco)):
-        assert same_bits(list(own.parameters()), list(old.parameters()))
+    for new, old in ((run.model, model), (run.moco, moco)):
+        assert same_bits(list(new.parameters()), list(old.parameters()))
     assert torch.equal(run.moco.queue, moco.queue) and run.moco.position == moco.position == 4
 
 

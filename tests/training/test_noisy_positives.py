@@ -24,8 +24,8 @@ def test_that_share_shows_another_image():
     assert not torch.equal(one_step.draw_sources(run, 400), sources)
     # Every other image is as likely: none is its own, and all distances occur.
     everything = new_run(*NOISE, *size, **options)
-    way = (one_step.draw_sources(everything, 400) - torch.arange(400)) % 400
-    assert way.min() >= 1 and way.max() <= 399 and way.float().mean() == pytest.approx(200, rel=0.1)
+    distance = (one_step.draw_sources(everything, 400) - torch.arange(400)) % 400
+    assert 1 <= distance.min() and distance.max() <= 399 and 180 < distance.float().mean() < 220
 
 
 @pytest.mark.parametrize("moco", [[], ["--estimator", "MoCo", "--queue", 4]])
