@@ -173,11 +173,10 @@ def flags_beside(path: str | Path) -> dict[str, Any]:
 
     The JSON is named after the run's last epoch, weights after theirs.
     """
-    parts = Path(path).stem.split("_")
-    pattern = "_".join(map(glob.escape, parts))
+    parts = [glob.escape(part) for part in Path(path).stem.split("_")]
     if len(parts) > 4:
-        pattern = "_".join([*map(glob.escape, parts[:4]), "*", *map(glob.escape, parts[5:])])
-    for found in sorted(Path(path).parent.glob(f"{pattern}.json")):
+        parts[4] = "*"
+    for found in sorted(Path(path).parent.glob(f"{'_'.join(parts)}.json")):
         if flags := _flags_in(found):
             return flags
     return {}

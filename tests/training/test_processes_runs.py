@@ -51,8 +51,7 @@ class InRank1:
         self.position, self.action, self.arguments = (epoch, step), action, arguments
 
     def __call__(self, run):
-        position = run.progress["epoch"], run.progress["step"]
-        if processes.rank() == 1 and position == self.position:
+        if processes.rank() == 1 and run.position == self.position:
             self.action(*self.arguments)
 
 
