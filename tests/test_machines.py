@@ -6,13 +6,11 @@ import signal
 import subprocess
 import sys
 import threading
-from types import SimpleNamespace
 
 from conftest import ROOT
 
 import main
 from attentionce.runs import signals
-from attentionce.training import one_epoch
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -49,15 +47,6 @@ def test_a_terminal_has_a_bar_with_the_time_left(tiny, small_encoder, monkeypatc
     assert main.main([*map(str, tiny)]) == 0
     shown = sys.stderr.getvalue()
     assert "epoch 1/1" in shown and "left=00:00" in shown
-
-
-def test_tqdms_own_variables_count(monkeypatch):
-    """On a terminal tqdm itself decides, by TQDM_DISABLE for example."""
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    monkeypatch.setattr(one_epoch, "tqdm", lambda **options: options)
-    args = SimpleNamespace(batch_size=4, epochs=1)
-    run = SimpleNamespace(steps=2, args=args, progress={"epoch": 1, "step": 0})
-    assert "disable" not in one_epoch.progress_bar(run)
 
 
 # ---- interpreters and operating systems ----

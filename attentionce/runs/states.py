@@ -197,6 +197,5 @@ def resume_command(command: Sequence[str], state: Path) -> str:
         launcher = ["python" if shutil.which("python") == sys.executable else sys.executable]
     else:
         each = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-        nodes = [f"--nnodes={world // each}"] if each < world else []
-        launcher = ["torchrun", *nodes, f"--nproc_per_node={each}"]
+        launcher = ["torchrun", f"--nnodes={world // each}", f"--nproc_per_node={each}"]
     return shlex.join([*launcher, *before, "--resume", str(state)])

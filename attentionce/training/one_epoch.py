@@ -1,7 +1,5 @@
 """One epoch of pretraining: batches, steps, checks of the loss, and states in between."""
 
-import os
-import sys
 import time
 from collections.abc import Callable
 
@@ -71,14 +69,12 @@ def batch_order(run: Run) -> Tensor:
 
 def progress_bar(run: Run) -> tqdm:
     """Images of the epoch that are done, on a terminal; a log file gets a line per epoch."""
-    # tqdm's own environment variables count where nothing is passed.
-    hidden = processes.rank() > 0 or not sys.stderr.isatty() and "TQDM_DISABLE" not in os.environ
     return tqdm(
         total=run.steps * run.args.batch_size,
         initial=run.progress["step"] * run.args.batch_size,
         unit=" images",
         desc=f"epoch {run.progress['epoch']}/{run.args.epochs}",
-        **({"disable": True} if hidden else {}),
+        disable=True if processes.rank() > 0 else None,  # None: where stderr is not a terminal
     )
 
 

@@ -58,8 +58,7 @@ def test_states_in_between(epoch_of):
     assert log == [3, 6, 7, "saved", 8, 11, 12]
 
 
-def test_a_log_has_a_line_a_minute(epoch_of, monkeypatch, capsys):
-    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+def test_a_log_has_a_line_a_minute(epoch_of, capsys):
     epoch_of(25.0, "cuda")
     lines = [re.sub(r"\d\d:\d\d", "…", line) for line in capsys.readouterr().out.splitlines()]
     expected = [f"epoch 1/2, step {step}/12: loss 2.0000, left …" for step in (3, 6, 9, 12)]
