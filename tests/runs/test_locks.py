@@ -66,7 +66,7 @@ def test_two_on_one_folder(call, refused, saving_flags, results, whole, tmp_path
     owner = f"process {first.process.pid} on {socket.gethostname()} is at work on this run"
     for other in ([], ["--epochs", 7], ["--seed", 1, "--resume", "never"]):
         assert owner in refused(main, *saving_flags, *other)
-    # Another run may go on beside it.
+    # Another run may work beside it.
     assert call(main, *saving_flags, "--loss", "simclr") == 0
     first.kill()
     assert first.wait() == -signal.SIGKILL  # which leaves the file, but no lock

@@ -1,4 +1,4 @@
-"""Runs of several processes stop, fail, go on and end together."""
+"""Runs of several processes stop, fail, resume and end together."""
 
 import os
 import re
@@ -63,7 +63,7 @@ def words(pictures, results):
     return [*folders, *numbers.split(), "--device", "cpu"]
 
 
-def test_signal_to_one_stops_all_and_another_number_goes_on(
+def test_signal_to_one_stops_all_and_another_number_resumes(
     words, group, tmp_path, results, contents
 ):
     whole = group(1, program, [*words, "--results", tmp_path / "whole"])
