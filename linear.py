@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if result is not None:
                 print_result(encoder, result, test)
                 results.append((encoder.path, result))
-            if stop := processes.largest([max(received, default=0)])[0]:
+            if stop := processes.maxima([max(received, default=0)])[0]:
                 print("stopped; the same command continues after the last epoch that is done")
                 return signals.exit_status(stop)
     if len(results) > 1:

@@ -320,7 +320,7 @@ def pretrain(
             return signals.exit_status(stop)
         accuracy = None
         if evaluate is not None and (epoch % args.knn_every == 0 or epoch == args.epochs):
-            if stop := processes.largest([max(received, default=0)])[0]:
+            if stop := processes.maxima([max(received, default=0)])[0]:
                 leave(run, path, command)
                 return signals.exit_status(stop)
             with signals.handled():
@@ -445,9 +445,9 @@ def save_state(run: Run, path: Path, ending: str) -> Path:
     """Save all that the run needs to continue from its next step; all processes wait for it."""
     path = path.with_name(path.name + ending)
     if processes.rank() == 0:
-        states.save_state(path, state_of(run))
+        files.save(path, state_of(run), previous=states.previous(path))
     run.saved = time.monotonic()
-    processes.largest([0])  # if one left earlier, torchrun would end the one that writes
+    processes.maxima([0])  # if one left earlier, torchrun would end the one that writes
     return path
 
 

@@ -238,7 +238,7 @@ def fit_epoch(
         loss.backward()
         optimizer.step()
         total += loss.detach() * size
-        if processes.largest([len(received)])[0]:
+        if processes.maxima([len(received)])[0]:
             return None
     return total.item() / len(order)
 

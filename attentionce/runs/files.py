@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickletools
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -17,7 +18,7 @@ from torch import Tensor
 from attentionce.errors import UserError, as_user_error
 
 LARGEST_PICKLE = 4 * 2**20  # bytes of a file's structure; a state of resnet50 has 0.1 MB
-# The only names that the pickle of a state_dict needs, besides those of storages.
+# The names that the pickle of a state_dict needs, besides those of storages.
 GLOBALS = {
     "collections OrderedDict",
     "torch._utils _rebuild_tensor_v2",
@@ -29,14 +30,12 @@ GLOBALS = {
 
 
 def writable_folder(path: Path) -> Path:
-    """The folder, made if it is missing; a UserError if it takes no file as `replace` writes it."""
-    trial = path / f".trial.{os.getpid()}"
+    """The folder, made if it is missing; a UserError if nothing can be written to it."""
     with as_user_error(f"cannot write to the results folder {path}: name another with --results"):
         path.mkdir(parents=True, exist_ok=True)
-        with open(trial, "wb") as file:
+        with tempfile.TemporaryFile(dir=path) as file:
             file.write(b"x")
-            os.fsync(file.fileno())
-        trial.rename(f"{trial}.renamed").unlink()
+            file.flush()
     return path
 
 
@@ -46,15 +45,9 @@ def replace(
     previous: Path | None = None,
     verify: Callable[[Path], None] | None = None,
 ) -> None:
-    """Replace a file in one step.
+    """Write a temporary file, flush it to disk, verify it, and give it the name `path`.
 
-    The new content is written under a temporary name beside the file, flushed to disk, and renamed.
-    Whatever interrupts this, `path` is whole, or `previous` is.
-
-    Args:
-        write: write(file) writes the content.
-        previous: Where the file that is replaced is kept.
-        verify: verify(path) checks the temporary file before it is renamed.
+    Whatever interrupts this, `path` is whole, or `previous` is, where the replaced file is kept.
 
     Raises:
         UserError: The disk is full, read-only or gone; the file is as before.
@@ -75,8 +68,10 @@ def replace(
         with suppress(OSError):  # a folder that is gone or read-only
             temporary.unlink()
         reason = getattr(error, "strerror", None) or error
-        advice = "what was there before is unharmed; fix this and rerun the command"
-        raise UserError(f"cannot write {path}: {reason}; {advice}") from error
+        raise UserError(
+            f"cannot write {path}: {reason}; what was there before is unharmed; fix this and rerun "
+            "the command"
+        ) from error
 
 
 def _flush_folder(path: Path) -> None:
@@ -111,11 +106,7 @@ def save_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def read_csv(path: Path) -> list[dict[str, Any]]:
-    """The rows that `save_csv` wrote, numbers as numbers.
-
-    Raises:
-        UserError: The file is damaged.
-    """
+    """The rows that `save_csv` wrote, numbers as numbers; a UserError if the file is damaged."""
     with as_user_error(f"{path} is damaged: remove it"), open(path, newline="") as file:
         return [
             {name: _number(text) for name, text in row.items()}
@@ -194,8 +185,9 @@ def read(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # whatever a hostile pickle provokes in the unpickler
         # What comes before the cause is advice to trust the file.
         reason = str(error).split("WeightsUnpickler error:")[-1].strip()[:200]
-        kind = type(error).__name__
-        raise UserError(f"{path} cannot be opened as weights ({kind}: {reason})") from None
+        raise UserError(
+            f"{path} cannot be opened as weights ({type(error).__name__}: {reason})"
+        ) from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a state_dict")
     for name, tensor in tensors(content):
@@ -210,11 +202,8 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 def tensors(content: Any) -> Iterator[tuple[str, Tensor]]:
-    """All tensors in dictionaries, lists and tuples, with their names.
-
-    In a hostile file, these may contain themselves.
-    """
-    seen, left = set(), [("", content)]
+    """All tensors in dictionaries, lists and tuples, with their names."""
+    seen, left = set(), [("", content)]  # in a hostile file, these may contain themselves
     while left:
         name, item = left.pop()
         if isinstance(item, Tensor):

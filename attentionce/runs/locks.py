@@ -53,11 +53,7 @@ def held(path: Path, taken: str | None) -> Iterator[None]:
 
 
 def _has_locks(folder: Path) -> bool:
-    """Whether files in a folder can be locked.
-
-    The system says so itself: where it cannot, versions of filelock differ. They raise, wait, or
-    fall back to a file that outlives a killed process.
-    """
+    """Whether files in a folder can be locked; where they cannot, versions of filelock differ."""
     try:
         import fcntl
 

@@ -24,11 +24,10 @@ def finish_epoch(
 
     Args:
         path: The run's files, without ending.
-        accuracy: The columns of EVALUATION, if it was measured.
+        accuracy: The columns of EVALUATION, if they were measured.
         command: The program and its flags.
     """
-    progress = run.progress
-    epoch = progress["epoch"]
+    progress, epoch = run.progress, run.progress["epoch"]
     row = {
         "epoch": epoch,
         "loss": progress["losses"].cpu().double().nanmean().item(),
@@ -72,11 +71,10 @@ def write_metrics(run: Run, path: Path) -> None:
 
 def write_results(run: Run, path: Path, command: list[str]) -> None:
     """Metrics, flags and, where they are due, weights after the last epoch that is done."""
-    args, progress = run.args, run.progress
-    epoch = progress["epoch"] - 1
     if processes.rank() > 0:
         return
     write_metrics(run, path)
+    args, progress, epoch = run.args, run.progress, run.progress["epoch"] - 1
     description = {
         "flags": vars(args),
         "command": shlex.join(command),
@@ -116,6 +114,5 @@ def is_done(state: dict[str, Any], path: Path, epochs: int) -> bool:
 def announce_stop(run: Run, path: Path, command: list[str]) -> None:
     """Say which step the run has reached and how to continue it."""
     epoch, step = run.position
-    print(f"stopped at epoch {epoch}, step {step}, state saved; to resume:")
-    state = path.with_name(path.name + ".state")
-    print(states.resume_command(command, state), flush=True)
+    resume = states.resume_command(command, path.with_name(path.name + ".state"))
+    print(f"stopped at epoch {epoch}, step {step}, state saved; to resume:\n{resume}", flush=True)

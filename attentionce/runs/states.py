@@ -3,6 +3,7 @@
 import glob
 import json
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from attentionce.errors import UserError
-from attentionce.runs.files import read, read_csv, save
+from attentionce.runs.files import read, read_csv
 from attentionce.training import processes
 from attentionce.training.devices import code_digests
 
@@ -27,21 +28,12 @@ RECOVERY = {"lr", "weight_decay", "precision"}
 
 
 def previous(path: Path) -> Path:
-    """Where the state before the newest one is kept."""
+    """Where the state before the newest one is kept, in case the disk damages that."""
     return path.with_name(path.name + ".previous")
 
 
-def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write a training state. The one before it is kept, in case the disk damages this one."""
-    save(path, state, previous(path))
-
-
 def read_state(path: Path) -> dict[str, Any]:
-    """A training state; if the newest is damaged, say so and read the one before it.
-
-    Raises:
-        UserError: Neither can be read.
-    """
+    """A training state; if it is damaged, say so and read the previous one, or a UserError."""
     try:
         return _read_one(path)
     except UserError as error:
@@ -73,7 +65,7 @@ def _read_one(path: Path) -> dict[str, Any]:
 
 
 def find_state(
-    args: Namespace, defaults: dict[str, Any], folder: Path, stem: str
+    args: Namespace, defaults: dict[str, Any], folder: Path, file_stem: str
 ) -> dict[str, Any] | None:
     """The state that `--resume` asks for, or None for a fresh start.
 
@@ -83,104 +75,75 @@ def find_state(
     Args:
         args: The flags of this run.
         defaults: Every flag's default. A flag that is newer than a file had its default there.
-        stem: The files' name in `folder`, `{epochs}` in the place of the number of epochs.
+        file_stem: The files' name in `folder`, `{epochs}` in the place of the number of epochs.
 
     Raises:
         UserError: The state, or results that this run would overwrite, were made with other flags
             that change the result; or the state cannot be read.
     """
+    newest = folder / f"{file_stem.format(epochs=args.epochs)}.state"
     if args.resume == "never":  # else an early interruption would continue the old run
-        own = folder / f"{stem.format(epochs=args.epochs)}.state"
-        for path in (own, previous(own)):
+        for path in (newest, previous(newest)):
             if path.exists():
                 os.replace(path, path.with_name(path.name + ".old"))
         return None
-    state = _find_state(args, defaults, folder, stem)
-    changed = [
-        name
-        for name, digest in code_digests().items()
-        if state is not None and state.get("code", {}).get(name, digest) != digest
-    ]
+    named = args.resume != "auto"
+    free = FREE_FLAGS | RECOVERY if named else FREE_FLAGS
+    for path in of_all_epochs(folder, file_stem, ".json").values():
+        if flags := _flags_in(path):
+            _check_flags(args, {**defaults, **flags}, path, free)
+    path = Path(args.resume) if named else newest
+    others = of_all_epochs(folder, file_stem, ".state")
+    if not (named or newest.exists() or previous(newest).exists()):
+        if not others:
+            return None
+        path = others[max(others)]
+    state = read_state(path)
+    _check_flags(args, {**defaults, **state["flags"]}, path, free)
+    if path != newest and not named:
+        if max(others) > args.epochs:
+            raise UserError(
+                f"{path} is this run with --epochs {max(others)}: give that to continue it, or "
+                "start over with --resume never"
+            )
+        print(f"extending the run of {max(others)} epochs in {path}", flush=True)
+    code = code_digests()
+    saved = {**code, **state.get("code", {})}
+    changed = ", ".join(name for name in code if saved[name] != code[name])
     if changed:
         print(
-            f"{', '.join(changed)} changed since the state was saved: the results are of mixed "
-            "code; to start over: --resume never",
+            f"{changed} changed since the state was saved: the results are of mixed code; to start "
+            "over: --resume never",
             flush=True,
         )
     return state
 
 
-def _find_state(
-    args: Namespace, defaults: dict[str, Any], folder: Path, stem: str
-) -> dict[str, Any] | None:
-    named = args.resume != "auto"
-    free = RECOVERY if named else ()
-    for path in of_all_epochs(folder, stem, ".json").values():
-        if flags := _flags_in(path):
-            _check_flags(args, {**defaults, **flags}, path, free)
-    path = Path(args.resume) if named else folder / f"{stem.format(epochs=args.epochs)}.state"
-    if named or path.exists() or previous(path).exists():
-        state = read_state(path)
-        _check_flags(args, {**defaults, **state["flags"]}, path, free)
-        return state
-    return _find_other_length(args, defaults, folder, stem)
-
-
-def _find_other_length(
-    args: Namespace, defaults: dict[str, Any], folder: Path, stem: str
-) -> dict[str, Any] | None:
-    """The state of the longest run that differs in `--epochs` alone, if that is shorter."""
-    for epochs, path in sorted(of_all_epochs(folder, stem, ".state").items(), reverse=True):
-        state = read_state(path)
-        if differing_flags(args, {**defaults, **state["flags"]}):
-            continue
-        if epochs > args.epochs:
-            raise UserError(
-                f"{path} is this run with --epochs {epochs}: give that to continue it, or start "
-                "over with --resume never"
-            )
-        print(f"extending the run of {epochs} epochs in {path}", flush=True)
-        return state
-    return None
-
-
-def of_all_epochs(folder: Path, stem: str, ending: str) -> dict[int, Path]:
+def of_all_epochs(folder: Path, file_stem: str, ending: str) -> dict[int, Path]:
     """The files of this run and of those that differ from it in `--epochs` alone, by epochs."""
-    before, after = f"{stem}{ending}".split("{epochs}")
-    found = {}
-    for path in folder.glob(f"{glob.escape(before)}*{glob.escape(after)}"):
-        number = path.name[len(before) : len(path.name) - len(after)]
-        if number.isascii() and number.isdigit():
-            found[int(number)] = path
-    return found
+    pattern = re.escape(file_stem + ending).replace(re.escape("{epochs}"), "([0-9]+)")
+    found = {path: re.fullmatch(pattern, path.name) for path in folder.iterdir()}
+    return {int(match[1]): path for path, match in found.items() if match}
 
 
-def remove_temporary(folder: Path, stem: str) -> None:
+def remove_temporary(folder: Path, file_stem: str) -> None:
     """Remove what killed runs left of files that they were writing. Only for the lock's holder."""
-    before, after = stem.split("{epochs}")
+    before, after = file_stem.split("{epochs}")
     for path in folder.glob(f"{glob.escape(before)}*{glob.escape(after)}.*.tmp"):
         path.unlink(missing_ok=True)
 
 
-def differing_flags(
-    args: Namespace, there: dict[str, Any], free: Collection[str] = FREE_FLAGS
-) -> list[str]:
-    """The flags that differ, except the free ones: `--seed 1 (there: 0)`.
-
-    A flag that has no effect on this run is None.
-    """
+def differing_flags(args: Namespace, there: dict[str, Any], free: Collection[str]) -> list[str]:
+    """The flags that differ, except the free ones: `--seed 1 (there: 0)`."""
     return [
         f"--{name} {value} (there: {there.get(name)})"
         for name, value in vars(args).items()
-        if value is not None and name not in free and there.get(name) != value
+        if value is not None and name not in free and there.get(name) != value  # None: no effect
     ]
 
 
-def _check_flags(
-    args: Namespace, there: dict[str, Any], path: str | Path, free: Collection[str] = ()
-) -> None:
-    different = differing_flags(args, there, FREE_FLAGS.union(free))
-    if different:
+def _check_flags(args: Namespace, there: dict[str, Any], path: Path, free: Collection[str]) -> None:
+    if different := differing_flags(args, there, free):
         raise UserError(
             f"{path} was made with other flags: {', '.join(different)}; use those, name another "
             "--results, or start over with --resume never"
@@ -190,10 +153,8 @@ def _check_flags(
 def take_sizes(args: Namespace, paths: list[str]) -> None:
     """Fill in `--image_size` and `--store_size` if the program has them and they are not given.
 
-    They are those of pretraining, by the JSON beside the weights; else 32, and at least 64.
-
-    Raises:
-        UserError: The weights were trained at different sizes.
+    They are those of pretraining, by the JSON beside the weights; else 32, and at least 64. A
+    UserError if the weights were trained at different sizes.
     """
     for name in ("image_size", "store_size"):
         if getattr(args, name, 0) is not None:
@@ -212,11 +173,10 @@ def flags_beside(path: str | Path) -> dict[str, Any]:
 
     The JSON is named after the run's last epoch, weights after theirs.
     """
-    parts = Path(path).stem.split("_")
-    pattern = "_".join(map(glob.escape, parts))
+    parts = [glob.escape(part) for part in Path(path).stem.split("_")]
     if len(parts) > 4:
-        pattern = "_".join([*map(glob.escape, parts[:4]), "*", *map(glob.escape, parts[5:])])
-    for found in sorted(Path(path).parent.glob(f"{pattern}.json")):
+        parts[4] = "*"
+    for found in sorted(Path(path).parent.glob(f"{'_'.join(parts)}.json")):
         if flags := _flags_in(found):
             return flags
     return {}
@@ -232,13 +192,10 @@ def _flags_in(path: Path) -> dict[str, Any]:
 def resume_command(command: Sequence[str], state: Path) -> str:
     """The command line that continues a run that was started with `command`."""
     before = command[:-2] if command[-2:-1] == ["--resume"] else command  # the last one counts
-    return shlex.join([*_launcher(), *before, "--resume", str(state)])
-
-
-def _launcher() -> list[str]:
     world = processes.world()
     if world == 1:
-        return ["python" if shutil.which("python") == sys.executable else sys.executable]
-    each = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    nodes = [f"--nnodes={world // each}"] if each < world else []
-    return ["torchrun", *nodes, f"--nproc_per_node={each}"]
+        launcher = ["python" if shutil.which("python") == sys.executable else sys.executable]
+    else:
+        each = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+        launcher = ["torchrun", f"--nnodes={world // each}", f"--nproc_per_node={each}"]
+    return shlex.join([*launcher, *before, "--resume", str(state)])

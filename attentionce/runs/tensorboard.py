@@ -10,13 +10,9 @@ from attentionce.errors import UserError
 
 
 def open_board(path: Path, epoch: int) -> Any:
-    """A writer of events into `path`.tensorboard; those of `epoch` and later are dropped.
-
-    Raises:
-        UserError: tensorboard or matplotlib, which draws the attention, is not installed.
-    """
+    """A writer of events into `path`.tensorboard; those of `epoch` and later are dropped."""
     try:
-        import matplotlib  # noqa: F401
+        import matplotlib  # noqa: F401, which draws the attention
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise UserError(

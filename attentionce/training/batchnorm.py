@@ -29,8 +29,7 @@ PER_VIEW: dict[type, type] = {
 def set_views_per_pass(model: nn.Module, views: int) -> None:
     """From now on a batch holds that many views, and the model's BatchNorm treats each on its own.
 
-    Statistics, running ones included, are those of as many passes of one view. Weights and their
-    names stay the same.
+    Statistics, running ones included, are those of as many passes of one view.
     """
     for norm in model.modules():
         if type(norm) in PER_VIEW:

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 from contextlib import AbstractContextManager
@@ -17,13 +18,13 @@ import torchvision
 from attentionce.errors import UserError
 from attentionce.training import processes
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = ("auto", *DTYPES)
 ROOT = Path(__file__).resolve().parents[2]  # of a clone
 # What a step computes is decided here.
 CODE = ["loss.py", "model.py", "attentionce/data/views.py", "attentionce/data/blur.py"]
-STEP = ("one_step", "batchnorm", "moco", "pretraining")
-CODE += [f"attentionce/training/{name}.py" for name in STEP]
+CODE += [f"attentionce/training/{name}.py" for name in ("one_step", "batchnorm", "moco")]
+CODE += ["attentionce/training/pretraining.py"]
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -33,7 +34,7 @@ def choose_device(name: str | None) -> torch.device:
     of several processes takes the GPU of its local rank, among those that it sees.
 
     Raises:
-        UserError: There is no such device on this machine.
+        UserError: There is no such device on this machine, or two processes have the same GPU.
     """
     several = processes.world() > 1
     if name is None:
@@ -57,23 +58,14 @@ def choose_device(name: str | None) -> torch.device:
             f"--device {name}: this machine has no such device ({reason}); try --device cpu"
         ) from None
     if several and device.type == "cuda":
-        refuse_shared(device)
+        gpu = f"{platform.node()} {torch.cuda.get_device_properties(device).uuid}"
+        gpus = processes.gather_objects(gpu)
+        if len(set(gpus)) < len(gpus):
+            raise UserError(
+                f"--device cuda: {len(gpus)} processes share {len(set(gpus))} GPUs; start as many "
+                "processes as there are GPUs, or use --device cpu"
+            )
     return device
-
-
-def refuse_shared(device: torch.device) -> None:
-    """Each of several processes needs a GPU of its own.
-
-    Raises:
-        UserError: Two of them have the same.
-    """
-    own = f"{platform.node()} {torch.cuda.get_device_properties(device).uuid}"
-    everyone = processes.gather_objects(own)
-    if len(set(everyone)) < len(everyone):
-        raise UserError(
-            f"--device cuda: {len(everyone)} processes share {len(set(everyone))} GPUs; start as "
-            "many processes as there are GPUs, or use --device cpu"
-        )
 
 
 def half_precision(device: torch.device) -> str | None:
@@ -82,44 +74,35 @@ def half_precision(device: torch.device) -> str | None:
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16"
         return "fp16" if torch.cuda.get_device_capability(device) >= (7, 0) else None
-    return "bf16" if device.type == "cpu" and cpu_has_bf16() else None
+    bf16_flags = {"avx512_bf16", "amx_bf16", "bf16"}  # the last is Arm's
+    return "bf16" if device.type == "cpu" and bf16_flags.intersection(cpu_info().split()) else None
 
 
-@functools.cache
-def cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bfloat16 natively (AVX-512 BF16, AMX or Arm's BF16)."""
-    try:
-        words = set(Path("/proc/cpuinfo").read_text().split())
-    except OSError:
-        return False
-    return not words.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+def cpu_info() -> str:
+    """What Linux says of the CPU; nothing on other systems."""
+    path = Path("/proc/cpuinfo")
+    return path.read_text() if path.exists() else ""
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """The type that the encoder computes in.
-
-    `auto` is the fastest that the device supports natively: bf16, else fp16 (on CUDA), else fp32.
+    """The type that the encoder computes in: `auto` is the fastest that the device has natively.
 
     Raises:
         UserError: The device cannot compute in it.
     """
-    native = half_precision(device)
-    if name == "auto":
-        return DTYPES[native or "fp32"]
+    native = half_precision(device) or "fp32"
     if name == "bf16" and device.type == "cuda" and native != "bf16":
-        raise UserError(
-            f"--precision bf16: this GPU does not support it; try --precision {native or 'fp32'}"
-        )
+        raise UserError(f"--precision bf16: this GPU does not support it; try --precision {native}")
     if name == "fp16" and device.type != "cuda":
         raise UserError(
-            f"--precision fp16 needs a CUDA device, not {device.type}; "
-            f"try --precision {native or 'fp32'}"
+            f"--precision fp16 needs a CUDA device, not {device.type}; try --precision {native}"
         )
-    return DTYPES[name]
+    return DTYPES[native if name == "auto" else name]
 
 
 def out_of_memory(error: Exception) -> str | None:
     """`CUDA out of memory`, or of the CPU, if PyTorch raised the error for that; else None."""
+    error = getattr(error, "inner_exception", error)  # what failed inside the compiler
     if isinstance(error, torch.OutOfMemoryError):
         return str(error).split(". ")[0]
     return "CPU out of memory" if "DefaultCPUAllocator" in str(error) else None
@@ -160,59 +143,57 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 def warn_of_unused_gpu(device: torch.device) -> None:
     """Say so if the program runs on the CPU of a machine with an NVIDIA GPU."""
-    if device.type == "cpu" and not torch.cuda.is_available() and has_nvidia_gpu():
-        build = "" if torch.version.cuda else f" ({torch.__version__} is a build for CPUs)"
+    nvidia = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi")
+    if device.type == "cpu" and not torch.cuda.is_available() and nvidia:
         print(
-            f"warning: this machine has an NVIDIA GPU that PyTorch cannot use{build}: training on "
-            "the CPU; see https://pytorch.org/get-started for a build that can",
+            f"warning: this machine has an NVIDIA GPU that PyTorch {torch.__version__} cannot use: "
+            "training on the CPU; see https://pytorch.org/get-started for a build that can",
             flush=True,
         )
-
-
-def has_nvidia_gpu() -> bool:
-    """Whether the system shows an NVIDIA GPU, whatever PyTorch was built for."""
-    return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
 
 
 def device_name(device: torch.device) -> str:
     """The GPU's name, or the CPU's with its number of cores."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{cpu_name()}, {os.cpu_count()} cores"
-
-
-def cpu_name() -> str:
-    """The CPU's name according to the system."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    named = re.search(r"model name\s*:(.*)", cpu_info())
+    cpu = named[1].strip() if named else platform.processor() or platform.machine()
+    return f"{cpu}, {os.cpu_count()} cores"
 
 
 @functools.cache
 def commit() -> str:
-    """This code's commit when it is first asked for; of an installed package its version."""
+    """This code's commit when it is first asked for; of an installed package its version.
+
+    It ends in -dirty if Python files or the Makefile have changed since.
+    """
     if not (ROOT / "main.py").exists():  # or git would describe a repository around the package
         return f"version {metadata.version('attentionce')}"
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
-    if shutil.which("git") is None:
+
+    def git(*words: str) -> str:
+        return subprocess.check_output(
+            ["git", *words], cwd=ROOT, text=True, stderr=subprocess.DEVNULL
+        ).strip()
+
+    try:
+        name = git("describe", "--always", "--abbrev=12")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "*.py", "Makefile")
+    except (OSError, subprocess.CalledProcessError):  # no git, or no clone
         return "unknown"
-    answer = subprocess.run(git, capture_output=True, text=True)
-    return answer.stdout.strip() if answer.returncode == 0 else "unknown"
+    return f"{name}-dirty" if changed else name
 
 
 def code_digests() -> dict[str, str]:
     """A digest of each file that decides what a step computes, by its path in a clone."""
-    files = [ROOT / name for name in CODE if (ROOT / name).exists()]
     return {
-        str(path.relative_to(ROOT)): hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-        for path in files
+        name: hashlib.sha256((ROOT / name).read_bytes()).hexdigest()[:16]
+        for name in CODE
+        if (ROOT / name).exists()
     }
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """Versions, this code's commit and hardware, as they go into every result file."""
+    """Versions, this code's commit and hardware, for every result file."""
     return {
         "commit": commit(),
         "python": platform.python_version(),

@@ -12,9 +12,7 @@ from attentionce.training import devices, one_step, processes
 from attentionce.training.batchnorm import set_views_per_pass
 from attentionce.training.pretraining import Run
 
-# The share of activations that a compiled forward pass keeps once memory has run out. It costs
-# about a fifteenth of the step's memory traffic.
-LOW_BUDGET = 0.5
+LOW_BUDGET = 0.5  # of activations that a compiled forward pass keeps once memory has run out
 TRIALS = 3  # the first steps of a process; after them memory no longer grows
 T = TypeVar("T")
 
@@ -24,11 +22,8 @@ def take_step_or_change(run: Run, batch: torch.Tensor) -> None:
 
     Only in the first steps. A compiled run first keeps fewer activations; then, like an uncompiled
     one, it works view by view as with `--grad_cache`. If a compiled step fails in any other way,
-    the run goes on uncompiled. Each change prints one line. Of several processes none can change
+    the run continues uncompiled. Each change prints one line. Of several processes none can change
     alone: the error ends the run.
-
-    Raises:
-        torch.OutOfMemoryError, RuntimeError: It does not fit even so.
     """
     may_change = run.steps_taken < TRIALS and processes.world() == 1
     while True:
@@ -38,18 +33,17 @@ def take_step_or_change(run: Run, batch: torch.Tensor) -> None:
             run.steps_taken += 1
             return
         except Exception as error:
-            cause = getattr(error, "inner_exception", error)  # what failed inside the compiler
-            change, reason = None, devices.out_of_memory(cause)
-            not_compiling = isinstance(cause, (UserError, torch.AcceleratorError))
+            change, reason = None, devices.out_of_memory(error)
             if may_change and reason is not None:
-                change = less_memory(run)
-            elif may_change and run.compiled and not not_compiling:
-                change, reason = uncompile, f"torch.compile failed ({type(cause).__name__})"
+                change = save_memory(run)
+            elif may_change and run.compiled:
+                reason = compiler_failure(error)
+                change = uncompile(run) if reason is not None else None
             if change is None:
                 raise
         # Outside of the handler, which would hold on to the failed step's tensors.
         undo(run, before)
-        print(f"{reason}: continuing {change(run)}", flush=True)
+        print(f"{reason}: continuing {change}", flush=True)
 
 
 def compiled_or_plain(compiled: Callable[..., T], plain: Callable[..., T]) -> Callable[..., T]:
@@ -64,52 +58,50 @@ def compiled_or_plain(compiled: Callable[..., T], plain: Callable[..., T]) -> Ca
             chosen.append(compiled)
             return result
         except Exception as error:
-            cause = getattr(error, "inner_exception", error)
-            if devices.out_of_memory(cause) or isinstance(cause, torch.AcceleratorError):
+            reason = compiler_failure(error)
+            if reason is None:
                 raise
-            reason = type(cause).__name__
-        print(f"torch.compile failed ({reason}): continuing without", flush=True)
+        print(f"{reason}: continuing without", flush=True)
         chosen.append(plain)
         return plain(*args)
 
     return call
 
 
-def less_memory(run: Run) -> Callable[[Run], str] | None:
-    """The next change that saves memory, or None."""
+def compiler_failure(error: Exception) -> str | None:
+    """`torch.compile failed (…)`; None if memory, the GPU or the user is the cause."""
+    cause = getattr(error, "inner_exception", error)
+    if devices.out_of_memory(error) or isinstance(cause, (UserError, torch.AcceleratorError)):
+        return None
+    return f"torch.compile failed ({type(cause).__name__})"
+
+
+def save_memory(run: Run) -> str | None:
+    """Change the run so that it takes less memory; returns how it continues, None if it cannot."""
     if run.views_per_pass > 1:
-        return one_view_per_pass
+        run.views_per_pass = 1
+        for model in (run.model, run.moco.model) if run.moco else (run.model,):
+            set_views_per_pass(model, 1)
+        return "with one view per pass"
     if run.compiled and torch._functorch.config.activation_memory_budget > LOW_BUDGET:
-        return keep_fewer_activations
-    return None if run.grad_cache else cache_gradients
+        keep_fewer_activations(run)
+        return "with fewer activations kept, about 7 % slower"
+    if not run.grad_cache:
+        run.grad_cache, run.recompute = True, False
+        return "with --grad_cache, about a third slower"
+    return None
 
 
-def one_view_per_pass(run: Run) -> str:
-    """Encode one view at a time; says so in words."""
-    run.views_per_pass = 1
-    for model in (run.model, run.moco.model) if run.moco else (run.model,):
-        set_views_per_pass(model, 1)
-    return "with one view per pass"
-
-
-def keep_fewer_activations(run: Run) -> str:
-    """Compile again with a lower budget for activations; says so in words."""
+def keep_fewer_activations(run: Run) -> None:
+    """Compile again with a lower budget for activations."""
     torch._functorch.config.activation_memory_budget = LOW_BUDGET
     torch.compiler.reset()
     run.encoder = torch.compile(run.model)
-    if run.moco is not None:
-        run.key_encoder = torch.compile(run.moco.model)
-    return "with fewer activations kept, about 7 % slower"
-
-
-def cache_gradients(run: Run) -> str:
-    """Work view by view, as `--grad_cache` does; says so in words."""
-    run.grad_cache, run.recompute = True, False
-    return "with --grad_cache, about a third slower"
+    run.key_encoder = torch.compile(run.moco.model) if run.moco else None
 
 
 def uncompile(run: Run) -> str:
-    """Neither the encoder nor the views go through torch.compile any more; says so in words."""
+    """Take encoder and views out of torch.compile; returns how the run continues."""
     run.encoder, run.key_encoder, run.view_ops = run.model, None, views.Ops()
     run.compiled, run.recompute = False, not run.grad_cache
     return "without"

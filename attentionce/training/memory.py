@@ -1,6 +1,7 @@
 """How much memory a step is expected to take."""
 
 import argparse
+import copy
 
 import torch
 from torch import Tensor, nn
@@ -15,47 +16,31 @@ def expected_bytes(
 ) -> int:
     """Bytes that a step's weights, optimiser and activations take, calculated, not measured.
 
-    Activations are counted on two images and scaled up; in half precision they take half. A
-    compiler may keep less than is counted here; cuDNN's workspaces come on top.
+    A compiler may keep less than is counted here; cuDNN's workspaces come on top.
     """
     weights = sum(p.numel() for p in model.parameters()) * PER_PARAMETER
-    recompute = not compiled and not args.grad_cache
-    per_image = activation_bytes(model, args.image_size, recompute)
+    per_image = activation_bytes(model, args.image_size, not compiled and not args.grad_cache)
     if dtype != torch.float32:
         per_image //= 2
     views = 2 if args.estimator == "MoCo" else 2 + (args.num_pos or 0)  # keys need no gradient
-    views = 1 if args.grad_cache else views
-    return weights + per_image * args.batch_size * views
+    return weights + per_image * args.batch_size * (1 if args.grad_cache else views)
 
 
 def activation_bytes(model: nn.Module, image_size: int, recompute: bool) -> int:
     """Bytes per image that a forward pass in float32 keeps for the backward pass.
 
-    Counted on meta tensors, which take neither memory nor time.
+    Counted on the meta device, where two images take neither memory nor time.
     """
-    kept: dict[int, Tensor] = {}  # by storage; the tensors are held, so that none is used twice
-    parameters = {name: empty(p).requires_grad_() for name, p in model.named_parameters()}
-    buffers = {name: empty(buffer) for name, buffer in model.named_buffers()}
-    weights = {storage(p) for p in parameters.values()}
+    model = copy.deepcopy(model).to("meta")
+    kept: dict[int, Tensor] = {}  # by storage, because meta tensors have no address
 
-    def note(tensor: Tensor) -> Tensor:
-        if storage(tensor) not in weights:
-            kept[storage(tensor)] = tensor
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
     images = torch.empty(2, 3, image_size, image_size, device="meta")
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        inputs = images, recomputed if recompute else None
-        output = torch.func.functional_call(model, {**parameters, **buffers}, inputs)
-        del output
-    return sum(tensor.nbytes for tensor in kept.values()) // len(images)
-
-
-def empty(tensor: Tensor) -> Tensor:
-    """A meta tensor of the same shape, type and layout."""
-    return torch.empty_like(tensor, device="meta")
-
-
-def storage(tensor: Tensor) -> int:
-    """What tells the tensor's memory from that of others, although it has no address."""
-    return tensor.untyped_storage()._cdata
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(images, recomputed if recompute else None)
+    for parameter in model.parameters():
+        kept.pop(parameter.untyped_storage()._cdata, None)
+    return sum(tensor.nbytes for tensor in kept.values()) // 2

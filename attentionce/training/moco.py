@@ -43,11 +43,11 @@ class MoCo(nn.Module):
         Args:
             finite: A bool on the device.
         """
-        own: list[Tensor] = list(self.model.parameters())
+        moving: list[Tensor] = list(self.model.parameters())
         trained: list[Tensor] = list(model.parameters())
-        way = torch._foreach_sub(trained, own)
-        torch._foreach_mul_(way, (1 - self.momentum) * finite.to(own[0].dtype))
-        torch._foreach_add_(own, way)
+        difference = torch._foreach_sub(trained, moving)
+        torch._foreach_mul_(difference, (1 - self.momentum) * finite.to(moving[0].dtype))
+        torch._foreach_add_(moving, difference)
 
     @torch.no_grad()
     def push(self, keys: Tensor, finite: Tensor) -> None:

@@ -1,8 +1,5 @@
 """One epoch of pretraining: batches, steps, checks of the loss, and states in between."""
 
-import math
-import os
-import sys
 import time
 from collections.abc import Callable
 
@@ -18,20 +15,19 @@ from attentionce.training.pretraining import Run
 
 REFRESH = 2  # seconds between checks of the loss, for which the host waits for a GPU
 LOG_EVERY = 60  # seconds between lines about an epoch where no bar is shown
-# fp16: a gradient scale below this has found no finite gradient 30 times in a row.
-SMALLEST_SCALE = 1e-4
+SMALLEST_SCALE = 1e-4  # fp16: below it no gradient was finite 30 times in a row
 
 
 class NonFinite(UserError):
     """The loss or its gradient is no longer finite."""
 
 
-def train_epoch(run: Run, received: list[int], save_state: Callable[[], object]) -> int:
+def train_epoch(run: Run, received: list[int], save: Callable[[], object]) -> int:
     """The rest of the current epoch.
 
     Args:
         received: The signals that came so far.
-        save_state: Writes the state. Called every `--state_minutes` and before leaving early.
+        save: Writes the state. Called every `--state_minutes` and before leaving early.
 
     Returns:
         The signal that ended the epoch early, or 0.
@@ -48,16 +44,15 @@ def train_epoch(run: Run, received: list[int], save_state: Callable[[], object])
             last = progress["step"] == run.steps
             want_check = run.device.type == "cpu" or last or now - checked > REFRESH
             want_save = now - run.saved > 60 * args.state_minutes
-            stop, save, check = processes.largest(
-                [max(received, default=0), int(want_save), int(want_check)]
-            )
-            if check or save or stop:
+            wishes = [max(received, default=0), int(want_save), int(want_check)]
+            stop, must_save, must_check = processes.maxima(wishes)
+            if must_check or must_save or stop:
                 check_losses(run, bar)
                 checked = time.monotonic()
             # This includes waiting for the GPU, but not saving.
             progress["seconds"] += time.monotonic() - marked
-            if save or stop:
-                save_state()
+            if must_save or stop:
+                save()
             if stop:
                 return stop
             marked = time.monotonic()
@@ -74,14 +69,12 @@ def batch_order(run: Run) -> Tensor:
 
 def progress_bar(run: Run) -> tqdm:
     """Images of the epoch that are done, on a terminal; a log file gets a line per epoch."""
-    # tqdm's own environment variables count where nothing is passed.
-    hidden = processes.rank() > 0 or not sys.stderr.isatty() and "TQDM_DISABLE" not in os.environ
     return tqdm(
         total=run.steps * run.args.batch_size,
         initial=run.progress["step"] * run.args.batch_size,
         unit=" images",
         desc=f"epoch {run.progress['epoch']}/{run.args.epochs}",
-        **({"disable": True} if hidden else {}),
+        disable=True if processes.rank() > 0 else None,  # None: where stderr is not a terminal
     )
 
 
@@ -99,8 +92,7 @@ def check_losses(run: Run, bar: tqdm) -> None:
     if run.scaler.is_enabled():
         shown["skipped"] = str(int(progress["skipped"]))
         bad = bad[-1:] if run.scaler.get_scale() < SMALLEST_SCALE else []
-    if not math.isnan(run.seconds_left):
-        shown["left"] = tqdm.format_interval(run.seconds_left)
+    shown["left"] = tqdm.format_interval(run.seconds_left)
     bar.set_postfix(shown, refresh=False)
     bar.update(progress["step"] * run.args.batch_size - bar.n)
     if bar.disable and time.monotonic() - run.reported > LOG_EVERY:
@@ -114,8 +106,8 @@ def check_losses(run: Run, bar: tqdm) -> None:
         for buffer, good in zip(one_step.statistics(run), run.good_buffers, strict=True):
             buffer.copy_(good)
         flags = " ".join(f"--{name} {value}" for name, value in vars(run.args).items())
-        epoch, step = progress["epoch"], bad[0] + 1
         raise NonFinite(
-            f"the loss or its gradient is not finite at epoch {epoch}, step {step}: {flags}"
+            "the loss or its gradient is not finite at "
+            f"epoch {progress['epoch']}, step {bad[0] + 1}: {flags}"
         )
     run.good_buffers = one_step.copies(one_step.statistics(run))

@@ -70,10 +70,10 @@ def draw_sources(run: Run, images: int) -> Tensor | None:
         return None
     generator = views.generator(run.args.seed, *run.position, 1)
     whole = torch.rand(2, run.args.num_pos, run.args.batch_size, generator=generator)
-    u, way = whole[:, :, processes.rank() * images :][:, :, :images]
-    own = torch.arange(images)
-    other = (own + 1 + (way * (images - 1)).long()) % images
-    return to_device(torch.where(u < run.args.noisy_positives, other, own), run.device)
+    u, distance = whole[:, :, processes.rank() * images :][:, :, :images]
+    anchor = torch.arange(images)
+    other = (anchor + 1 + (distance * (images - 1)).long()) % images
+    return to_device(torch.where(u < run.args.noisy_positives, other, anchor), run.device)
 
 
 def project(run: Run, encoder: Callable[..., Any], batch: Batch, which: range) -> Tensor:

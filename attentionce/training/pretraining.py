@@ -1,7 +1,6 @@
 """A pretraining run: what it works with, where it stands, and its state as a dictionary."""
 
 import argparse
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -66,11 +65,10 @@ class Run:
 
     @property
     def seconds_left(self) -> float:
-        """Of training, to the last epoch, at the mean speed so far; NaN before the first step."""
+        """Of training, to the last epoch, at the mean speed so far; only after the first step."""
         epoch, step = self.position
         done = (epoch - 1) * self.steps + step
-        left = self.args.epochs * self.steps - done
-        return self.progress["seconds"] / done * left if done else math.nan
+        return self.progress["seconds"] * (self.args.epochs * self.steps / done - 1)
 
 
 def new_run(
@@ -84,9 +82,13 @@ def new_run(
 ) -> Run:
     """An untrained model, with its optimiser and all that a run needs, on the device."""
     model = model.to(device).to(memory_format=torch.channels_last)
-    compiled = uses_compiler(args, device)
+    compiled = devices.wants_compiler(args.compile, device)
+    synchronise = args.bn == "sync" and processes.world() > 1
+    if synchronise and compiled:
+        print("--bn sync: continuing without torch.compile, whose graphs it breaks", flush=True)
+        compiled = False
     expected = expected_bytes(model, args, dtype, compiled)
-    if args.bn == "sync" and processes.world() > 1:  # now that memory is counted
+    if synchronise:  # now that memory is counted
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     moco = None
     if args.estimator == "MoCo":
@@ -124,17 +126,6 @@ def new_run(
     )
 
 
-def uses_compiler(args: argparse.Namespace, device: torch.device) -> bool:
-    """Whether encoder and views go through torch.compile."""
-    wanted = devices.wants_compiler(args.compile, device)
-    if wanted and args.bn == "sync" and processes.world() > 1:
-        print(
-            "--bn sync: continuing without torch.compile, whose graphs it would break", flush=True
-        )
-        return False
-    return wanted
-
-
 def new_progress(steps: int, device: torch.device) -> dict[str, Any]:
     """Where a fresh run stands: before step 0 of epoch 1."""
     return {
@@ -153,7 +144,10 @@ def state_of(run: Run) -> dict[str, Any]:
     """All that changes in a run, and the flags, as a dictionary that `restore` takes."""
     return {
         "flags": vars(run.args),
-        "machine": machine_of(run),
+        "machine": {
+            **devices.machine(run.device),
+            "precision": str(run.dtype).removeprefix("torch."),  # what `auto` means there
+        },
         "model": run.model.state_dict(),
         "optimizer": run.optimizer.state_dict(),
         "scaler": run.scaler.state_dict(),
@@ -165,43 +159,28 @@ def state_of(run: Run) -> dict[str, Any]:
     }
 
 
-def machine_of(run: Run) -> dict[str, str]:
-    """Machine, versions, and what `--precision auto` means there."""
-    return {**devices.machine(run.device), "precision": str(run.dtype).removeprefix("torch.")}
-
-
 def restore(run: Run, state: dict[str, Any]) -> None:
     """Continue from the state that `state_of` returned, perhaps on another machine.
 
     Raises:
         UserError: The state was made with other images, or is not one of `state_of`.
     """
-    if state.get("images") != len(run.pixels):
+    fingerprint = state.get("fingerprint", run.fingerprint)  # older states have none
+    if (state.get("images"), fingerprint) != (len(run.pixels), run.fingerprint):
         raise UserError(
-            f"the state was made with {state.get('images')} images, here are {len(run.pixels)}"
-        )
-    if state.get("fingerprint", run.fingerprint) != run.fingerprint:  # older states have none
-        raise UserError(
-            "the state was saved with different images: use those, or start over with "
-            "--resume never"
+            f"the state was saved with different images ({state.get('images')}, here are "
+            f"{len(run.pixels)}): use those, or start over with --resume never"
         )
     with as_user_error("the state does not fit this run; start over with --resume never"):
         run.model.load_state_dict(state["model"])
         restore_moments(run.optimizer, state["optimizer"]["state"])
         if run.scaler.is_enabled() and state["scaler"]:  # it is empty in a state of bf16 or fp32
-            kinds = {name: type(value) for name, value in run.scaler.state_dict().items()}
-            if {name: type(value) for name, value in state["scaler"].items()} != kinds:
-                raise ValueError("the gradient scaler's state is of another kind")
-            run.scaler.load_state_dict(state["scaler"])
+            run.scaler.load_state_dict(like(run.scaler.state_dict(), state["scaler"]))
         if run.moco:
             run.moco.load_state_dict(state["moco"])
-        run.progress = _like(run.progress, state["progress"], run.steps)
-    there, here = state["machine"], machine_of(run)
-    changed = [
-        f"{name} {there.get(name)} (here: {here[name]})"
-        for name in DIGITS
-        if there.get(name) != here[name]
-    ]
+        run.progress = checked_progress(run, state["progress"])
+    there, here = state["machine"], state_of(run)["machine"]
+    changed = [f"{k} {there.get(k)} (here: {here[k]})" for k in DIGITS if there.get(k) != here[k]]
     if changed:
         print(f"saved with {', '.join(changed)}: the last digits may differ", flush=True)
     epoch, step = run.position
@@ -221,23 +200,29 @@ def restore_moments(adam: torch.optim.Optimizer, moments: dict[int, dict[str, Te
             raise ValueError("the optimiser's tensors have other shapes")
 
 
-def _like(fresh: dict[str, Any], progress: dict[str, Any], steps: int) -> dict[str, Any]:
-    """The saved progress on the fresh one's device, if it has the same parts, types and shapes."""
-    result = {}
-    for name, value in fresh.items():
-        saved = progress.get(name, value)  # a part that is newer than the state starts fresh
-        same_kind = type(saved) is type(value)
-        if not same_kind or (isinstance(value, Tensor) and saved.shape != value.shape):
-            raise ValueError(f"its {name} is of another kind")
-        result[name] = saved.to(value) if isinstance(value, Tensor) else saved
-    if not (result["epoch"] >= 1 and 0 <= result["step"] <= steps):
-        raise ValueError(f"there is no epoch {result['epoch']}, step {result['step']}")
-    for row in result["rows"]:  # older code may have had other columns
-        numbers = (
-            [row.get(name) for name in ("epoch", "seconds")] if isinstance(row, dict) else [""]
-        )
-        if not all(isinstance(number, (int, float)) for number in numbers):
+def checked_progress(run: Run, saved: dict[str, Any]) -> dict[str, Any]:
+    """The saved progress on the run's device; a ValueError if it cannot be that of this run."""
+    progress = like(run.progress, saved)
+    if not (progress["epoch"] >= 1 and 0 <= progress["step"] <= run.steps):
+        raise ValueError(f"there is no epoch {progress['epoch']}, step {progress['step']}")
+    for row in progress["rows"]:  # older code may have had other columns
+        if not all(isinstance(row[name], (int, float)) for name in ("epoch", "seconds")):
             raise ValueError("its metrics are not a table")
     # The table may be ahead of the state.
-    result["rows"] = [row for row in result["rows"] if row["epoch"] < result["epoch"]]
+    progress["rows"] = [row for row in progress["rows"] if row["epoch"] < progress["epoch"]]
+    return progress
+
+
+def like(fresh: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
+    """What was saved, on the fresh parts' device; a ValueError for another type or shape.
+
+    A part that is newer than the state stays fresh.
+    """
+    result = {}
+    for name, value in fresh.items():
+        part = saved.get(name, value)
+        same_kind = type(part) is type(value)
+        if not same_kind or (isinstance(value, Tensor) and part.shape != value.shape):
+            raise ValueError(f"its {name} is of another kind")
+        result[name] = part.to(value) if isinstance(value, Tensor) else part
     return result

@@ -1,10 +1,8 @@
 """Several processes, started by torchrun, as one: what they exchange, and in which order they load.
 
-Tensors on a GPU go through NCCL, those on the CPU through gloo. With one process nothing here does
-anything.
+Tensors on a GPU go through NCCL, those on the CPU through gloo. One process exchanges nothing.
 """
 
-import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -28,8 +26,7 @@ def start() -> None:
     Only rank 0 prints.
     """
     global _patient
-    described = all(os.environ.get(name) for name in VARIABLES)
-    if not described or not dist.is_available() or dist.is_initialized():
+    if not all(os.environ.get(name) for name in VARIABLES) or dist.is_initialized():
         return
     if os.environ["RANK"] != "0":
         sys.stdout = open(os.devnull, "w")
@@ -38,39 +35,31 @@ def start() -> None:
     # After a failure torchrun's store still holds the addresses of the processes that are gone.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store, number, count = next(dist.rendezvous("env://"))
-    dist.init_process_group(
-        backends,
-        store=dist.PrefixStore(f"attempt {attempt}", store),
-        rank=number,
-        world_size=count,
-        timeout=timedelta(minutes=30),
-    )
+    store = dist.PrefixStore(f"attempt {attempt}", store)
+    timeout = timedelta(minutes=30)
+    dist.init_process_group(backends, timeout=timeout, world_size=count, rank=number, store=store)
     _patient = dist.new_group(backend="gloo", timeout=timedelta(days=1))
 
 
 def stop() -> None:
     """Leave the group."""
-    if _joined():
+    if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def _joined() -> bool:
-    return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
     """This process's number; 0 writes the files."""
-    return dist.get_rank() if _joined() else 0
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def local_rank() -> int:
     """This process's number on its machine."""
-    return int(os.environ.get("LOCAL_RANK") or rank()) if _joined() else 0
+    return int(os.environ.get("LOCAL_RANK") or rank()) if world() > 1 else 0
 
 
 def world() -> int:
     """How many processes there are."""
-    return dist.get_world_size() if _joined() else 1
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 # ------------------------------------------------------------------------------------- gradients
@@ -81,13 +70,10 @@ def replicated(model: Any) -> Any:
 
     BatchNorm's statistics stay each process's own, as in the reference's DataParallel.
     """
-    if world() == 1:
-        return model
-    sync = "forward_sync_buffers"  # called broadcast_buffers by older versions of PyTorch
-    if sync not in inspect.signature(DistributedDataParallel).parameters:
-        sync = "broadcast_buffers"
-    options: dict[str, Any] = {sync: False, "gradient_as_bucket_view": True}
-    return DistributedDataParallel(model, **options)
+    if world() > 1:
+        model = DistributedDataParallel(model, gradient_as_bucket_view=True)
+        model.broadcast_buffers = False  # not as an argument, which newer versions warn of
+    return model
 
 
 def without_exchange(model: Any) -> AbstractContextManager:
@@ -126,15 +112,15 @@ def gather(anchors: Tensor) -> tuple[Tensor, int]:
     """
     if world() == 1:
         return anchors, 0
-    if not alike(anchors.shape[1]):
-        raise ValueError(
-            f"every process needs the same number of images; this one has {anchors.shape[1]}"
-        )
-    return _Gather.apply(anchors), rank() * anchors.shape[1]
+    images = anchors.shape[1]
+    most, least = maxima([images, -images])
+    if most != -least:
+        raise ValueError(f"every process needs the same number of images; this one has {images}")
+    return _Gather.apply(anchors), rank() * images
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """The rows of all processes, which have equally many, one after another, without gradients."""
+    """The rows of all processes, the same number each, one after another, without gradients."""
     if world() == 1:
         return rows
     parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world())]
@@ -145,7 +131,7 @@ def gather_rows(rows: Tensor) -> Tensor:
 def own_rows(rows: int) -> Tensor:
     """Which of that many rows are this process's.
 
-    All processes have equally many, so at the end the last row may be repeated:
+    All processes have the same number, so at the end the last row may be repeated:
     `gather_rows(x[own_rows(len(x))])[: len(x)]` is x.
     """
     each = -(-rows // world())
@@ -162,25 +148,16 @@ def total(x: Tensor) -> Tensor:
 
 def average(x: Tensor) -> Tensor:
     """The mean of x over the processes."""
-    return total(x) / world() if world() > 1 else x
+    return total(x) / world()
 
 
-def largest(values: list[int]) -> list[int]:
-    """The largest of every value over the processes, so that all of them decide the same.
-
-    It waits for all of them.
-    """
+def maxima(values: list[int]) -> list[int]:
+    """The maximum of each value over the processes, all of which wait here and decide the same."""
     if world() == 1:
         return values
     x = torch.tensor(values)
     dist.all_reduce(x, dist.ReduceOp.MAX)
     return x.tolist()
-
-
-def alike(value: int) -> bool:
-    """Whether all processes have the same value."""
-    high, low = largest([value, -value])
-    return high == -low
 
 
 def same_buffers(model: nn.Module) -> None:
@@ -201,25 +178,24 @@ def from_first(make: Callable[[], Any]) -> Any:
     return box[0]
 
 
-def gather_objects(own: Any) -> list[Any]:
+def gather_objects(value: Any) -> list[Any]:
     """Every process's object, in the order of the ranks."""
-    everyone = [own] * world()
+    values = [value] * world()
     if world() > 1:
-        dist.all_gather_object(everyone, own, group=_patient)
-    return everyone
+        dist.all_gather_object(values, value, group=_patient)
+    return values
 
 
-def in_turn(function: Callable, *args: Any, **kwargs: Any) -> Any:
-    """function(*args, **kwargs), first in rank 0, then on the other machines, then in the rest.
+def in_turn(function: Callable, *args: Any) -> Any:
+    """function(*args), first in rank 0, then in one process of every other machine, then elsewhere.
 
-    On every machine one process goes first: what it downloads, or decodes to a file, the others
-    find there.
+    What the first on a machine downloads, or decodes to a file, the others find there.
     """
     if world() == 1:
-        return function(*args, **kwargs)
+        return function(*args)
     own_turn = 0 if rank() == 0 else 1 if local_rank() == 0 else 2
     for turn in range(3):
         if turn == own_turn:
-            result = function(*args, **kwargs)
+            result = function(*args)
         dist.barrier(_patient)
     return result

@@ -1,34 +1,19 @@
 """A run that is interrupted anywhere and resumed ends with the bits of one that is not."""
 
 import pytest
-from helpers.faults import SOAK
 from helpers.outputs import STEM, check_end, last, rows, same_bits
-from helpers.programs import Small
 
 import main
 from attentionce.runs import files, states
 
-# ---- the same bits ----
-
-KINDS = {
-    "attentionce": "",
-    "knn": "--knn_every 1",
-    "bcl": "--loss bcl",
-    "grad_cache": "--grad_cache",
-    "moco": "--estimator MoCo --queue 11 --momentum 0.9",
-}
+KINDS = ["", "--knn_every 1", "--loss bcl", "--grad_cache"]
+KINDS += ["--estimator MoCo --queue 11 --momentum 0.9"]
 
 
-@pytest.mark.soak
-@pytest.mark.parametrize("arch", ["small", "resnet10"] if SOAK else ["small"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_interrupted_at_every_step(
-    call, flags, results, tmp_path, stop_after, monkeypatch, kind, arch
-):
+def test_interrupted_at_every_step(call, flags, results, tmp_path, stop_after, small_encoder, kind):
     """One run, stopped after each of its steps."""
-    if arch == "small":
-        monkeypatch.setattr(main, "Model", Small)
-    flags = [*flags, *KINDS[kind].split()]
+    flags = [*flags, *kind.split()]
     assert call(main, *flags, "--results", tmp_path / "whole") == 0
     for step in range(1, 10):
         stop_after(1)
@@ -36,9 +21,6 @@ def test_interrupted_at_every_step(
         assert states.read_state(last(results, ".state"))["progress"]["step"] in (step % 3, 3)
     assert call(main, *flags) == 0
     check_end(results, tmp_path / "whole")
-
-
-# ---- more epochs, another place ----
 
 
 def test_more_epochs_extend_a_finished_run(call, flags, results, tmp_path, small_encoder, capsys):

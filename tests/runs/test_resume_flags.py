@@ -34,9 +34,6 @@ def stopped(call, flags, results, stop_after, small_encoder):
     return last(results, ".state")
 
 
-# ---- flags that change the result ----
-
-
 def test_flags_that_change_the_result_are_named(stopped, flags, refused, contents, results):
     before, names = contents(results), set()
     for words in (RECOVERY, *CHANGES):
@@ -51,24 +48,20 @@ def test_flags_that_change_the_result_are_named(stopped, flags, refused, content
     assert contents(results) == before
 
 
-def test_weights_of_another_run_are_not_overwritten(call, stopped, flags, refused):
-    """Also where the run with files of the same names is shorter or longer and has no state."""
-    stopped.unlink()
-    for epochs in (2, 5):
-        assert "--seed 1 (there: 0)" in refused(main, *flags, "--epochs", epochs, "--seed", 1)
-    assert call(main, *flags, "--epochs", 5) == 0
-
-
-def test_a_named_state_does_not_overwrite_another_run(
+def test_results_of_another_run_are_not_overwritten(
     call, stopped, flags, refused, contents, results, tmp_path
 ):
-    """`--resume FILE` continues the run in FILE, unless --results has another of the same name."""
-    flags = [*flags, "--seed", 1]
-    assert call(main, *flags, "--epochs", 1, "--results", tmp_path / "there") == 0
-    before = contents(results)
-    message = refused(main, *flags, "--resume", last(tmp_path / "there", ".state"))
+    """Also with `--resume FILE`, and where the run with files of these names has no state."""
+    other = [*flags, "--seed", 1]
+    assert call(main, *other, "--epochs", 1, "--results", tmp_path / "there") == 0
+    before, state = contents(results), last(tmp_path / "there", ".state")
+    message = refused(main, *other, "--resume", state)
     assert "--seed 1 (there: 0)" in message and str(last(results, ".json")) in message
     assert contents(results) == before
+    stopped.unlink()
+    for epochs in (2, 5):
+        assert "--seed 1 (there: 0)" in refused(main, *other, "--epochs", epochs)
+    assert call(main, *flags, "--epochs", 5) == 0
 
 
 def test_the_state_before_a_bad_step_resumes_in_the_same_folder(
@@ -101,10 +94,7 @@ def test_other_images_are_refused(stopped, flags, refused, pictures, tmp_path):
     (red / "0.png").rename(red / "another.png")
     assert "different images" in refused(main, *flags, "--root", other)
     shutil.copy(red / "1.png", red / "x.png")
-    assert "24 images, here are 25" in refused(main, *flags, "--root", other)
-
-
-# ---- flags that do not, states of older code and of other machines ----
+    assert "different images (24, here are 25)" in refused(main, *flags, "--root", other)
 
 
 def test_flags_that_change_no_result_go_through(call, stopped, flags, tmp_path, pictures):

@@ -1,6 +1,7 @@
 """Device and precision that a run chooses, and what it says about them. GPUs are simulated."""
 
 import platform
+import subprocess
 from types import SimpleNamespace
 
 import pytest
@@ -54,8 +55,8 @@ def test_auto_is_the_fastest_native_precision_of_a_gpu(gpus, capability, bf16, n
 
 @pytest.mark.parametrize("flags, native", [("avx2 avx512_bf16", True), ("", False)])
 def test_auto_on_a_cpu(monkeypatch, flags, native):
-    monkeypatch.setattr(devices.Path, "read_text", lambda self: f"flags : sse {flags}\n")
-    monkeypatch.setattr(devices, "cpu_has_bf16", devices.cpu_has_bf16.__wrapped__)
+    monkeypatch.setattr(devices, "cpu_info", lambda: f"model name : Z80 \nflags : sse {flags}\n")
+    assert devices.device_name(CPU).startswith("Z80, ")
     dtype = devices.choose_precision("auto", CPU)
     assert dtype == (torch.bfloat16 if native else torch.float32)
     assert devices.choose_precision("bf16", CPU) == torch.bfloat16  # slow, but it works
@@ -87,17 +88,43 @@ def test_each_process_takes_a_gpu_of_its_own(gpus, monkeypatch):
 
 def test_an_unused_gpu_is_said(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(devices, "has_nvidia_gpu", lambda: False)
-    devices.warn_of_unused_gpu(CPU)
-    assert capsys.readouterr().out == ""
-    monkeypatch.setattr(devices, "has_nvidia_gpu", lambda: True)
-    devices.warn_of_unused_gpu(CPU)
-    said = capsys.readouterr().out
-    assert "warning: this machine has an NVIDIA GPU that PyTorch cannot use" in said
+    for found, lines in ((None, 0), ("/usr/bin/nvidia-smi", 1)):
+        monkeypatch.setattr(devices.shutil, "which", lambda name, found=found: found)
+        devices.warn_of_unused_gpu(CPU)
+        said = capsys.readouterr().out
+        assert said.count("warning: this machine has an NVIDIA GPU that PyTorch") == lines
 
 
-def test_an_installed_package_has_no_commit(monkeypatch, tmp_path):
-    """git would describe whatever repository the environment happens to lie in."""
+def test_commit(monkeypatch, tmp_path):
+    """Dirty is a clone whose code differs from it, not one whose documents do.
+
+    An installed package has none: git would describe whatever repository lies around it.
+    """
+
+    def git(*words):
+        who = ["-c", "user.name=A", "-c", "user.email=a@b.c"]
+        subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    def commit():
+        return devices.commit.__wrapped__()
+
     monkeypatch.setattr(devices, "ROOT", tmp_path)
     monkeypatch.setattr(devices.metadata, "version", lambda name: "0.1.0")
-    assert devices.commit.__wrapped__() == "version 0.1.0"
+    assert commit() == "version 0.1.0"
+    (tmp_path / "inner").mkdir()
+    code = [tmp_path / name for name in ("main.py", "inner/views.py", "Makefile")]
+    for path in (*code, tmp_path / "README.md"):
+        path.write_text("before")
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert commit() == "unknown"
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "all")
+    (tmp_path / "README.md").write_text("after")
+    (tmp_path / "new.py").write_text("untracked")
+    clean = commit()
+    assert len(clean) == 12
+    for path in code:
+        path.write_text("after")
+        assert commit() == f"{clean}-dirty"
+        path.write_text("before")

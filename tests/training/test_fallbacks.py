@@ -111,7 +111,6 @@ def test_a_compiler_that_fails_is_left_out(words, compile_to_a_copy, monkeypatch
         ("", ZeroDivisionError(), 0),
         ("", OUT_OF_MEMORY, fallbacks.TRIALS),
         ("--compile on", RuntimeError(), fallbacks.TRIALS),
-        ("--compile on", BROKEN_GPU, 0),
         ("--compile on", in_compiler(BROKEN_GPU), 0),
     ],
 )
@@ -126,19 +125,17 @@ def test_other_faults_are_not_hidden(words, error, steps_taken, compile_to_a_cop
 
 def test_a_function_that_does_not_compile_runs_as_it_is(capsys):
     """As linear.py's does. Only the first call decides, and other errors are no reason."""
-    calls, errors = [], {-1: RuntimeError(), -2: OUT_OF_MEMORY, -3: in_compiler(BROKEN_GPU)}
+    errors = {-1: RuntimeError(), -2: OUT_OF_MEMORY}
 
     def compiled(x):
-        calls.append(x)
         if x in errors:
             raise errors[x]
         return x
 
     function = fallbacks.compiled_or_plain(compiled, lambda x: 10 * x)
-    for x in (-2, -3):
-        with pytest.raises(type(errors[x])):
-            function(x)
-    assert [function(-1), function(1)] == [-10, 10] and calls == [-2, -3, -1]
+    with pytest.raises(torch.OutOfMemoryError):
+        function(-2)
+    assert [function(-1), function(1)] == [-10, 10]
     assert capsys.readouterr().out == "torch.compile failed (RuntimeError): continuing without\n"
     function = fallbacks.compiled_or_plain(compiled, lambda x: 10 * x)
     assert function(3) == 3
@@ -148,17 +145,13 @@ def test_a_function_that_does_not_compile_runs_as_it_is(capsys):
 
 def test_expected_memory():
     """The paper's command: per view and image 12.9 MB in bf16, 8.15 MB with recomputation."""
-    model = Model(128, "resnet50")
-    before = copy.deepcopy(model.state_dict())
+    model, args = Model(128, "resnet50"), main.parse_args([])
     everything, recomputed = (activation_bytes(model, 32, r) / 2e6 for r in (False, True))
     assert (round(everything, 1), round(recomputed, 2)) == (12.9, 8.15)
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    args = main.parse_args([])
-    bf16 = torch.bfloat16
-    compiled, eager = (expected_bytes(model, args, bf16, c) / 1e9 for c in (True, False))
+    compiled, eager = (expected_bytes(model, args, torch.bfloat16, c) / 1e9 for c in (True, False))
     assert (round(compiled), round(eager)) == (20, 13)
     args.grad_cache = True
-    assert expected_bytes(model, args, bf16, False) / 1e9 == pytest.approx(3.7, abs=0.1)
+    assert round(expected_bytes(model, args, torch.bfloat16, False) / 1e9, 1) == 3.7
 
 
 def test_fp16s_skipped_steps_leave_batchnorm_alone(monkeypatch):

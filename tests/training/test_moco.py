@@ -8,14 +8,13 @@ import copy
 import pytest
 import torch
 from helpers.device import DEVICE
-from helpers.outputs import check_end, last, same_bits
+from helpers.outputs import same_bits
 from helpers.programs import Small
 from helpers.runs import new_run, take_steps
 
 import loss
 import main
 from attentionce.data import views
-from attentionce.runs import files
 from attentionce.training import one_step
 from attentionce.training.moco import MoCo
 
@@ -42,19 +41,6 @@ def test_queue_begins_with_directions_and_forgets_the_oldest():
     assert torch.equal(moco.queue[0], newest_first[0])
 
 
-def test_momentum_encoder_follows():
-    model = Small(5).to(DEVICE)
-    moco = MoCo(model, 7, 0.75, 5).to(DEVICE)
-    before = copy.deepcopy(moco.model)
-    with torch.no_grad():
-        for p in model.parameters():
-            p += 1
-    moco.follow(model, YES)
-    models = moco.model, before, model
-    for own, old, trained in zip(*(m.parameters() for m in models), strict=True):
-        torch.testing.assert_close(own, 0.75 * old + 0.25 * trained)
-
-
 def test_step_is_the_formula():
     run = moco_run()
     batch, follower = run.pixels[:4], run.moco.model
@@ -78,8 +64,8 @@ def test_step_is_the_formula():
     torch.testing.assert_close(run.moco.queue, torch.cat([keys[0], queue[4:]]))
     assert all(p.grad is None and not p.requires_grad for p in follower.parameters())
     models = follower, old_follower, run.model
-    for own, old, trained in zip(*(m.parameters() for m in models), strict=True):
-        torch.testing.assert_close(own, 0.99 * old + 0.01 * trained)
+    for moved, old, trained in zip(*(m.parameters() for m in models), strict=True):
+        torch.testing.assert_close(moved, 0.99 * old + 0.01 * trained)
     assert not torch.equal(run.model.g.weight, model.g.weight)
 
 
@@ -93,36 +79,18 @@ def test_step_that_is_not_finite_moves_nothing(monkeypatch):
         take_steps(run)
     take_steps(run)  # nor does a later step, until the check that ends the run
     assert run.progress["losses"].isnan().tolist() == [False, True, True]
-    for own, old in ((run.model, model), (run.moco, moco)):
-        assert same_bits(list(own.parameters()), list(old.parameters()))
+    for new, old in ((run.model, model), (run.moco, moco)):
+        assert same_bits(list(new.parameters()), list(old.parameters()))
     assert torch.equal(run.moco.queue, moco.queue) and run.moco.position == moco.position == 4
-
-
-@pytest.mark.parametrize("step", [2, 3])  # in an epoch, and at its end
-def test_resumed_run_has_the_bits_of_one_without_a_break(
-    step, call, tiny, results, small_encoder, stop_after
-):
-    words = "--estimator MoCo --queue 20 --num_pos 2 --epochs 2 --device cpu"
-    flags, whole, broken = [*tiny, *words.split()], results / "whole", results / "broken"
-    call(main, *flags, "--results", whole)
-    stop_after(step)
-    assert call(main, *flags, "--results", broken) == 143
-    stop_after(10**6)
-    assert call(main, *flags, "--results", broken) == 0
-    check_end(broken, whole)
-    assert files.read(last(broken, ".state"))["moco"]["position"] == 48
 
 
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (
-            "--loss simclr",
-            "--estimator MoCo cannot be combined with --positives pair, its keys",
-        ),
+        ("--loss simclr", "cannot be combined with --positives pair"),
         ("--queue 7", "--queue must be at least 8, not 7"),
         ("--momentum 1.5", "--momentum must be between 0 and 1, not 1.5"),
     ],
 )
 def test_wrong_flags(flags, message, refused, tiny):
-    assert refused(main, *tiny, "--estimator", "MoCo", *flags.split()) == message
+    assert message in refused(main, *tiny, "--estimator", "MoCo", *flags.split())

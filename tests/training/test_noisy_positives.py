@@ -24,8 +24,8 @@ def test_that_share_shows_another_image():
     assert not torch.equal(one_step.draw_sources(run, 400), sources)
     # Every other image is as likely: none is its own, and all distances occur.
     everything = new_run(*NOISE, *size, **options)
-    way = (one_step.draw_sources(everything, 400) - torch.arange(400)) % 400
-    assert way.min() >= 1 and way.max() <= 399 and way.float().mean() == pytest.approx(200, rel=0.1)
+    distance = (one_step.draw_sources(everything, 400) - torch.arange(400)) % 400
+    assert 1 <= distance.min() and distance.max() <= 399 and 180 < distance.float().mean() < 220
 
 
 @pytest.mark.parametrize("moco", [[], ["--estimator", "MoCo", "--queue", 4]])
@@ -59,8 +59,5 @@ def test_the_metrics_say_what_attention_gave_them(call, tiny, results, small_enc
     assert 0.2 < share < 0.8 and 0 < attention < share
 
 
-def test_refusals(refused, tiny):
-    assert "--noisy_positives 0.5 has no effect" in refused(
-        main, *tiny, "--loss", "simclr", "--noisy_positives", 0.5
-    )
+def test_more_than_all_are_refused(refused, tiny):
     assert "between 0 and 1" in refused(main, *tiny, "--noisy_positives", 1.5)

@@ -1,6 +1,7 @@
 """One step: every view is encoded by itself, and the ways to save memory or time change nothing."""
 
 import copy
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -48,26 +49,15 @@ def test_every_view_is_encoded_by_itself():
 )
 def test_passes(flag, views_per_pass, passes, stage_passes, monkeypatch):
     """Of 6 views. The first stage is recomputed, but not compiled, nor in `--grad_cache`."""
-
-    def uncompiled(module, **_):
-        return module.forward if isinstance(module, nn.Module) else module
-
-    def watch(owner, name):
-        function = getattr(owner, name)
-
-        def watched(*args):
-            seen.append(args[0])
-            return function(*args)
-
-        monkeypatch.setattr(owner, name, watched)
-
-    monkeypatch.setattr(torch, "compile", uncompiled)
-    run, seen = new_run(*flag.split(), count=4, views_per_pass=views_per_pass), []
+    monkeypatch.setattr(torch, "compile", lambda module, **_: getattr(module, "forward", module))
+    run = new_run(*flag.split(), count=4, views_per_pass=views_per_pass)
     stage = run.model.f[3]
-    watch(type(stage), "forward")
-    watch(one_step, "project")
-    take_steps(run)
-    assert (seen.count(run), seen.count(stage)) == (passes, stage_passes)
+    with (
+        patch.object(one_step, "project", wraps=one_step.project) as project,
+        patch.object(stage, "forward", wraps=stage.forward) as forward,
+    ):
+        take_steps(run)
+    assert (project.call_count, forward.call_count) == (passes, stage_passes)
 
 
 def after_two_steps(words, views_per_pass=1, scale=1.0):
@@ -82,18 +72,14 @@ def after_two_steps(words, views_per_pass=1, scale=1.0):
 
 
 @pytest.mark.parametrize(
-    "words, way",
-    [
-        ("", {"words": "--grad_cache", "scale": 1024.0}),
-        ("", {"words": "", "views_per_pass": 6}),
-        ("", {"words": "--grad_cache", "views_per_pass": 3}),
-        (MOCO, {"words": f"{MOCO} --grad_cache", "views_per_pass": 2}),
-    ],
+    "words, more, views_per_pass, scale",
+    [("", "--grad_cache", 1, 1024.0), ("", "", 6, 1.0), (MOCO, "--grad_cache", 2, 1.0)],
 )
-def test_every_way_is_the_same_step(words, way):
+def test_what_saves_memory_or_time_is_the_same_step(words, more, views_per_pass, scale):
     """Losses, gradients, weights, BatchNorm's buffers and MoCo's keys."""
     expected = after_two_steps(words)
-    assert_close(after_two_steps(**way), expected, rtol=1e-9, atol=1e-11)
+    found = after_two_steps(f"{words} {more}", views_per_pass, scale)
+    assert_close(found, expected, rtol=1e-9, atol=1e-11)
     assert not expected[0].requires_grad and expected[1][0]["exp_avg"].abs().max() > 1e-6
 
 
@@ -162,20 +148,18 @@ def test_a_step_in_bf16_casts_every_weight_once(step_on):
     """The views share the cast weights; gradients are float32, close to those without casts."""
     images = torch.randn(4, 6, 3, 8, 8, generator=torch.manual_seed(0)).to(DEVICE)
     gradients = []
-    for dtype, views_per_pass in ((torch.float32, 1), (torch.bfloat16, 1), (torch.bfloat16, 4)):
+    for dtype, casts_per_layer in ((torch.float32, 0), (torch.bfloat16, 1)):
         torch.manual_seed(0)
         model = Model(16, "resnet10").to(DEVICE, memory_format=torch.channels_last)
         with Casts(model) as casts:
-            step_on(images, model, dtype, views_per_pass)
+            step_on(images, model, dtype)
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
-        multiplied = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-        # One of them has a bias.
-        assert casts.count == (0 if dtype == torch.float32 else len(multiplied) + 1)
+        layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+        assert casts.count == casts_per_layer * (len(layers) + 1)  # one of them has a bias
     with torch.autocast(DEVICE.type, torch.bfloat16):
         for vector in model(images[0]):
             assert vector.dtype == torch.float32 and (vector.norm(dim=1) - 1).abs().max() < 1e-6
-    in_float32, one_by_one, at_once = gradients
-    assert one_by_one.dtype == at_once.dtype == torch.float32
+    in_float32, in_bf16 = gradients
+    assert in_bf16.dtype == torch.float32
     # No closer, because BatchNorm's statistics are those of 6 images in 8 bits.
-    assert torch.cosine_similarity(one_by_one, in_float32, dim=0) > 0.9
-    assert torch.cosine_similarity(at_once, one_by_one, dim=0) > 0.99
+    assert torch.cosine_similarity(in_bf16, in_float32, dim=0) > 0.9

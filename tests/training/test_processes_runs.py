@@ -1,4 +1,4 @@
-"""Runs of several processes stop, fail, go on and end together."""
+"""Runs of several processes stop, fail, resume and end together."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from helpers.programs import wait_for
 import main
 from attentionce import cli
 from attentionce.errors import UserError
-from attentionce.runs import states
+from attentionce.runs import files, states
 from attentionce.training import one_step, processes
 
 
@@ -51,8 +51,7 @@ class InRank1:
         self.position, self.action, self.arguments = (epoch, step), action, arguments
 
     def __call__(self, run):
-        position = run.progress["epoch"], run.progress["step"]
-        if processes.rank() == 1 and position == self.position:
+        if processes.rank() == 1 and run.position == self.position:
             self.action(*self.arguments)
 
 
@@ -64,7 +63,7 @@ def words(pictures, results):
     return [*folders, *numbers.split(), "--device", "cpu"]
 
 
-def test_signal_to_one_stops_all_and_another_number_goes_on(
+def test_signal_to_one_stops_all_and_another_number_resumes(
     words, group, tmp_path, results, contents
 ):
     whole = group(1, program, [*words, "--results", tmp_path / "whole"])
@@ -123,10 +122,10 @@ def divide_by_zero():
 
 
 def full_disk(run):
-    def save_state(path, state):
+    def save(*_, **__):
         raise UserError("the disk is full")
 
-    states.save_state = save_state
+    files.save = save
 
 
 def not_finite(run):
