@@ -1,9 +1,9 @@
 """Pretrain an encoder: python main.py --dataset_name cifar10 --d_pos 1 --d_neg 10"""
 
-import argparse
 import functools
 import sys
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from utils import DATASETS, load
 # ------------------------------------------------------------------------------------- settings
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     """The settings, with the reference's names and defaults where it has them.
 
     Raises:
@@ -61,7 +61,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def fill_in_loss(args: argparse.Namespace) -> None:
+def fill_in_loss(args: Namespace) -> None:
     """Give the flags of the chosen loss and framework their defaults; all others must be None."""
     positives, negatives = PRESETS[args.loss]
     args.positives, args.negatives = args.positives or positives, args.negatives or negatives
@@ -84,7 +84,7 @@ def fill_in_loss(args: argparse.Namespace) -> None:
             )
 
 
-def add_method_flags(parser: argparse.ArgumentParser) -> None:
+def add_method_flags(parser: ArgumentParser) -> None:
     """Views, loss, framework and encoder."""
     add = parser.add_argument_group("method").add_argument
     add("--image_size", type=int, default=32, help="side of a view, in pixels")
@@ -93,58 +93,31 @@ def add_method_flags(parser: argparse.ArgumentParser) -> None:
     add("--negatives", choices=NEGATIVES, help="instead of the loss's own")
     add("--temperature", type=float, default=0.5, help="of the loss and of the kNN vote")
     add("--num_pos", type=int, help="positives per image, M (default: 4; pair has none)")
-    add(
-        "--noisy_positives",
-        type=float,
-        help="share of the positives that show another image of the batch (default: 0)",
-    )
-    add(
-        "--d_pos",
-        type=float,
-        help="scale of the attention on positives; large: all count the same (default: 1)",
-    )
-    add(
-        "--d_neg",
-        type=float,
-        help="scale of the attention on negatives; small: only the hardest count (default: 1)",
-    )
-    add(
-        "--tau_plus",
-        type=float,
-        help="debiased, hard, bayes: assumed share of false negatives (default: 0.1)",
-    )
-    add(
-        "--beta",
-        type=float,
-        help="hard, bayes: weight of hard negatives (default: its authors', see docs/flags.md)",
-    )
-    add(
-        "--alpha",
-        type=float,
-        help="bayes: how well the encoder ranks already; 0.5 is chance (default: its authors', see "
-        "docs/flags.md)",
-    )
+    text = "share of the positives that show another image of the batch (default: 0)"
+    add("--noisy_positives", type=float, help=text)
+    text = "scale of the attention on positives; large: all count the same (default: 1)"
+    add("--d_pos", type=float, help=text)
+    text = "scale of the attention on negatives; small: only the hardest count (default: 1)"
+    add("--d_neg", type=float, help=text)
+    text = "debiased, hard, bayes: assumed share of false negatives (default: 0.1)"
+    add("--tau_plus", type=float, help=text)
+    authors = "(default: its authors', see docs/flags.md)"
+    add("--beta", type=float, help=f"hard, bayes: weight of hard negatives {authors}")
+    text = "bayes: how well the encoder ranks already; 0.5 is chance"
+    add("--alpha", type=float, help=f"{text} {authors}")
     add("--estimator", default="SimCLR", choices=["SimCLR", "MoCo"], help="the framework")
     add("--momentum", type=float, help="MoCo: of the momentum encoder (default: 0.99)")
     add("--queue", type=int, help="MoCo: negatives in the queue (default: 4096)")
     add("--arch", default="resnet50", choices=ARCHS, help="encoder")
-    add(
-        "--stem",
-        default="small",
-        choices=STEMS,
-        help="small: 3×3 conv1; imagenet: torchvision's 7×7 and max-pool, for 96 px and more",
-    )
+    text = "small: 3×3 conv1; imagenet: torchvision's 7×7 and max-pool, for 96 px and more"
+    add("--stem", default="small", choices=STEMS, help=text)
     add("--init", type=cli.path, default="random", metavar="FILE", help="weights to start from")
     add("--feature_dim", type=int, default=128, help="size of the projection")
-    add(
-        "--bn",
-        default="local",
-        choices=["local", "sync"],
-        help="BatchNorm's batch: that of each process (as in DataParallel) or of all processes",
-    )
+    text = "BatchNorm's batch: that of each process (as in DataParallel) or of all processes"
+    add("--bn", default="local", choices=["local", "sync"], help=text)
 
 
-def add_training_flags(parser: argparse.ArgumentParser) -> None:
+def add_training_flags(parser: ArgumentParser) -> None:
     """The optimiser's settings, and how a step computes."""
     add = parser.add_argument_group("training").add_argument
     add("--batch_size", type=int, default=256, help="images per step, over all processes")
@@ -152,46 +125,29 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--lr", type=float, default=1e-3, help="learning rate of Adam")
     add("--weight_decay", type=float, default=1e-6, help="of Adam")
     add("--seed", type=int, default=0, help="all randomness is a function of (seed, epoch, step)")
-    add(
-        "--deterministic",
-        action="store_true",
-        help="the same seed gives the same bits on CUDA too; slower",
-    )
-    add(
-        "--grad_cache",
-        action="store_true",
-        help="the memory of one view instead of all, for one more forward pass",
-    )
+    text = "the same seed gives the same bits on CUDA too; slower"
+    add("--deterministic", action="store_true", help=text)
+    text = "the memory of one view instead of all, for one more forward pass"
+    add("--grad_cache", action="store_true", help=text)
 
 
-def add_run_flags(parser: argparse.ArgumentParser) -> None:
+def add_run_flags(parser: ArgumentParser) -> None:
     """What a run measures, writes and continues from."""
     add = parser.add_argument_group("run").add_argument
     add("--k", type=int, default=200, help="neighbours that vote in the kNN accuracy")
     add("--knn_every", type=int, default=10, help="epochs between kNN accuracies; 0: never")
-    add(
-        "--save_every",
-        type=int,
-        help="epochs between weights (default: 200; tinyImageNet: 100)",
-    )
-    add(
-        "--results", type=cli.path, default="results", help="folder for weights, metrics and states"
-    )
-    add(
-        "--tensorboard",
-        action="store_true",
-        help="also write scalars, views and the attention for TensorBoard",
-    )
-    add(
-        "--resume",
-        type=cli.path,
-        default="auto",
-        help="auto: this command's own state; a state's path; never",
-    )
+    text = "epochs between weights (default: 200; tinyImageNet: 100)"
+    add("--save_every", type=int, help=text)
+    text = "folder for weights, metrics and states"
+    add("--results", type=cli.path, default="results", help=text)
+    text = "also write scalars, views and the attention for TensorBoard"
+    add("--tensorboard", action="store_true", help=text)
+    text = "auto: this command's own state; a state's path; never"
+    add("--resume", type=cli.path, default="auto", help=text)
     add("--state_minutes", type=float, default=10, help="minutes between states")
 
 
-def check_args(args: argparse.Namespace) -> None:
+def check_args(args: Namespace) -> None:
     """Refuse what cannot work before anything is loaded or written.
 
     Raises:
@@ -214,30 +170,27 @@ def check_args(args: argparse.Namespace) -> None:
         state_minutes=0,
     )
     cli.check_seed(args)
+    for name in ("noisy_positives", "momentum"):
+        if not 0 <= (getattr(args, name) or 0) <= 1:
+            raise UserError(f"--{name} must be between 0 and 1, not {getattr(args, name)}")
     if args.num_pos is not None:
         cli.check_at_least(args, num_pos=1)
-        if not 0 <= args.noisy_positives <= 1:
-            raise UserError(
-                f"--noisy_positives must be between 0 and 1, not {args.noisy_positives}"
-            )
     if args.estimator == "MoCo":
         if args.positives == "pair":
             raise UserError("--estimator MoCo cannot be combined with --positives pair, its keys")
         cli.check_at_least(args, queue=args.batch_size)
-        if not 0 <= args.momentum <= 1:
-            raise UserError(f"--momentum must be between 0 and 1, not {args.momentum}")
     try:
         ingredients(args.positives, args.negatives, args.temperature, **loss_parameters(args))
     except ValueError as error:
         raise UserError(f"--{error}") from None
 
 
-def loss_parameters(args: argparse.Namespace) -> dict[str, float]:
+def loss_parameters(args: Namespace) -> dict[str, float]:
     """The loss's parameters besides the temperature, by name."""
     return {name: getattr(args, name) for name in PARAMETERS}
 
 
-def check_processes(args: argparse.Namespace, device: torch.device) -> None:
+def check_processes(args: Namespace, device: torch.device) -> None:
     """Refuse what cannot work with this many processes or on this device."""
     world = processes.world()
     if args.batch_size % world or args.batch_size < 2 * world:
@@ -263,35 +216,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = devices.choose_device(args.device)
     check_processes(args, device)
     dtype = devices.choose_precision(args.precision, device)
-    command = cli.command_line(argv, "main.py")
-    folder = Path(args.results) / args.dataset_name
+    command = sys.argv if argv is None else ["main.py", *argv]
+    path = Path(args.results, args.dataset_name, file_stem(args, args.epochs))
     if processes.rank() > 0:  # only rank 0 writes
         with signals.handled():
-            return pretrain(args, command, folder, device, dtype)
-    files.writable_folder(folder)
+            return pretrain(args, command, path, device, dtype)
+    files.writable_folder(path.parent)
     # Runs that differ in --epochs alone write the same weights: one lock for all of them.
-    path = folder / f"{file_stem(args, 'all')}.lock"
-    taken = f"this run ({path}): wait for it, or name another --results"
-    with signals.handled(), locks.held(path, taken):
+    lock = path.with_name(f"{file_stem(args, 'all')}.lock")
+    taken = f"this run ({lock}): wait for it, or name another --results"
+    with signals.handled(), locks.held(lock, taken):
         said = "stopped before the first step; the same command starts again"
         signals.leave_on_signals(lambda: print(said, flush=True))
-        states.remove_temporary(folder, file_stem(args))
-        return pretrain(args, command, folder, device, dtype)
+        states.remove_temporary(path.parent, file_stem(args))
+        return pretrain(args, command, path, device, dtype)
 
 
 def pretrain(
-    args: argparse.Namespace,
-    command: list[str],
-    folder: Path,
-    device: torch.device,
-    dtype: torch.dtype,
+    args: Namespace, command: list[str], path: Path, device: torch.device, dtype: torch.dtype
 ) -> int:
     """Images, model and state; then for every epoch: steps, evaluation, files."""
     chosen = ["--positives", args.positives, "--negatives", args.negatives]
     chosen += ["--estimator", args.estimator, "--dataset_name", args.dataset_name]
     defaults = vars(parse_args(chosen))
-    state = processes.from_first(lambda: states.find_state(args, defaults, folder, file_stem(args)))
-    path = folder / file_stem(args, args.epochs)
+    state = processes.from_first(
+        lambda: states.find_state(args, defaults, path.parent, file_stem(args))
+    )
     if processes.from_first(lambda: state and report.is_done(state, path, args.epochs)):
         return 0
     images = load_images(args)
@@ -320,9 +270,6 @@ def pretrain(
             return signals.exit_status(stop)
         accuracy = None
         if evaluate is not None and (epoch % args.knn_every == 0 or epoch == args.epochs):
-            if stop := processes.largest([max(received, default=0)])[0]:
-                leave(run, path, command)
-                return signals.exit_status(stop)
             with signals.handled():
                 signals.leave_on_signals(lambda: leave(run, path, command))
                 accuracy = evaluate(run.model)
@@ -339,7 +286,7 @@ def leave(run: Run, path: Path, command: list[str]) -> None:
     report.announce_stop(run, path, command)
 
 
-def load_images(args: argparse.Namespace) -> Images:
+def load_images(args: Namespace) -> Images:
     """The images to pretrain on.
 
     Raises:
@@ -361,7 +308,7 @@ def load_images(args: argparse.Namespace) -> Images:
     return images
 
 
-def new_model(args: argparse.Namespace, fresh: bool) -> Model:
+def new_model(args: Namespace, fresh: bool) -> Model:
     """The model as `--seed` makes it or `--init` has it; one printed line says what it costs."""
     torch.manual_seed(args.seed)
     model = Model(args.feature_dim, args.arch, args.stem)
@@ -369,15 +316,12 @@ def new_model(args: argparse.Namespace, fresh: bool) -> Model:
         start_from(model, args.init)
     parameters, macs = cost(model, args.image_size)
     operations = "" if macs is None else f", {macs / 1e9:.2f} G multiply-adds"
-    print(
-        f"{args.arch}: {parameters / 1e6:.2f} M parameters{operations} "
-        f"per view of {args.image_size} px",
-        flush=True,
-    )
+    size = f"{parameters / 1e6:.2f} M parameters{operations} per view of {args.image_size} px"
+    print(f"{args.arch}: {size}", flush=True)
     return model
 
 
-def chosen_loss(args: argparse.Namespace) -> tuple[Callable[..., Tensor], Callable[..., dict]]:
+def chosen_loss(args: Namespace) -> tuple[Callable[..., Tensor], Callable[..., dict]]:
     """The loss of the flags, and a function that tells what its attention looks at."""
     chosen: dict[str, Any] = {"positives": args.positives, "negatives": args.negatives}
     chosen |= {"temperature": args.temperature, **loss_parameters(args)}
@@ -386,7 +330,7 @@ def chosen_loss(args: argparse.Namespace) -> tuple[Callable[..., Tensor], Callab
 
 
 def knn_evaluation(
-    args: argparse.Namespace, images: Images, device: torch.device, dtype: torch.dtype
+    args: Namespace, images: Images, device: torch.device, dtype: torch.dtype
 ) -> Callable[[Any], dict[str, float]] | None:
     """A function of the model: its kNN accuracy on the test images, in percent, and three numbers
     that show collapse.
@@ -415,7 +359,7 @@ def knn_evaluation(
     return evaluate
 
 
-def load_test_images(args: argparse.Namespace) -> Images | str:
+def load_test_images(args: Namespace) -> Images | str:
     """The test images, or why there are none with labels."""
     options = cli.folder_options(args)
     try:

@@ -78,7 +78,7 @@ def test_what_an_evaluation_writes(call, evaluation, results, encoder, capsys, m
     words = ["--epochs", "4", "--k", "5", "--seed", "2"]
     call(linear, *evaluation, *words, "--model_path", encoder)
     out = results / "folder" / "encoder_folder_linear"
-    written = {out.with_name(out.name + ending) for ending in (".csv", ".json", ".pth")}
+    written = {out.with_name(out.name + ending) for ending in (".csv", ".json", ".classifier")}
     assert set(out.parent.iterdir()) == written
     table = read_csv(f"{out}.csv")
     assert [row["epoch"] for row in table] == ["1", "2", "3", "4"]

@@ -6,7 +6,6 @@ from torch.nn.functional import normalize
 
 from attentionce.data import views
 from attentionce.data.transfer import to_device
-from attentionce.errors import UserError
 from attentionce.training import processes
 from attentionce.training.devices import autocast
 
@@ -97,8 +96,6 @@ def knn(
 
 def clamp_k(k: int, images: int) -> int:
     """Reduce k to the number of images if there are fewer, and print that."""
-    if k < 1:
-        raise UserError(f"--k must be at least 1, not {k}")
     if k > images:
         print(f"--k {k} is more than the {images} training images: using {images}", flush=True)
     return min(k, images)

@@ -88,8 +88,8 @@ def test_stopped_and_continued_it_has_the_same_bits(
     assert "stopped; the same command continues" in capsys.readouterr().out
     assert len(rows(results)) == 2
     assert call(linear, *flags, "--epochs", 4) == 0
-    assert f"continuing after epoch 2 of {last(results, '.pth')}" in capsys.readouterr().out
-    one, other = (files.read(last(folder, ".pth")) for folder in (results, whole))
+    assert f"continuing after epoch 2 of {last(results, '.classifier')}" in capsys.readouterr().out
+    one, other = (files.read(last(folder, ".classifier")) for folder in (results, whole))
     for part in ("classifier", "moments", "encoder", "rows", "classes", "size"):
         assert same_bits(one[part], other[part]), part
     assert rows(results) == rows(whole)
@@ -104,10 +104,10 @@ def test_a_classifier_of_another_command_is_kept(
     before, other = contents(results), tmp_path / "other"
     shutil.copytree(pictures, other)
     (other / "test" / "red" / "0.png").unlink()
-    advice = f"name another --results, or remove {last(results, '.pth')}"
+    advice = f"name another --results, or remove {last(results, '.classifier')}"
     for words, why in (
-        (["--seed", 1], "was made with other flags: --seed 1 (there: 0)"),
-        (["--root", other], "was made with other images"),
+        (["--seed", 1], "was made otherwise: --seed 1 (there: 0)"),
+        (["--root", other], "was made otherwise: other images"),
         (["--epochs", 1], "has 2 epochs already: give more --epochs"),
     ):
         message = refused(linear, *flags, *words)
