@@ -13,26 +13,19 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # `python -P` leaves it out
 
+import loss
 from attentionce import cli
 from attentionce.data.folder_layout import NoLabels
 from attentionce.data.images import Images, labelled, summary
 from attentionce.errors import UserError
 from attentionce.evaluation.collapse import collapse_numbers
+from attentionce.evaluation.figures import pretraining_pictures
 from attentionce.evaluation.knn import clamp_k, features, knn
 from attentionce.presets import BAYES, PARAMETERS, PRESETS, file_stem, preset_of
 from attentionce.runs import files, locks, report, signals, states, tensorboard
 from attentionce.training import devices, processes
 from attentionce.training.one_epoch import NonFinite, train_epoch
 from attentionce.training.pretraining import Run, new_run, restore, state_of
-from loss import (
-    NEGATIVES,
-    POSITIVES,
-    attention_numbers,
-    contrastive,
-    ingredients,
-    negative_weights,
-    positive_weights,
-)
 from model import ARCHS, STEMS, Model, cost, start_from
 from utils import DATASETS, load
 
@@ -66,7 +59,8 @@ def fill_in_loss(args: Namespace) -> None:
     positives, negatives = PRESETS[args.loss]
     args.positives, args.negatives = args.positives or positives, args.negatives or negatives
     args.loss = preset_of(args.positives, args.negatives) or "contrastive"
-    defaults: dict[str, Any] = {**POSITIVES[args.positives][1], **NEGATIVES[args.negatives][1]}
+    defaults: dict[str, Any] = dict(loss.POSITIVES[args.positives][1])
+    defaults |= loss.NEGATIVES[args.negatives][1]
     if args.negatives == "bayes":
         defaults |= BAYES.get(args.dataset_name, {})
     if args.positives != "pair":
@@ -89,8 +83,8 @@ def add_method_flags(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("method").add_argument
     add("--image_size", type=int, default=32, help="side of a view, in pixels")
     add("--loss", default="attentionce", choices=PRESETS, help="positives and negatives by name")
-    add("--positives", choices=POSITIVES, help="instead of the loss's own")
-    add("--negatives", choices=NEGATIVES, help="instead of the loss's own")
+    add("--positives", choices=loss.POSITIVES, help="instead of the loss's own")
+    add("--negatives", choices=loss.NEGATIVES, help="instead of the loss's own")
     add("--temperature", type=float, default=0.5, help="of the loss and of the kNN vote")
     add("--num_pos", type=int, help="positives per image, M (default: 4; pair has none)")
     text = "share of the positives that show another image of the batch (default: 0)"
@@ -154,21 +148,10 @@ def check_args(args: Namespace) -> None:
         UserError: Names the flag, its value, and what would work.
     """
     cli.check_positive(args, "temperature", "lr")
-    cli.check_at_least(
-        args,
-        epochs=1,
-        batch_size=2,
-        feature_dim=1,
-        # At smaller sizes a stage would stride over a single pixel.
-        image_size=32 if args.stem == "imagenet" else 8,
-        store_size=4,
-        k=1,
-        save_every=1,
-        knn_every=0,
-        seed=0,
-        weight_decay=0,
-        state_minutes=0,
-    )
+    cli.check_at_least(args, epochs=1, batch_size=2, feature_dim=1, store_size=4, k=1, save_every=1)
+    cli.check_at_least(args, knn_every=0, seed=0, weight_decay=0, state_minutes=0)
+    # At smaller sizes a stage would stride over a single pixel.
+    cli.check_at_least(args, image_size=32 if args.stem == "imagenet" else 8)
     cli.check_seed(args)
     for name in ("noisy_positives", "momentum"):
         if not 0 <= (getattr(args, name) or 0) <= 1:
@@ -180,7 +163,7 @@ def check_args(args: Namespace) -> None:
             raise UserError("--estimator MoCo cannot be combined with --positives pair, its keys")
         cli.check_at_least(args, queue=args.batch_size)
     try:
-        ingredients(args.positives, args.negatives, args.temperature, **loss_parameters(args))
+        loss.ingredients(args.positives, args.negatives, args.temperature, **loss_parameters(args))
     except ValueError as error:
         raise UserError(f"--{error}") from None
 
@@ -325,8 +308,8 @@ def chosen_loss(args: Namespace) -> tuple[Callable[..., Tensor], Callable[..., d
     """The loss of the flags, and a function that tells what its attention looks at."""
     chosen: dict[str, Any] = {"positives": args.positives, "negatives": args.negatives}
     chosen |= {"temperature": args.temperature, **loss_parameters(args)}
-    numbers = functools.partial(attention_numbers, d_pos=args.d_pos, d_neg=args.d_neg)
-    return functools.partial(contrastive, **chosen), numbers
+    numbers = functools.partial(loss.attention_numbers, d_pos=args.d_pos, d_neg=args.d_neg)
+    return functools.partial(loss.contrastive, **chosen), numbers
 
 
 def knn_evaluation(
@@ -370,8 +353,6 @@ def load_test_images(args: Namespace) -> Images | str:
 
 def epoch_pictures(run: Run, epoch: int) -> dict[str, Any]:
     """TensorBoard's pictures, with every kNN accuracy and with the first and the last epoch."""
-    from attentionce.evaluation.figures import pretraining_pictures
-
     args = run.args
     if epoch % (args.knn_every or args.epochs) and epoch not in (1, args.epochs):
         return {}
@@ -379,10 +360,10 @@ def epoch_pictures(run: Run, epoch: int) -> dict[str, Any]:
     model.load_state_dict(run.model.state_dict())
 
     def weights(z: Tensor) -> tuple[Tensor, Tensor]:
-        return positive_weights(z, args.d_pos), negative_weights(z, args.d_neg)
+        return loss.positive_weights(z, args.d_pos), loss.negative_weights(z, args.d_neg)
 
     shown = weights if args.loss == "attentionce" else None
-    return pretraining_pictures(model.eval(), run.pixels, args, run.views - 2, shown, epoch)
+    return pretraining_pictures(model, run.pixels, args, shown, epoch)
 
 
 def save_state(run: Run, path: Path, ending: str) -> Path:

@@ -32,14 +32,11 @@ Recompute = Callable[[nn.Module, Tensor], Tensor]
 def backbone(arch: str = "resnet50", stem: str = "small") -> torchvision.models.ResNet:
     """torchvision's ResNet without fc.
 
-    Args:
-        arch: A key of `ARCHS`.
-        stem: `small`: the first convolution is 3×3 with stride 1 and keeps PyTorch's default
-            initialisation, as in the reference; there is no max-pool. `imagenet`: torchvision's
-            own, 7×7 with stride 2, and max-pool.
+    The first convolution of the small stem keeps PyTorch's default initialisation, as in the
+    reference.
 
     Raises:
-        ValueError: `arch` or `stem` is unknown.
+        ValueError: `arch` is not in `ARCHS`, or `stem` not in `STEMS`.
     """
     if arch not in ARCHS:
         raise ValueError(f"arch {arch!r} is not one of {', '.join(ARCHS)}")
@@ -64,10 +61,7 @@ def _stages(resnet: torchvision.models.ResNet) -> nn.Sequential:
 class Model(nn.Module):
     """Encoder `f` and projection head `g`, named as in the reference: `f.0` … `f.7`, `g.0` … `g.3`.
 
-    Args:
-        feature_dim: Size of the projection that the loss sees.
-        arch: A key of `ARCHS`.
-        stem: A key of `STEMS`.
+    `feature_dim` is the size of the projection that the loss sees.
 
     Example:
         >>> feature, projection = Model(128, "resnet50")(torch.randn(2, 3, 32, 32))
@@ -144,8 +138,7 @@ def arch_of(state: dict[str, Tensor]) -> str:
 def cost(model: nn.Module, image_size: int = 32) -> tuple[int, int | None]:
     """Parameters, and multiply-adds per image of `image_size` pixels, as thop counts them.
 
-    thop leaves buffers behind in the model that it counts, so it is given a copy, on meta tensors.
-    Without thop, multiply-adds are None.
+    thop leaves buffers in a model, so it is given a copy. Without it, multiply-adds are None.
     """
     try:
         from thop import profile  # slow to import, used once per run
@@ -169,11 +162,10 @@ def load_encoder(
 ) -> tuple[nn.Sequential, str]:
     """The encoder `f` in a weights file, with or without a projection head, and its arch.
 
-    `attentionce.weights.read_weights` says which files open. Nothing in them is run. One printed
-    line says what was passed over, except for a projection head.
+    `attentionce.weights` says which files open. Nothing in them is run. One printed line says what
+    was passed over, except for a projection head.
 
     Args:
-        path: The file.
         arch: A key of `ARCHS`; None reads it off the weights.
         stem: A key of `STEMS` that the weights must have; None: any.
 
@@ -193,13 +185,9 @@ def load_model(
 
 
 def start_from(model: Model, path: str | Path) -> None:
-    """Give an untrained model the encoder in a weights file, and its projection head if that fits.
+    """Give a model the encoder in a weights file, and its projection head if that fits.
 
-    One printed line says what was taken.
-
-    Raises:
-        UserError: The file has no encoder of the model's arch and stem, or a value in it is not
-            finite.
+    One printed line says what was taken. An encoder that does not fit is a UserError.
     """
     found, shapes = weights.read_weights(path), model.state_dict()
     head, wanted = (

@@ -21,10 +21,9 @@ def features(
     Of several processes, each encodes its share and gets all features.
 
     Args:
-        f: The encoder without its projection head. Its mode is restored.
+        f: The encoder without its projection head, on `device`. Its mode is restored.
         pixels: uint8 N×3×H×W, on any device.
-        device: Where the encoder is.
-        dtype: The precision in which it computes.
+        dtype: The precision in which the encoder computes.
         batch_size: Images of 32×32 pixels to encode at a time. Larger images take smaller batches,
             so that memory stays the same.
 
@@ -64,7 +63,6 @@ def knn(
         bank_labels: Their classes, N integers below `classes`.
         queries: Features to classify, Q×D, on the bank's device.
         labels: Their true classes, Q.
-        classes: The number of classes.
         k: How many neighbours vote, at most N (`clamp_k`).
         temperature: The smaller it is, the more the nearest neighbours count.
 
