@@ -67,11 +67,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def check_args(args: argparse.Namespace) -> None:
-    """Refuse what cannot work before anything is loaded or written.
-
-    Raises:
-        UserError: Names the flag, its value, and what would work.
-    """
+    """Raise a UserError for flags that cannot work, before anything is loaded or written."""
     if args.export and len(args.model_path) > 1:
         raise UserError(
             f"--export writes one encoder: name one --model_path, not {len(args.model_path)}"
@@ -85,11 +81,7 @@ def check_args(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate every model of `--model_path`; more than one end in a table.
-
-    Returns:
-        The exit status.
-    """
+    """Evaluate every `--model_path`, several with a table at the end; returns the exit status."""
     args = parse_args(argv)
     states.take_sizes(args, [path for path in args.model_path if path != "random"])
     check_args(args)
@@ -100,11 +92,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     dtype = devices.choose_precision(args.precision, device)
     devices.reproducible(False)
     encoders = processes.from_first(lambda: [open_encoder(path, args) for path in args.model_path])
-    source, options = (args.dataset_name, args.root), cli.folder_options(args)
-    train = processes.in_turn(load, *source, "train", args.store_size, options)
+    train = processes.in_turn(load, *cli.source(args, "train"))
     print(f"training on {summary(train)}", flush=True)
     cli.warn_of_small_images(train, args)
-    test = processes.in_turn(load, *source, "test", args.store_size, options)
+    test = processes.in_turn(load, *cli.source(args, "test"))
     print(f"testing on {summary(test)}", flush=True)
     results = []
     with signals.handled():
@@ -183,9 +174,6 @@ def export(args: argparse.Namespace) -> None:
     """Write the encoder to `--export` with the names of torchvision's ResNet.
 
     Arch and normalisation are in the file's metadata.
-
-    Raises:
-        UserError: safetensors is not installed, or the file cannot be written.
     """
     try:
         from safetensors.torch import save

@@ -33,11 +33,7 @@ from utils import DATASETS, load
 
 
 def parse_args(argv: Sequence[str] | None = None) -> Namespace:
-    """The settings, with the reference's names and defaults where it has them.
-
-    Raises:
-        UserError: A flag has no effect on the loss or framework that was chosen.
-    """
+    """The settings, with the reference's names and defaults where it has them."""
     parser = cli.Parser(description=__doc__, formatter_class=cli.Help)
     cli.add_data_flags(parser, DATASETS)
     add_method_flags(parser)
@@ -55,7 +51,11 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
 
 
 def fill_in_loss(args: Namespace) -> None:
-    """Give the flags of the chosen loss and framework their defaults; all others must be None."""
+    """Give the flags of the chosen loss and framework their defaults.
+
+    Raises:
+        UserError: Another flag is given, which would have no effect.
+    """
     positives, negatives = PRESETS[args.loss]
     args.positives, args.negatives = args.positives or positives, args.negatives or negatives
     args.loss = preset_of(args.positives, args.negatives) or "contrastive"
@@ -142,11 +142,7 @@ def add_run_flags(parser: ArgumentParser) -> None:
 
 
 def check_args(args: Namespace) -> None:
-    """Refuse what cannot work before anything is loaded or written.
-
-    Raises:
-        UserError: Names the flag, its value, and what would work.
-    """
+    """Raise a UserError for flags that cannot work, before anything is loaded or written."""
     cli.check_positive(args, "temperature", "lr")
     cli.check_at_least(args, epochs=1, batch_size=2, feature_dim=1, store_size=4, k=1, save_every=1)
     cli.check_at_least(args, knn_every=0, seed=0, weight_decay=0, state_minutes=0)
@@ -163,14 +159,15 @@ def check_args(args: Namespace) -> None:
             raise UserError("--estimator MoCo cannot be combined with --positives pair, its keys")
         cli.check_at_least(args, queue=args.batch_size)
     try:
-        loss.ingredients(args.positives, args.negatives, args.temperature, **loss_parameters(args))
+        loss.ingredients(**loss_flags(args))
     except ValueError as error:
         raise UserError(f"--{error}") from None
 
 
-def loss_parameters(args: Namespace) -> dict[str, float]:
-    """The loss's parameters besides the temperature, by name."""
-    return {name: getattr(args, name) for name in PARAMETERS}
+def loss_flags(args: Namespace) -> dict[str, Any]:
+    """The flags that are arguments of `loss.contrastive`."""
+    names = ("positives", "negatives", "temperature", *PARAMETERS)
+    return {name: getattr(args, name) for name in names}
 
 
 def check_processes(args: Namespace, device: torch.device) -> None:
@@ -189,11 +186,7 @@ def check_processes(args: Namespace, device: torch.device) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check everything that can be checked, then pretrain.
-
-    Returns:
-        The exit status.
-    """
+    """Check everything that can be checked, then pretrain; returns the exit status."""
     args = parse_args(argv)
     check_args(args)
     device = devices.choose_device(args.device)
@@ -209,8 +202,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     lock = path.with_name(f"{file_stem(args, 'all')}.lock")
     taken = f"this run ({lock}): wait for it, or name another --results"
     with signals.handled(), locks.held(lock, taken):
-        said = "stopped before the first step; the same command starts again"
-        signals.leave_on_signals(lambda: print(said, flush=True))
+        text = "stopped before the first step; the same command starts again"
+        signals.leave_on_signals(lambda: print(text, flush=True))
         states.remove_temporary(path.parent, file_stem(args))
         return pretrain(args, command, path, device, dtype)
 
@@ -270,24 +263,15 @@ def leave(run: Run, path: Path, command: list[str]) -> None:
 
 
 def load_images(args: Namespace) -> Images:
-    """The images to pretrain on.
-
-    Raises:
-        UserError: There are too few, or not the same on every machine.
-    """
-    options = cli.folder_options(args)
-    images = processes.in_turn(
-        load, args.dataset_name, args.root, "pretrain", args.store_size, options
-    )
+    """The images to pretrain on; a UserError if they are too few or not the same everywhere."""
+    images = processes.in_turn(load, *cli.source(args, "pretrain"))
     print(f"pretraining on {summary(images)}", flush=True)
     cli.warn_of_small_images(images, args)
     if len(set(processes.gather_objects(images.fingerprint))) > 1:
         raise UserError(f"--root {args.root}: not every machine has the same images there")
     if len(images.pixels) < args.batch_size:
-        raise UserError(
-            f"{len(images.pixels)} images are fewer than a batch: "
-            f"--batch_size {args.batch_size} is too large"
-        )
+        text = f"{len(images.pixels)} images are fewer than a batch"
+        raise UserError(f"{text}: --batch_size {args.batch_size} is too large")
     return images
 
 
@@ -306,10 +290,8 @@ def new_model(args: Namespace, fresh: bool) -> Model:
 
 def chosen_loss(args: Namespace) -> tuple[Callable[..., Tensor], Callable[..., dict]]:
     """The loss of the flags, and a function that tells what its attention looks at."""
-    chosen: dict[str, Any] = {"positives": args.positives, "negatives": args.negatives}
-    chosen |= {"temperature": args.temperature, **loss_parameters(args)}
     numbers = functools.partial(loss.attention_numbers, d_pos=args.d_pos, d_neg=args.d_neg)
-    return functools.partial(loss.contrastive, **chosen), numbers
+    return functools.partial(loss.contrastive, **loss_flags(args)), numbers
 
 
 def knn_evaluation(
@@ -334,19 +316,17 @@ def knn_evaluation(
         tested = features(model.f, test.pixels, device, dtype)
         neighbours = train, bank.labels, tested, test.labels, len(bank.classes)
         top1, top5 = knn(*neighbours, k, args.temperature)
-        accuracy = {"knn_top1": top1, "knn_top5": top5}
-        return accuracy | collapse_numbers(
-            model.f, test.pixels, tested, args.image_size, args.seed, dtype
-        )
+        views = args.image_size, args.seed, dtype
+        numbers = collapse_numbers(model.f, test.pixels, tested, *views)
+        return {"knn_top1": top1, "knn_top5": top5, **numbers}
 
     return evaluate
 
 
 def load_test_images(args: Namespace) -> Images | str:
     """The test images, or why there are none with labels."""
-    options = cli.folder_options(args)
     try:
-        return load(args.dataset_name, args.root, "test", args.store_size, options)
+        return load(*cli.source(args, "test"))
     except NoLabels as error:
         return str(error)
 

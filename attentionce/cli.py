@@ -54,9 +54,10 @@ def add_folder_flags(add: Callable[..., Any]) -> None:
     add("--cache", type=path, metavar="DIR", help=text)
 
 
-def folder_options(args: argparse.Namespace) -> FolderOptions:
-    """How to read a folder, by the flags of `add_data_flags`."""
-    return FolderOptions(args.test_split, args.skip_broken, args.cache)
+def source(args: argparse.Namespace, split: str) -> tuple:
+    """The arguments of `utils.load`, by the flags of `add_data_flags`."""
+    options = FolderOptions(args.test_split, args.skip_broken, args.cache)
+    return args.dataset_name, args.root, split, args.store_size, options
 
 
 def warn_of_small_images(images: Images, args: argparse.Namespace) -> None:
