@@ -81,16 +81,13 @@ class Model(nn.Module):
         )
 
     def forward(self, x: Tensor, recompute: Recompute | None = None) -> tuple[Tensor, Tensor]:
-        """Images → features and projections, both of length 1.
+        """Normalised images, B×3×H×W → features and projections, B × their size, of length 1.
+
+        Both are in float32 at least: in half precision the lengths would be wrong by 0.3 %.
 
         Args:
-            x: Normalised images, B×3×H×W.
             recompute: Runs the first stage, `recompute(stage, x)`, so that its activations, a third
                 of all, are made again in the backward pass (`training.batchnorm.recomputed`).
-
-        Returns:
-            (B × feature_size, B × feature_dim) in float32, or float64 of a float64 model: in half
-            precision the lengths would be wrong by 0.3 %.
         """
         if recompute is None:
             encoded = self.f(x)
@@ -119,20 +116,17 @@ def stem_of(conv1: Tensor) -> str:
     return "imagenet" if conv1.shape[2:] == (7, 7) else "small"
 
 
-def arch_of(state: dict[str, Tensor]) -> str:
-    """The arch whose residual blocks a state_dict has, by its keys (without prefix).
-
-    Raises:
-        ValueError: It is none of `ARCHS`.
-    """
+def arch_of(found: weights.Weights) -> str:
+    """The arch that has the residual blocks of these weights; a UserError if none has."""
     blocks = []
     for stage in (3, 4, 5, 6):
-        blocks.append(len({key.split(".")[2] for key in state if key.startswith(f"f.{stage}.")}))
-    block = Bottleneck if "f.3.0.conv3.weight" in state else BasicBlock
-    for arch, known in ARCHS.items():
-        if known == (block, blocks):
+        keys = [key for key in found.state if key.startswith(f"f.{stage}.")]
+        blocks.append(len({key.split(".")[2] for key in keys}))
+    block = Bottleneck if "f.3.0.conv3.weight" in found.state else BasicBlock
+    for arch, residual in ARCHS.items():
+        if residual == (block, blocks):
             return arch
-    raise ValueError("the weights are not of a known arch: " + ", ".join(ARCHS))
+    raise UserError(f"{found.path}: the weights are not of a known arch: {', '.join(ARCHS)}")
 
 
 def cost(model: nn.Module, image_size: int = 32) -> tuple[int, int | None]:
@@ -205,10 +199,7 @@ def _load(
     path: str | Path, arch: str | None, wanted_stem: str | None, parts: tuple[str, ...]
 ) -> tuple[Model, str]:
     found = weights.read_weights(path)
-    try:
-        arch = arch or arch_of(found.state)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
+    arch = arch or arch_of(found)
     feature_dim, stem = 128, "small"
     if isinstance(found.state.get("g.3.bias"), Tensor):
         feature_dim = found.state["g.3.bias"].numel()

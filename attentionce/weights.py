@@ -52,11 +52,7 @@ class Weights(NamedTuple):
         return f"{self.prefix}{stage}.{rest}"
 
     def fitting(self, shapes: dict[str, Tensor], arch: str) -> dict[str, Tensor]:
-        """The part of the weights that has these keys and shapes.
-
-        Raises:
-            UserError: A tensor is missing, of another shape, or one too many; the message names it.
-        """
+        """The part of the weights with these keys and shapes; a UserError names what differs."""
         parts = {key[0] for key in shapes}
         state = {key: value for key, value in self.state.items() if key[0] in parts}
         problems = []

@@ -160,8 +160,8 @@ def cached_step(
 
 def attention_numbers(run: Run, z: Tensor, sources: Tensor | None) -> dict[str, float]:
     """Columns of the metrics: what attention looks at in this step, over all anchors."""
-    (everyone, _), queue = processes.gather(z), run.moco.queue if run.moco else None
-    noisy = None
+    everyone, _ = processes.gather(z)
+    queue, noisy = run.moco.queue if run.moco else None, None
     if sources is not None:
         noisy = (sources != torch.arange(sources.shape[1], device=sources.device)).float()
         noisy = processes.gather(noisy[..., None])[0][..., 0]
@@ -171,11 +171,9 @@ def attention_numbers(run: Run, z: Tensor, sources: Tensor | None) -> dict[str, 
 def update_weights(run: Run, loss: Tensor) -> Tensor:
     """Move the weights along the gradients, which the backward pass averaged over the processes.
 
-    A step that is not finite moves nothing.
-
     Returns:
-        The loss averaged over the processes; NaN if it or its gradient is not finite, or if an
-        earlier step was not.
+        The loss averaged over the processes. NaN, and nothing has moved, if it or its gradient is
+        not finite, or if an earlier step was not.
     """
     gradients = [p.grad for p in run.model.parameters() if p.grad is not None]
     loss = processes.average(loss)
