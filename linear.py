@@ -18,7 +18,7 @@ from attentionce import cli
 from attentionce.data import views
 from attentionce.data.images import Images, summary
 from attentionce.errors import UserError
-from attentionce.evaluation.linear_classifier import Encoder, ending, evaluate
+from attentionce.evaluation.linear_classifier import Encoder, evaluate
 from attentionce.runs import files, signals, states
 from attentionce.training import devices, processes
 from model import ARCHS, STEMS, as_resnet, load_encoder, stem_of, untrained
@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"testing on {summary(test)}", flush=True)
     results = []
     with signals.handled():
-        received = signals.catch_signals(ending(encoders[0].out, ".classifier"))
+        received = signals.catch_signals(Path(f"{encoders[0].out}.classifier"))
         for encoder in encoders:
             result = evaluate(encoder, train, test, args, device, dtype, received)
             if result is not None:

@@ -106,7 +106,7 @@ def evaluate(
         "best_epoch": max(fit.rows, key=lambda row: row["top1"]),
     }
     if processes.rank() == 0:
-        files.save_json(ending(encoder.out, ".json"), result)
+        files.save_json(Path(f"{encoder.out}.json"), result)
     return result
 
 
@@ -120,16 +120,16 @@ def new_fit(width: int, classes: int, args: argparse.Namespace, device: torch.de
 
 def save(fit: Fit, out: Path, origin: dict[str, Any]) -> None:
     """Write the metrics, and the classifier with what it was made of."""
-    files.save_csv(ending(out, ".csv"), fit.rows)
+    files.save_csv(Path(f"{out}.csv"), fit.rows)
     moments = fit.adam.state_dict()["state"]
     content = {**origin, "classifier": fit.classifier.state_dict(), "moments": moments}
     content |= {"rows": fit.rows, "seconds": fit.seconds}
-    files.save(ending(out, ".classifier"), content)
+    files.save(Path(f"{out}.classifier"), content)
 
 
 def restore(fit: Fit, f: nn.Module, kept: dict[str, Any], out: Path) -> None:
     """Continue from what `save` wrote."""
-    with as_user_error(f"{ending(out, '.classifier')} is damaged: remove it"):
+    with as_user_error(f"{out}.classifier is damaged: remove it"):
         fit.classifier.load_state_dict(kept["classifier"])
         restore_moments(fit.adam, kept["moments"])
         f.load_state_dict(kept["encoder"], strict=False)
@@ -144,11 +144,6 @@ def print_epoch(fit: Fit, epochs: int) -> None:
     print(f"epoch {row['epoch']}/{epochs}: {words}", flush=True)
 
 
-def ending(out: Path, text: str) -> Path:
-    """One of the files of the results `out`."""
-    return out.with_name(out.name + text)
-
-
 def find_classifier(
     out: Path, args: argparse.Namespace, origin: dict[str, Any]
 ) -> dict[str, Any] | None:
@@ -157,7 +152,7 @@ def find_classifier(
     Raises:
         UserError: It was made with other flags or other images.
     """
-    path = ending(out, ".classifier")
+    path = Path(f"{out}.classifier")
     if not path.exists():
         return None
     kept = files.read(path)
