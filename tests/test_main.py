@@ -9,7 +9,6 @@ from helpers.device import DEVICE
 from helpers.outputs import check_end, last, read_csv, rows, same_bits
 from helpers.programs import Small
 from helpers.runs import new_run
-from test_presets import COMBINATIONS
 from torch.nn.functional import normalize
 
 import main
@@ -90,8 +89,8 @@ def test_the_seed_decides_every_bit(call, tiny, results, small_encoder):
 # ---- losses ----
 
 
-@pytest.mark.parametrize("positives, negatives", COMBINATIONS)
-def test_every_combination_trains(call, tiny, results, small_encoder, positives, negatives):
+@pytest.mark.parametrize("positives, negatives", [*PRESETS.values(), ("mean", "attention")])
+def test_losses_train(call, tiny, results, small_encoder, positives, negatives):
     """With MoCo, too, where it has positives. What has attention reports how much of it counts."""
     flags = [*tiny, "--batch_size", 24, "--positives", positives, "--negatives", negatives]
     numbers = {"positives": 4, "negatives": 46}
