@@ -58,7 +58,7 @@ def test_a_results_folder_that_takes_no_files(refused, tiny, tmp_path, evaluatio
     "content, named",
     [
         (None, "no file"),
-        ("<html>404</html>", "is a web page, not weights: download it again"),
+        ("<html>404</html>", "is truncated, damaged or not a weights file of PyTorch"),
         ({"weight": torch.ones(2)}, "not of a known arch"),
     ],
 )
