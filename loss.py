@@ -239,14 +239,11 @@ def ingredients(
         raise ValueError(f"negatives must be one of {', '.join(NEGATIVES)}, got {negatives!r}")
     (agreement, of_pos), (log_g, of_neg) = POSITIVES[positives], NEGATIVES[negatives]
     values = {"temperature": temperature, **of_pos, **of_neg}
-    for name, value in parameters.items():
-        if value is not None and name not in values:
-            raise ValueError(
-                f"{name} has no effect with positives {positives!r}, negatives {negatives!r}"
-            )
-        if value is not None:
-            values[name] = value
-    values = {name: _number(name, value, negatives) for name, value in values.items()}
+    given = {name: value for name, value in parameters.items() if value is not None}
+    if unused := [name for name in given if name not in values]:
+        chosen = f"positives {positives!r}, negatives {negatives!r}"
+        raise ValueError(f"{unused[0]} has no effect with {chosen}")
+    values = {name: _number(name, value, negatives) for name, value in {**values, **given}.items()}
     return (
         functools.partial(agreement, **{name: values[name] for name in ("temperature", *of_pos)}),
         functools.partial(log_g, **{name: values[name] for name in ("temperature", *of_neg)}),
@@ -455,10 +452,10 @@ def attention_numbers(
 def candidates(
     anchors: Tensor, gather: Gather | None = None, queue: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Columns, C × dim, and the indices of those that are not negatives of each anchor.
+    """The columns among which an anchor's negatives are, C × dim, and the indices of the others.
 
-    The columns are the anchors of all images, and those of the anchor's own image are the two that
-    are no negatives (2b × 2); or the queue's keys, all of which are negatives (2b × 0).
+    The columns are the anchors of all images; the others are the two of the anchor's own image
+    (2b × 2). With a queue, the columns are its keys, and there are no others (2b × 0).
 
     Raises:
         ValueError: There are no negatives, or they have another dim.
