@@ -184,11 +184,9 @@ def start_from(model: Model, path: str | Path) -> None:
     One printed line says what was taken. An encoder that does not fit is a UserError.
     """
     found, shapes = weights.read_weights(path), model.state_dict()
-    head, wanted = (
-        {key: getattr(value, "shape", None) for key, value in state.items() if key[0] == "g"}
-        for state in (found.state, shapes)
-    )
-    fits = head == wanted
+    head = {key: value for key, value in found.state.items() if key[0] == "g"}
+    wanted = {key: value.shape for key, value in shapes.items() if key[0] == "g"}
+    fits = {key: getattr(value, "shape", None) for key, value in head.items()} == wanted
     taken = {key: value for key, value in shapes.items() if fits or key[0] == "f"}
     model.load_state_dict(found.fitting(taken, "this --arch"), strict=False)
     what = "encoder and projection head" if fits else "encoder; the projection head is untrained"

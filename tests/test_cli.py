@@ -44,14 +44,12 @@ def out_of_gpu_memory():
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has …")
 
 
-@pytest.mark.parametrize(
-    "fail, device", [(out_of_gpu_memory, "CUDA"), (lambda: torch.empty(2**60), "CPU")]
-)
-def test_out_of_memory_is_one_line(capsys, fail, device):
-    assert status_of(fail) == 2
-    said = capsys.readouterr().err
-    advice = "use main.py's --grad_cache or a smaller --batch_size"
-    assert said.startswith(f"error: {device} out of memory: {advice}") and said.count("\n") == 1
+def test_out_of_memory_is_one_line(capsys):
+    for fail, device in ((out_of_gpu_memory, "CUDA"), (lambda: torch.empty(2**60), "CPU")):
+        assert status_of(fail) == 2
+        said = capsys.readouterr().err
+        advice = "use main.py's --grad_cache or a smaller --batch_size"
+        assert said.startswith(f"error: {device} out of memory: {advice}") and said.count("\n") == 1
 
 
 def test_a_terminal_without_a_character_prints_another(monkeypatch):

@@ -78,9 +78,7 @@ def test_what_an_evaluation_writes(call, evaluation, results, encoder, capsys, m
     out = results / "folder" / "encoder_folder_linear"
     written = {out.with_name(out.name + ending) for ending in (".csv", ".json", ".classifier")}
     assert set(out.parent.iterdir()) == written
-    table = read_csv(f"{out}.csv")
-    assert [row["epoch"] for row in table] == ["1", "2", "3", "4"]
-    assert [float(row["top1"]) for row in table] == [10, 30, 30, 20]
+    assert [float(row["top1"]) for row in read_csv(f"{out}.csv")] == [10, 30, 30, 20]
     result = json.loads(out.with_name(f"{out.name}.json").read_text())
     assert [result["last_epoch"][key] for key in ("epoch", "top1", "top5")] == [4, 20, 55]
     assert [result["best_epoch"][key] for key in ("epoch", "top1", "top5")] == [2, 30, 60]

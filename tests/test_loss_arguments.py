@@ -18,9 +18,7 @@ WRONG = [
     ("attention", "uniform", "d_pos", NOT_POSITIVE),
     ("mean", "attention", "d_neg", NOT_POSITIVE),
     ("pair", "debiased", "tau_plus", (*NOT_IN_0_1, 1)),
-    ("pair", "hard", "tau_plus", (*NOT_IN_0_1, 1)),
     ("pair", "hard", "beta", (-0.1, math.inf, math.nan)),
-    ("each", "bayes", "tau_plus", (*NOT_IN_0_1, 1)),
     ("pair", "bayes", "beta", NOT_IN_0_1),
     ("pair", "bayes", "alpha", NOT_IN_0_1),
 ]

@@ -1,31 +1,22 @@
 """Every file that holds an encoder opens, runs nothing, and what does not fit is named."""
 
-import random
 import re
 import sys
 
 import pytest
 import torch
 from helpers.outputs import last, same_bits
-from helpers.samples import mutated
 from helpers.weights import refusal
 from torch import nn
 
 import main
-from attentionce.errors import UserError
 from model import Model, as_resnet, load_encoder, load_model
 
 
-def resnet10(dim=16):
-    """A resnet10 whose BatchNorm has statistics of its own."""
-    torch.manual_seed(0)
-    model = Model(dim, "resnet10")
-    with torch.no_grad():
-        model(torch.randn(8, 3, 8, 8))
-    return model.eval()
-
-
-MODEL = resnet10()
+torch.manual_seed(0)
+MODEL = Model(16, "resnet10")
+with torch.no_grad():
+    MODEL(torch.randn(8, 3, 8, 8))  # so that BatchNorm has statistics of its own
 STATE = MODEL.state_dict()
 RESNET = as_resnet(MODEL.f, "resnet10").state_dict()
 CHILDREN = nn.Sequential(*as_resnet(MODEL.f, "resnet10").children()).state_dict()
@@ -67,10 +58,8 @@ CONTENTS = {
     "torchvision's names": ({**RESNET, **FC}, "fc"),
     "thop's buffers": ({**STATE, **COUNTS, "epoch": 3}, "total_ops, total_params, epoch"),
     "state_dict": ({"state_dict": STATE, **BESIDE}, "epoch, optimizer"),
-    "model": ({**BESIDE, "model": prefixed("module.", F)}, "epoch, optimizer"),
     "net": ({"net": {**RESNET, **FC}, "acc": 0.5}, "acc, fc"),
-    "model_state_dict": ({"model_state_dict": STATE}, ""),
-    "wrapped twice": ({"model": {"state_dict": STATE, "arch": "x"}, "epoch": 1}, "epoch, arch"),
+    "wrapped twice": ({"model": {"model_state_dict": STATE}, "epoch": 1}, "epoch"),
     "another model": ({"model": {"w": torch.ones(1)}, "net": STATE}, "model"),
     "Lightning's": (LIGHTNING, "epoch, pytorch-lightning_version, hyper_parameters, criterion"),
     "a prefix": ({**prefixed("backbone.", RESNET), "head.weight": torch.ones(1)}, "head"),
@@ -134,9 +123,8 @@ def test_pretraining_starts_from_weights(call, refused, tiny, results, path, cap
     head = "and projection head" if content is STATE else "; the projection head is untrained"
     assert re.search(f"starting from {path}: encoder *{head}\n", capsys.readouterr().out)
     trained = load_model(last(results, ".pth"))[0]
-    for name in ("f.0.weight", "f.6.0.conv2.weight", "g.0.weight"):
-        same_weight = torch.equal(trained.get_parameter(name), STATE[name])
-        assert same_weight == (name[0] == "f" or content is STATE)
+    assert torch.equal(trained.f[6][0].conv2.weight, STATE["f.6.0.conv2.weight"])
+    assert torch.equal(trained.g[0].weight, STATE["g.0.weight"]) == (content is STATE)
     assert f"--init random (there: {path})" in refused(main, *flags)
 
 
@@ -188,11 +176,11 @@ def test_another_arch_and_another_stem_are_named(path):
 
 
 def test_the_model_needs_its_projection_head(path):
-    torch.save(RESNET, path)
-    assert "g.0.weight is missing" in refusal(load_model, path)
-    torch.save({**STATE, "g.3.weight": torch.ones(2, 2), "g.3.bias": 7}, path)
+    torch.save({**STATE, "g.3.bias": 7}, path)
     assert same(load_encoder(path)[0])
     assert "g.3.bias holds a int" in refusal(load_model, path)
+    torch.save(RESNET, path)
+    assert "g.0.weight is missing" in refusal(load_model, path)
 
 
 def test_of_several_encoders_none_is_guessed(path):
@@ -221,24 +209,14 @@ def test_a_tensor_that_claims_more_than_its_storage(path):
 
 
 def test_damaged_safetensors(tmp_path, monkeypatch):
-    """Each ends in one line, or in an encoder; most of the damage is done to the header."""
     from safetensors.torch import save
 
     path, content = tmp_path / "weights", save(RESNET)  # known by their content, not their name
     path.write_bytes(content)
     assert same(load_encoder(path)[0])
-    path.write_bytes(content[:-1])
-    assert "truncated, damaged" in refusal(load_encoder, path)
-    draw, refused = random.Random(0), 0
-    length = 8 + int.from_bytes(content[:8], "little")
-    for _ in range(60):
-        path.write_bytes(mutated(content[:length], draw) + content[length:])
-        try:
-            load_encoder(path)
-        except UserError as error:
-            assert str(error).isprintable() and str(path) in str(error)
-            refused += 1
-    assert 40 < refused
+    for damaged in (content[:-1], content[:9] + content[10:]):
+        path.write_bytes(damaged)
+        assert "truncated, damaged" in refusal(load_encoder, path)
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     path.write_bytes(content)
     assert "needs one more package: pip install safetensors" in refusal(load_encoder, path)
