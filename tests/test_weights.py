@@ -12,7 +12,6 @@ from torch import nn
 import main
 from model import Model, as_resnet, load_encoder, load_model
 
-
 torch.manual_seed(0)
 MODEL = Model(16, "resnet10")
 with torch.no_grad():
