@@ -39,7 +39,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--arch", choices=ARCHS, help="default: read off the weights; random: resnet50")
     add("--stem", choices=STEMS, help="default: read off the weights; random: small")
     add("--seed", type=int, default=0, help="of an untrained encoder")
-    text = "a ….pth of linear.py on these weights: also write the class that it gives each image"
+    text = "a ….classifier of linear.py on these weights: also write the class of each image"
     add("--classifier", type=cli.path, metavar="FILE", help=text)
     add = parser.add_argument_group("images").add_argument
     add("--root", type=cli.path, default="data", help="folder of your images, or of the data sets")

@@ -10,13 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # `python -P` leaves it out
 
 from attentionce import cli
 from attentionce.data import views
 from attentionce.data.images import Images, summary
 from attentionce.errors import UserError
-from attentionce.evaluation.linear_classifier import Encoder, ending, evaluate
+from attentionce.evaluation.linear_classifier import Encoder, evaluate
 from attentionce.runs import files, signals, states
 from attentionce.training import devices, processes
 from model import ARCHS, STEMS, as_resnet, load_encoder, stem_of, untrained
@@ -39,26 +41,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add("--arch", choices=ARCHS, help="default: read off the weights; random: resnet50")
     add("--stem", choices=STEMS, help="default: read off the weights; random: small")
-    add(
-        "--encoder_mode",
-        default="frozen",
-        choices=["frozen", "reference"],
-        help="reference: the encoder stays in train mode, so BatchNorm's statistics drift",
-    )
-    add(
-        "--export",
-        type=cli.path,
-        metavar="FILE",
-        help="only write the encoder as safetensors with torchvision's ResNet names",
-    )
+    text = "reference: the encoder stays in train mode, so BatchNorm's statistics drift"
+    add("--encoder_mode", default="frozen", choices=["frozen", "reference"], help=text)
+    text = "only write the encoder as safetensors with torchvision's ResNet names"
+    add("--export", type=cli.path, metavar="FILE", help=text)
     cli.add_data_flags(parser, DATASETS)
     add = parser.add_argument_group("classifier").add_argument
-    add(
-        "--image_size",
-        type=int,
-        help="side of a training view, in pixels; test images keep their size (default: that of "
-        "pretraining, or 32)",
-    )
+    text = "side of a training view, in pixels; test images keep their size "
+    add("--image_size", type=int, help=f"{text}(default: that of pretraining, or 32)")
     add("--batch_size", type=int, default=512, help="images per step")
     add("--epochs", type=int, default=100, help="passes over the training images")
     add("--lr", type=float, help="learning rate of Adam (default: 1e-3; stl10: 1e-2)")
@@ -68,11 +58,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--temperature", type=float, default=0.5, help="of the kNN vote")
     cli.add_device_flags(parser)
     cli.add_compile_flag(parser)
-    add(
-        "--results",
-        type=cli.path,
-        help="folder for the results (default: beside the weights; of random ones: results)",
-    )
+    text = "folder for the results (default: beside the weights; of random ones: results)"
+    add("--results", type=cli.path, help=text)
     args = parser.parse_args(argv)
     if args.lr is None:
         args.lr = 1e-2 if args.dataset_name == "stl10" else 1e-3
@@ -80,11 +67,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def check_args(args: argparse.Namespace) -> None:
-    """Refuse what cannot work before anything is loaded or written.
-
-    Raises:
-        UserError: Names the flag, its value, and what would work.
-    """
+    """Raise a UserError for flags that cannot work, before anything is loaded or written."""
     if args.export and len(args.model_path) > 1:
         raise UserError(
             f"--export writes one encoder: name one --model_path, not {len(args.model_path)}"
@@ -98,11 +81,7 @@ def check_args(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate every model of `--model_path`; more than one end in a table.
-
-    Returns:
-        The exit status.
-    """
+    """Evaluate every `--model_path`, several with a table at the end; returns the exit status."""
     args = parse_args(argv)
     states.take_sizes(args, [path for path in args.model_path if path != "random"])
     check_args(args)
@@ -113,15 +92,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     dtype = devices.choose_precision(args.precision, device)
     devices.reproducible(False)
     encoders = processes.from_first(lambda: [open_encoder(path, args) for path in args.model_path])
-    source, options = (args.dataset_name, args.root), cli.folder_options(args)
-    train = processes.in_turn(load, *source, "train", args.store_size, options)
+    train = processes.in_turn(load, *cli.source(args, "train"))
     print(f"training on {summary(train)}", flush=True)
     cli.warn_of_small_images(train, args)
-    test = processes.in_turn(load, *source, "test", args.store_size, options)
+    test = processes.in_turn(load, *cli.source(args, "test"))
     print(f"testing on {summary(test)}", flush=True)
     results = []
     with signals.handled():
-        received = signals.catch_signals(ending(encoders[0].out, ".pth"))
+        received = signals.catch_signals(Path(f"{encoders[0].out}.classifier"))
         for encoder in encoders:
             result = evaluate(encoder, train, test, args, device, dtype, received)
             if result is not None:
@@ -142,11 +120,8 @@ def print_result(encoder: Encoder, result: dict[str, Any], test: Images) -> None
     for which in ("last", "best"):
         row = result[f"{which}_epoch"]
         mean = f", mean over classes {row['class_mean']:.2f} %" if uneven else ""
-        print(
-            f"  {which} epoch ({row['epoch']}): "
-            f"top-1 {row['top1']:.2f} %, top-5 {row['top5']:.2f} %{mean}",
-            flush=True,
-        )
+        text = f"top-1 {row['top1']:.2f} %, top-5 {row['top5']:.2f} %{mean}"
+        print(f"  {which} epoch ({row['epoch']}): {text}", flush=True)
 
 
 def print_comparison(results: list[tuple[str, dict[str, Any]]], dataset: str) -> None:
@@ -159,15 +134,19 @@ def print_comparison(results: list[tuple[str, dict[str, Any]]], dataset: str) ->
 
 
 def open_encoder(path: str, args: argparse.Namespace) -> Encoder:
-    """The encoder of weights, or an untrained one for `random`, and where its results go."""
-    if path == "random":
-        model, arch = untrained(args.arch, args.stem, args.seed)
-        f = model.f
-    else:
-        f, arch = load_encoder(path, args.arch, args.stem)
+    """The encoder of a `--model_path`, and where its results go."""
+    f, arch = load_or_make(path, args)
     out = result_path(path, arch, args)
     files.writable_folder(out.parent)
     return Encoder(path, f, arch, out)
+
+
+def load_or_make(path: str, args: argparse.Namespace) -> tuple[nn.Sequential, str]:
+    """The encoder of weights, or for `random` an untrained one; and its arch."""
+    if path == "random":
+        model, arch = untrained(args.arch, args.stem, args.seed)
+        return model.f, arch
+    return load_encoder(path, args.arch, args.stem)
 
 
 def result_path(path: str, arch: str, args: argparse.Namespace) -> Path:
@@ -195,20 +174,12 @@ def export(args: argparse.Namespace) -> None:
     """Write the encoder to `--export` with the names of torchvision's ResNet.
 
     Arch and normalisation are in the file's metadata.
-
-    Raises:
-        UserError: safetensors is not installed, or the file cannot be written.
     """
     try:
         from safetensors.torch import save
     except ImportError:
         raise UserError("--export needs one more package: pip install safetensors") from None
-    path = args.model_path[0]
-    if path == "random":
-        model, arch = untrained(args.arch, args.stem, args.seed)
-        f = model.f
-    else:
-        f, arch = load_encoder(path, args.arch, args.stem)
+    f, arch = load_or_make(args.model_path[0], args)
     facts = {"format": "pt", "arch": arch, "mean": str(views.MEAN), "std": str(views.STD)}
     state = as_resnet(f, arch).state_dict()
     content = save(state, facts)

@@ -1,23 +1,25 @@
 """AttentioNCE and the losses that it is compared with. This file needs torch alone.
 
 Every image of a batch of B gives two anchors, and perhaps M further views, its positives, which its
-two anchors share. Each of the 2B anchors a_j is pulled to its positives and pushed from its
+two anchors share. Each of the 2B anchors a_j is pulled to its positives p_m and pushed from its
 N = 2B − 2 negatives a_k, the anchors of all other images:
 
     loss = mean_j −log( e^pos_j / (e^pos_j + g_j) )
 
 A loss is a choice of two ingredients: `positives` gives pos_j, how well anchor j agrees with its
-positives, and `negatives` gives g_j, the total weight of its negatives. `contrastive` takes any of
-the 4 × 5 combinations. AttentioNCE, SimCLR, DCL, HCL and BCL are five of them. Nothing leaves log
-space, because g itself overflows at low temperatures and among near-duplicate images.
+positives, and `negatives` gives g_j, the total weight of its negatives. `contrastive` takes any
+pair. AttentioNCE, SimCLR, DCL, HCL and BCL are five of them. Nothing leaves log space, because g
+itself overflows at low temperatures and among near-duplicate images.
 
 Throughout this file
+    T     the temperature
     z     embeddings of length 1, views × B × dim; views 0 and 1 are the anchors
     sim   cosines: of anchors and positives (2 × M × B), or of anchors and negatives (rows ×
           columns, −∞ where a column is not a negative of the row)
     pos   one row per anchor, those of view 0, then those of view 1: 2B × 1, or 2B × M where every
           positive counts on its own
     n     the number of negatives per anchor, N
+    sg    the stopped gradient
 """
 
 import functools
@@ -55,14 +57,14 @@ def each(anchors: Tensor, positives: Tensor, temperature: float) -> Tensor:
 
 
 def prototype(anchors: Tensor, positives: Tensor, temperature: float, d_pos: float) -> Tensor:
-    """pos_j = Σ_m α_jm (a_j · p_m) / T = a_j · (Σ_m α_jm p_m) / T."""
+    """pos_j = a_j · (Σ_m α_jm p_m) / T, with α of `attention_on_positives`."""
     sim = _cosines(anchors, positives)
     alpha = attention_on_positives(sim.detach(), d_pos)
     return (alpha * sim).sum(1).flatten()[:, None] / temperature
 
 
 def attention_on_positives(sim: Tensor, d_pos: float) -> Tensor:
-    """α, the weights of an anchor's M positives, which sum to 1: 2 × M × B, as sim."""
+    """α_jm = softmax_m( sg(a_j · p_m) / d_pos )."""
     return torch.softmax(sim / d_pos, dim=1)
 
 
@@ -79,14 +81,14 @@ def uniform(sim: Tensor, pos: Tensor, n: int, temperature: float) -> Tensor:
 
 
 def debiased(sim: Tensor, pos: Tensor, n: int, temperature: float, tau_plus: float) -> Tensor:
-    """g_j = max( (Σ_k e_k − τ⁺ N e^pos_j) / (1 − τ⁺), N e^(−1/T) )."""
+    """g_j = max( (R_j − τ⁺ N e^pos_j) / (1 − τ⁺), N e^(−1/T) ), with R_j = Σ_k e_k."""
     return _debias(uniform(sim, pos, n, temperature), pos, n, temperature, tau_plus)
 
 
 def hard(
     sim: Tensor, pos: Tensor, n: int, temperature: float, tau_plus: float, beta: float
 ) -> Tensor:
-    """`debiased`, with e_k weighted by w_k / mean w, w_k = e_k^β, through which gradient flows."""
+    """`debiased` with R_j = Σ_k w_k e_k / mean_k w_k, w_k = e_k^β, through which gradient flows."""
     log_e = sim / temperature
     log_w = torch.where(sim > -math.inf, beta * log_e, sim)  # 0 · −∞ would be NaN
     log_mean_w = torch.logsumexp(log_w, dim=1, keepdim=True) - math.log(n)
@@ -95,7 +97,6 @@ def hard(
 
 
 def _debias(log_r: Tensor, pos: Tensor, n: int, temperature: float, tau_plus: float) -> Tensor:
-    """log max( (R − τ⁺ N e^pos) / (1 − τ⁺), N e^(−1/T) )."""
     floor = math.log(n) - 1 / temperature
     if tau_plus == 0:
         return log_r.clamp(min=floor)
@@ -111,7 +112,7 @@ def _debias(log_r: Tensor, pos: Tensor, n: int, temperature: float, tau_plus: fl
 def bayes(
     sim: Tensor, pos: Tensor, n: int, temperature: float, tau_plus: float, alpha: float, beta: float
 ) -> Tensor:
-    """g_j = Σ_k ω_k e_k, with ω_k a function of F_k, the share of the negatives with e ≤ e_k."""
+    """g_j = Σ_k ω(F_k) e_k, with F_k the share of the negatives with e ≤ e_k."""
     # Sorted, F is a position; −∞ sorts to the front and is cut off. A sum may be in any order.
     sim = sim.sort(dim=1).values[:, -n:]
     ranked = sim.detach().contiguous()
@@ -123,11 +124,11 @@ def bayes(
 
 
 def _bayesian_weight(f: Tensor, tau_plus: float, alpha: float, beta: float) -> Tensor:
-    """ω as a function of the rank F in (0, 1], by the formulas in `bcl`."""
+    """ω = H / (TN τ⁻ + FN τ⁺) at the rank F in (0, 1]."""
     tau_minus = 1 - tau_plus
     a = (1 - 2 * alpha) * (tau_minus - tau_plus) + 1e-3
     b = 2 * (alpha * tau_minus + (1 - alpha) * tau_plus)
-    # The same root as in `bcl`: that form cancels, and divides by an `a` that may be 0.
+    # C = (−b + √(b² + 4aF)) / 2a in a form that neither cancels nor divides by an `a` of 0.
     c = 2 * f / (b + torch.sqrt(b * b + 4 * a * f))
     phi1, phi2 = 2 * (1 - c), 2 * c
     true_negative = alpha * phi1 + (1 - alpha) * phi2
@@ -138,14 +139,14 @@ def _bayesian_weight(f: Tensor, tau_plus: float, alpha: float, beta: float) -> T
 
 
 def attended(sim: Tensor, pos: Tensor, n: int, temperature: float, d_neg: float) -> Tensor:
-    """g_j = Σ_k exp( β_jk (a_j · a_k) / T ), with β_jk = N ( softmax_k( … / d_neg ) + 1e-6 )."""
+    """g_j = Σ_k exp( β_jk (a_j · a_k) / T ), with β_jk = N ( `attention_on_negatives` + 1e-6 )."""
     # In place where no gradient flows: fresh memory would cost as much time as the arithmetic.
     beta = attention_on_negatives(sim.detach(), d_neg).add_(1e-6).mul_(n)
     return torch.logsumexp(beta.div_(temperature) * sim, dim=1, keepdim=True)
 
 
 def attention_on_negatives(sim: Tensor, d_neg: float) -> Tensor:
-    """β, the weights of an anchor's negatives, which sum to 1: without N and the 1e-6."""
+    """softmax_k( sg(a_j · a_k) / d_neg ), which is β without N and the 1e-6."""
     return torch.softmax(sim / d_neg, dim=1)
 
 
@@ -183,8 +184,8 @@ def contrastive(
     Args:
         z: Embeddings of length 1, (2 + M) × batch × dim with batch ≥ 2: two anchors, then M ≥ 1
             positives, or none with `pair`. Half precision is converted to float32.
-        positives: `pair`, `mean`, `each` or `attention`: how anchors agree with their positives.
-        negatives: `uniform`, `debiased`, `hard`, `bayes` or `attention`: how negatives count.
+        positives: `pair`, `mean`, `each` or `attention`.
+        negatives: `uniform`, `debiased`, `hard`, `bayes` or `attention`.
         temperature: T, positive and finite.
         gather: Takes this process's anchors to those of all processes
             (`attentionce.training.processes.gather`), whose other images are then the negatives.
@@ -209,10 +210,6 @@ def contrastive(
 
     Source of `each`: Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020; of the queue:
     He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020.
-
-    Example:
-        >>> z = F.normalize(torch.randn(6, 256, 128), dim=-1)
-        >>> loss = contrastive(z, "attention", "hard", temperature=0.5, d_pos=2.0, beta=1.0)
     """
     agreement, log_g = ingredients(positives, negatives, temperature, **parameters)
     views = "2 views" if positives == "pair" else "2 anchors and at least 1 positive"
@@ -224,7 +221,7 @@ def contrastive(
     anchors = z[:2]
     with torch.autocast(z.device.type, enabled=False):
         pos = agreement(anchors, z[2:] if queue is None else z[2:].detach())
-        columns, own = _columns(anchors, gather, queue)
+        columns, own = candidates(anchors, gather, queue)
         return mean_over_rows(anchors.flatten(0, 1), columns, own, pos, log_g)
 
 
@@ -243,11 +240,9 @@ def ingredients(
     (agreement, of_pos), (log_g, of_neg) = POSITIVES[positives], NEGATIVES[negatives]
     values = {"temperature": temperature, **of_pos, **of_neg}
     given = {name: value for name, value in parameters.items() if value is not None}
-    for name in given:
-        if name not in values:
-            raise ValueError(
-                f"{name} has no effect with positives {positives!r}, negatives {negatives!r}"
-            )
+    if unused := [name for name in given if name not in values]:
+        chosen = f"positives {positives!r}, negatives {negatives!r}"
+        raise ValueError(f"{unused[0]} has no effect with {chosen}")
     values = {name: _number(name, value, negatives) for name, value in {**values, **given}.items()}
     return (
         functools.partial(agreement, **{name: values[name] for name in ("temperature", *of_pos)}),
@@ -288,15 +283,7 @@ def attentionce(
     gather: Gather | None = None,
 ) -> Tensor:
     """AttentioNCE: anchors are pulled to an attention-weighted prototype of their positives and
-    pushed from attention-weighted negatives.
-
-        α_jm  = softmax_m( sg(a_j · p_m) / d_pos )
-        pos_j = Σ_m α_jm (a_j · p_m) / T = a_j · (Σ_m α_jm p_m) / T
-        β_jk  = N ( softmax_k( sg(a_j · a_k) / d_neg ) + 1e-6 )
-        g_j   = Σ_k exp( β_jk (a_j · a_k) / T )
-
-    with m over the M positives of anchor j's image, k over its N negatives, T the temperature and
-    sg(·) the stopped gradient. Arguments, result and errors are those of `contrastive`.
+    pushed from attention-weighted negatives: `prototype` with `attended`, as `contrastive`.
 
     Source: "AttentioNCE: Contrastive Learning with Instance Attention",
     https://openreview.net/forum?id=FfHGAAoSVJ
@@ -305,10 +292,7 @@ def attentionce(
 
 
 def simclr(z: Tensor, temperature: float = 0.5, gather: Gather | None = None) -> Tensor:
-    """SimCLR's NT-Xent for two views, z of 2 × batch × dim; otherwise as `contrastive`.
-
-        pos_j = a_j · a_j′ / T, with a_j′ the image's other anchor
-        g_j   = Σ_k e_k, with e_k = exp( a_j · a_k / T )
+    """SimCLR's NT-Xent for two views, z of 2 × batch × dim: `pair` with `uniform`.
 
     Source: Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations",
     ICML 2020.
@@ -319,9 +303,7 @@ def simclr(z: Tensor, temperature: float = 0.5, gather: Gather | None = None) ->
 def dcl(
     z: Tensor, temperature: float = 0.5, tau_plus: float = 0.1, gather: Gather | None = None
 ) -> Tensor:
-    """Debiased: `simclr`, with a share τ⁺ of the negatives assumed to be of the anchor's class.
-
-        g_j = max( (Σ_k e_k − τ⁺ N e^pos_j) / (1 − τ⁺), N e^(−1/T) )
+    """`pair` with `debiased`: a share τ⁺ of the negatives is assumed to be of the anchor's class.
 
     Source: Chuang et al., "Debiased Contrastive Learning", NeurIPS 2020.
     """
@@ -335,9 +317,7 @@ def hcl(
     beta: float = 1.0,
     gather: Gather | None = None,
 ) -> Tensor:
-    """Hard negatives: `dcl` with R_j instead of Σ_k e_k. The gradient flows through w_k.
-
-        R_j = Σ_k w_k e_k / mean_k w_k        w_k = e_k^β
+    """`pair` with `hard`: as `dcl`, and negatives near the anchor count more.
 
     Source: Robinson et al., "Contrastive Learning with Hard Negative Samples", ICLR 2021.
     """
@@ -352,14 +332,7 @@ def bcl(
     beta: float = 0.9,
     gather: Gather | None = None,
 ) -> Tensor:
-    """Bayesian: `simclr` with weights ω of F, the share of the N negatives with e ≤ their own.
-
-        g_j = Σ_k ω_k e_k                 and with τ⁻ = 1 − τ⁺:
-
-        a  = (1 − 2α)(τ⁻ − τ⁺) + 1e-3     b  = 2(α τ⁻ + (1 − α) τ⁺)     C = (−b + √(b² + 4aF)) / 2a
-        φ₁ = 2(1 − C)   φ₂ = 2C           TN = α φ₁ + (1 − α) φ₂        FN = (1 − α) φ₁ + α φ₂
-        H  = (α(1 − β) φ₁ + (1 − α)β φ₂) / (α(1 − β) + (1 − α)β + 1e-3)
-        ω  = H / (TN τ⁻ + FN τ⁺)
+    """`pair` with `bayes`: negatives count by how likely their rank makes them true ones.
 
     Source: Liu and Wang, "Bayesian Self-Supervised Contrastive Learning", 2023.
     """
@@ -384,30 +357,22 @@ class ContrastiveLoss(nn.Module):
     ) -> None:
         super().__init__()
         ingredients(positives, negatives, temperature, **parameters)
-        self.positives, self.negatives, self.temperature = positives, negatives, temperature
-        self.settings: dict[str, Any] = parameters
         self.gather = gather
+        self.settings: dict[str, Any] = {"positives": positives, "negatives": negatives}
+        self.settings |= {"temperature": temperature, **parameters}
 
     def forward(self, z: Tensor) -> Tensor:
         """Embeddings views × batch × dim, of any length → mean loss."""
         z = F.normalize(_at_least_float32(z), dim=-1)
-        chosen = self.positives, self.negatives, self.temperature, self.gather
-        return contrastive(z, *chosen, **self.settings)
+        return contrastive(z, gather=self.gather, **self.settings)
 
     def extra_repr(self) -> str:
         """The arguments, as `print` shows them."""
-        values = {"temperature": self.temperature, **self.settings}
-        words = [f"{name}={value}" for name, value in values.items()]
-        return ", ".join([self.positives, self.negatives, *words])
+        return ", ".join(f"{name}={value}" for name, value in self.settings.items())
 
 
 class AttentioNCE(ContrastiveLoss):
-    """`attentionce` as a module.
-
-    Example:
-        >>> criterion = AttentioNCE(temperature=0.5, d_pos=2.0, d_neg=0.5)
-        >>> criterion(z).backward()
-    """
+    """`attentionce` as a module: `AttentioNCE(temperature=0.5, d_pos=2.0)(z).backward()`."""
 
     def __init__(
         self,
@@ -439,16 +404,13 @@ def negative_weights(
     Returns:
         Rows × 2B, with zeros for the anchors of the row's own image; with a queue, rows × K.
     """
-    columns, own = _columns(z[:2], queue=queue)
+    columns, own = candidates(z[:2], queue=queue)
     sim = _cosines_with_negatives(z[:2].flatten(0, 1)[rows], columns, own[rows])
     return attention_on_negatives(sim, d_neg)
 
 
 def effective_number(weights: Tensor) -> Tensor:
-    """exp(entropy) of weights that sum to 1 over the last dimension.
-
-    It is 1 where one weight is everything, and n where n weights are equal and the rest are 0.
-    """
+    """exp(entropy) of weights that sum to 1 over the last dimension; n where n equal ones do."""
     return torch.special.entr(weights).sum(-1).exp()
 
 
@@ -487,14 +449,13 @@ def attention_numbers(
 # ------------------------------------------------------------------- the mean, block by block
 
 
-def _columns(
+def candidates(
     anchors: Tensor, gather: Gather | None = None, queue: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """What the anchors' negatives are among, and what is not one.
+    """The columns among which an anchor's negatives are, C × dim, and the indices of the others.
 
-    Returns:
-        The anchors of all images (C × dim), and for each anchor the indices of its own image's two
-        (2b × 2). With a queue, that and no indices (2b × 0).
+    The columns are the anchors of all images; the others are the two of the anchor's own image
+    (2b × 2). With a queue, the columns are its keys, and there are no others (2b × 0).
 
     Raises:
         ValueError: There are no negatives, or they have another dim.
@@ -514,13 +475,8 @@ def _columns(
     return everyone.flatten(0, 1), torch.stack([image, image + batch], dim=1)
 
 
-def _cosines_with_negatives(rows: Tensor, columns: Tensor, own: Tensor) -> Tensor:
-    return (rows @ columns.T).scatter_(1, own, -math.inf)
-
-
 def mean_over_rows(rows: Tensor, columns: Tensor, own: Tensor, pos: Tensor, log_g: LogG) -> Tensor:
-    """mean_j −log( e^pos_j / (e^pos_j + g_j) ) over `rows` (R × dim), whose negatives are all
-    `columns` (C × dim) but their `own` (indices, R × 2 or R × 0).
+    """mean_j −log( e^pos_j / (e^pos_j + g_j) ) over anchors `rows`, R × dim, among `candidates`.
 
     Memory is linear in R and C, because the R × C cosines are made a few rows at a time. A row's
     loss depends on no other row. So autograd computes each block's gradient at once, while the
@@ -528,8 +484,7 @@ def mean_over_rows(rows: Tensor, columns: Tensor, own: Tensor, pos: Tensor, log_
     torch.compile and torch.func cannot trace that: for them autograd keeps all blocks.
     """
     traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    inputs = (rows, columns, pos)
-    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs) and not traced:
+    if torch.is_grad_enabled() and rows.requires_grad and not traced:
         return _MeanOverRows.apply(rows, columns, own, pos, log_g)
     losses = [
         _row_losses(rows[block], columns, own[block], pos[block], log_g)
@@ -543,6 +498,10 @@ def _row_losses(rows: Tensor, columns: Tensor, own: Tensor, pos: Tensor, log_g: 
     sim = _cosines_with_negatives(rows, columns, own)
     n = len(columns) - own.shape[1]
     return -F.logsigmoid(pos - log_g(sim, pos, n)).mean(1)
+
+
+def _cosines_with_negatives(rows: Tensor, columns: Tensor, own: Tensor) -> Tensor:
+    return (rows @ columns.T).scatter_(1, own, -math.inf)
 
 
 def _blocks(rows: Tensor, columns: Tensor) -> Iterator[slice]:

@@ -1,9 +1,9 @@
 """Pretrain an encoder: python main.py --dataset_name cifar10 --d_pos 1 --d_neg 10"""
 
-import argparse
 import functools
 import sys
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,38 +13,27 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # `python -P` leaves it out
 
+import loss
 from attentionce import cli
 from attentionce.data.folder_layout import NoLabels
 from attentionce.data.images import Images, labelled, summary
 from attentionce.errors import UserError
 from attentionce.evaluation.collapse import collapse_numbers
+from attentionce.evaluation.figures import pretraining_pictures
 from attentionce.evaluation.knn import clamp_k, features, knn
 from attentionce.presets import BAYES, PARAMETERS, PRESETS, file_stem, preset_of
 from attentionce.runs import files, locks, report, signals, states, tensorboard
 from attentionce.training import devices, processes
 from attentionce.training.one_epoch import NonFinite, train_epoch
 from attentionce.training.pretraining import Run, new_run, restore, state_of
-from loss import (
-    NEGATIVES,
-    POSITIVES,
-    attention_numbers,
-    contrastive,
-    ingredients,
-    negative_weights,
-    positive_weights,
-)
 from model import ARCHS, STEMS, Model, cost, start_from
 from utils import DATASETS, load
 
 # ------------------------------------------------------------------------------------- settings
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The settings, with the reference's names and defaults where it has them.
-
-    Raises:
-        UserError: A flag has no effect on the loss or framework that was chosen.
-    """
+def parse_args(argv: Sequence[str] | None = None) -> Namespace:
+    """The settings, with the reference's names and defaults where it has them."""
     parser = cli.Parser(description=__doc__, formatter_class=cli.Help)
     cli.add_data_flags(parser, DATASETS)
     add_method_flags(parser)
@@ -61,12 +50,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def fill_in_loss(args: argparse.Namespace) -> None:
-    """Give the flags of the chosen loss and framework their defaults; all others must be None."""
+def fill_in_loss(args: Namespace) -> None:
+    """Give the flags of the chosen loss and framework their defaults.
+
+    Raises:
+        UserError: Another flag is given, which would have no effect.
+    """
     positives, negatives = PRESETS[args.loss]
     args.positives, args.negatives = args.positives or positives, args.negatives or negatives
     args.loss = preset_of(args.positives, args.negatives) or "contrastive"
-    defaults: dict[str, Any] = {**POSITIVES[args.positives][1], **NEGATIVES[args.negatives][1]}
+    defaults: dict[str, Any] = dict(loss.POSITIVES[args.positives][1])
+    defaults |= loss.NEGATIVES[args.negatives][1]
     if args.negatives == "bayes":
         defaults |= BAYES.get(args.dataset_name, {})
     if args.positives != "pair":
@@ -84,67 +78,40 @@ def fill_in_loss(args: argparse.Namespace) -> None:
             )
 
 
-def add_method_flags(parser: argparse.ArgumentParser) -> None:
+def add_method_flags(parser: ArgumentParser) -> None:
     """Views, loss, framework and encoder."""
     add = parser.add_argument_group("method").add_argument
     add("--image_size", type=int, default=32, help="side of a view, in pixels")
     add("--loss", default="attentionce", choices=PRESETS, help="positives and negatives by name")
-    add("--positives", choices=POSITIVES, help="instead of the loss's own")
-    add("--negatives", choices=NEGATIVES, help="instead of the loss's own")
+    add("--positives", choices=loss.POSITIVES, help="instead of the loss's own")
+    add("--negatives", choices=loss.NEGATIVES, help="instead of the loss's own")
     add("--temperature", type=float, default=0.5, help="of the loss and of the kNN vote")
     add("--num_pos", type=int, help="positives per image, M (default: 4; pair has none)")
-    add(
-        "--noisy_positives",
-        type=float,
-        help="share of the positives that show another image of the batch (default: 0)",
-    )
-    add(
-        "--d_pos",
-        type=float,
-        help="scale of the attention on positives; large: all count the same (default: 1)",
-    )
-    add(
-        "--d_neg",
-        type=float,
-        help="scale of the attention on negatives; small: only the hardest count (default: 1)",
-    )
-    add(
-        "--tau_plus",
-        type=float,
-        help="debiased, hard, bayes: assumed share of false negatives (default: 0.1)",
-    )
-    add(
-        "--beta",
-        type=float,
-        help="hard, bayes: weight of hard negatives (default: its authors', see docs/flags.md)",
-    )
-    add(
-        "--alpha",
-        type=float,
-        help="bayes: how well the encoder ranks already; 0.5 is chance (default: its authors', see "
-        "docs/flags.md)",
-    )
+    text = "share of the positives that show another image of the batch (default: 0)"
+    add("--noisy_positives", type=float, help=text)
+    text = "scale of the attention on positives; large: all count the same (default: 1)"
+    add("--d_pos", type=float, help=text)
+    text = "scale of the attention on negatives; small: only the hardest count (default: 1)"
+    add("--d_neg", type=float, help=text)
+    text = "debiased, hard, bayes: assumed share of false negatives (default: 0.1)"
+    add("--tau_plus", type=float, help=text)
+    authors = "(default: its authors', see docs/flags.md)"
+    add("--beta", type=float, help=f"hard, bayes: weight of hard negatives {authors}")
+    text = "bayes: how well the encoder ranks already; 0.5 is chance"
+    add("--alpha", type=float, help=f"{text} {authors}")
     add("--estimator", default="SimCLR", choices=["SimCLR", "MoCo"], help="the framework")
     add("--momentum", type=float, help="MoCo: of the momentum encoder (default: 0.99)")
     add("--queue", type=int, help="MoCo: negatives in the queue (default: 4096)")
     add("--arch", default="resnet50", choices=ARCHS, help="encoder")
-    add(
-        "--stem",
-        default="small",
-        choices=STEMS,
-        help="small: 3×3 conv1; imagenet: torchvision's 7×7 and max-pool, for 96 px and more",
-    )
+    text = "small: 3×3 conv1; imagenet: torchvision's 7×7 and max-pool, for 96 px and more"
+    add("--stem", default="small", choices=STEMS, help=text)
     add("--init", type=cli.path, default="random", metavar="FILE", help="weights to start from")
     add("--feature_dim", type=int, default=128, help="size of the projection")
-    add(
-        "--bn",
-        default="local",
-        choices=["local", "sync"],
-        help="BatchNorm's batch: that of each process (as in DataParallel) or of all processes",
-    )
+    text = "BatchNorm's batch: that of each process (as in DataParallel) or of all processes"
+    add("--bn", default="local", choices=["local", "sync"], help=text)
 
 
-def add_training_flags(parser: argparse.ArgumentParser) -> None:
+def add_training_flags(parser: ArgumentParser) -> None:
     """The optimiser's settings, and how a step computes."""
     add = parser.add_argument_group("training").add_argument
     add("--batch_size", type=int, default=256, help="images per step, over all processes")
@@ -152,92 +119,58 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--lr", type=float, default=1e-3, help="learning rate of Adam")
     add("--weight_decay", type=float, default=1e-6, help="of Adam")
     add("--seed", type=int, default=0, help="all randomness is a function of (seed, epoch, step)")
-    add(
-        "--deterministic",
-        action="store_true",
-        help="the same seed gives the same bits on CUDA too; slower",
-    )
-    add(
-        "--grad_cache",
-        action="store_true",
-        help="the memory of one view instead of all, for one more forward pass",
-    )
+    text = "the same seed gives the same bits on CUDA too; slower"
+    add("--deterministic", action="store_true", help=text)
+    text = "the memory of one view instead of all, for one more forward pass"
+    add("--grad_cache", action="store_true", help=text)
 
 
-def add_run_flags(parser: argparse.ArgumentParser) -> None:
+def add_run_flags(parser: ArgumentParser) -> None:
     """What a run measures, writes and continues from."""
     add = parser.add_argument_group("run").add_argument
     add("--k", type=int, default=200, help="neighbours that vote in the kNN accuracy")
     add("--knn_every", type=int, default=10, help="epochs between kNN accuracies; 0: never")
-    add(
-        "--save_every",
-        type=int,
-        help="epochs between weights (default: 200; tinyImageNet: 100)",
-    )
-    add(
-        "--results", type=cli.path, default="results", help="folder for weights, metrics and states"
-    )
-    add(
-        "--tensorboard",
-        action="store_true",
-        help="also write scalars, views and the attention for TensorBoard",
-    )
-    add(
-        "--resume",
-        type=cli.path,
-        default="auto",
-        help="auto: this command's own state; a state's path; never",
-    )
+    text = "epochs between weights (default: 200; tinyImageNet: 100)"
+    add("--save_every", type=int, help=text)
+    text = "folder for weights, metrics and states"
+    add("--results", type=cli.path, default="results", help=text)
+    text = "also write scalars, views and the attention for TensorBoard"
+    add("--tensorboard", action="store_true", help=text)
+    text = "auto: this command's own state; a state's path; never"
+    add("--resume", type=cli.path, default="auto", help=text)
     add("--state_minutes", type=float, default=10, help="minutes between states")
 
 
-def check_args(args: argparse.Namespace) -> None:
-    """Refuse what cannot work before anything is loaded or written.
-
-    Raises:
-        UserError: Names the flag, its value, and what would work.
-    """
+def check_args(args: Namespace) -> None:
+    """Raise a UserError for flags that cannot work, before anything is loaded or written."""
     cli.check_positive(args, "temperature", "lr")
-    cli.check_at_least(
-        args,
-        epochs=1,
-        batch_size=2,
-        feature_dim=1,
-        # At smaller sizes a stage would stride over a single pixel.
-        image_size=32 if args.stem == "imagenet" else 8,
-        store_size=4,
-        k=1,
-        save_every=1,
-        knn_every=0,
-        seed=0,
-        weight_decay=0,
-        state_minutes=0,
-    )
+    cli.check_at_least(args, epochs=1, batch_size=2, feature_dim=1, store_size=4, k=1, save_every=1)
+    cli.check_at_least(args, knn_every=0, seed=0, weight_decay=0, state_minutes=0)
+    # At smaller sizes a stage would stride over a single pixel.
+    cli.check_at_least(args, image_size=32 if args.stem == "imagenet" else 8)
     cli.check_seed(args)
+    for name in ("noisy_positives", "momentum"):
+        if not 0 <= (getattr(args, name) or 0) <= 1:
+            raise UserError(f"--{name} must be between 0 and 1, not {getattr(args, name)}")
     if args.num_pos is not None:
         cli.check_at_least(args, num_pos=1)
-        if not 0 <= args.noisy_positives <= 1:
-            raise UserError(
-                f"--noisy_positives must be between 0 and 1, not {args.noisy_positives}"
-            )
     if args.estimator == "MoCo":
         if args.positives == "pair":
             raise UserError("--estimator MoCo cannot be combined with --positives pair, its keys")
         cli.check_at_least(args, queue=args.batch_size)
-        if not 0 <= args.momentum <= 1:
-            raise UserError(f"--momentum must be between 0 and 1, not {args.momentum}")
     try:
-        ingredients(args.positives, args.negatives, args.temperature, **loss_parameters(args))
+        loss.ingredients(**loss_flags(args))
     except ValueError as error:
         raise UserError(f"--{error}") from None
 
 
-def loss_parameters(args: argparse.Namespace) -> dict[str, float]:
-    """The loss's parameters besides the temperature, by name."""
-    return {name: getattr(args, name) for name in PARAMETERS}
+def loss_flags(args: Namespace) -> dict[str, Any]:
+    """The flags that are arguments of `loss.contrastive`."""
+    names = ("positives", "negatives", "temperature", *PARAMETERS)
+    return {name: getattr(args, name) for name in names}
 
 
-def check_processes(args: argparse.Namespace, device: torch.device) -> None:
+def check_processes(args: Namespace, device: torch.device) -> None:
     """Refuse what cannot work with this many processes or on this device."""
     world = processes.world()
     if args.batch_size % world or args.batch_size < 2 * world:
@@ -253,45 +186,38 @@ def check_processes(args: argparse.Namespace, device: torch.device) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check everything that can be checked, then pretrain.
-
-    Returns:
-        The exit status.
-    """
+    """Check everything that can be checked, then pretrain; returns the exit status."""
     args = parse_args(argv)
     check_args(args)
     device = devices.choose_device(args.device)
     check_processes(args, device)
     dtype = devices.choose_precision(args.precision, device)
-    command = cli.command_line(argv, "main.py")
-    folder = Path(args.results) / args.dataset_name
+    command = sys.argv if argv is None else ["main.py", *argv]
+    path = Path(args.results, args.dataset_name, file_stem(args, args.epochs))
     if processes.rank() > 0:  # only rank 0 writes
         with signals.handled():
-            return pretrain(args, command, folder, device, dtype)
-    files.writable_folder(folder)
+            return pretrain(args, command, path, device, dtype)
+    files.writable_folder(path.parent)
     # Runs that differ in --epochs alone write the same weights: one lock for all of them.
-    path = folder / f"{file_stem(args, 'all')}.lock"
-    taken = f"this run ({path}): wait for it, or name another --results"
-    with signals.handled(), locks.held(path, taken):
-        said = "stopped before the first step; the same command starts again"
-        signals.leave_on_signals(lambda: print(said, flush=True))
-        states.remove_temporary(folder, file_stem(args))
-        return pretrain(args, command, folder, device, dtype)
+    lock = path.with_name(f"{file_stem(args, 'all')}.lock")
+    taken = f"this run ({lock}): wait for it, or name another --results"
+    with signals.handled(), locks.held(lock, taken):
+        text = "stopped before the first step; the same command starts again"
+        signals.leave_on_signals(lambda: print(text, flush=True))
+        states.remove_temporary(path.parent, file_stem(args))
+        return pretrain(args, command, path, device, dtype)
 
 
 def pretrain(
-    args: argparse.Namespace,
-    command: list[str],
-    folder: Path,
-    device: torch.device,
-    dtype: torch.dtype,
+    args: Namespace, command: list[str], path: Path, device: torch.device, dtype: torch.dtype
 ) -> int:
     """Images, model and state; then for every epoch: steps, evaluation, files."""
     chosen = ["--positives", args.positives, "--negatives", args.negatives]
     chosen += ["--estimator", args.estimator, "--dataset_name", args.dataset_name]
     defaults = vars(parse_args(chosen))
-    state = processes.from_first(lambda: states.find_state(args, defaults, folder, file_stem(args)))
-    path = folder / file_stem(args, args.epochs)
+    state = processes.from_first(
+        lambda: states.find_state(args, defaults, path.parent, file_stem(args))
+    )
     if processes.from_first(lambda: state and report.is_done(state, path, args.epochs)):
         return 0
     images = load_images(args)
@@ -339,29 +265,20 @@ def leave(run: Run, path: Path, command: list[str]) -> None:
     report.announce_stop(run, path, command)
 
 
-def load_images(args: argparse.Namespace) -> Images:
-    """The images to pretrain on.
-
-    Raises:
-        UserError: There are too few, or not the same on every machine.
-    """
-    options = cli.folder_options(args)
-    images = processes.in_turn(
-        load, args.dataset_name, args.root, "pretrain", args.store_size, options
-    )
+def load_images(args: Namespace) -> Images:
+    """The images to pretrain on; a UserError if they are too few or not the same everywhere."""
+    images = processes.in_turn(load, *cli.source(args, "pretrain"))
     print(f"pretraining on {summary(images)}", flush=True)
     cli.warn_of_small_images(images, args)
     if len(set(processes.gather_objects(images.fingerprint))) > 1:
         raise UserError(f"--root {args.root}: not every machine has the same images there")
     if len(images.pixels) < args.batch_size:
-        raise UserError(
-            f"{len(images.pixels)} images are fewer than a batch: "
-            f"--batch_size {args.batch_size} is too large"
-        )
+        text = f"{len(images.pixels)} images are fewer than a batch"
+        raise UserError(f"{text}: --batch_size {args.batch_size} is too large")
     return images
 
 
-def new_model(args: argparse.Namespace, fresh: bool) -> Model:
+def new_model(args: Namespace, fresh: bool) -> Model:
     """The model as `--seed` makes it or `--init` has it; one printed line says what it costs."""
     torch.manual_seed(args.seed)
     model = Model(args.feature_dim, args.arch, args.stem)
@@ -369,24 +286,19 @@ def new_model(args: argparse.Namespace, fresh: bool) -> Model:
         start_from(model, args.init)
     parameters, macs = cost(model, args.image_size)
     operations = "" if macs is None else f", {macs / 1e9:.2f} G multiply-adds"
-    print(
-        f"{args.arch}: {parameters / 1e6:.2f} M parameters{operations} "
-        f"per view of {args.image_size} px",
-        flush=True,
-    )
+    size = f"{parameters / 1e6:.2f} M parameters{operations} per view of {args.image_size} px"
+    print(f"{args.arch}: {size}", flush=True)
     return model
 
 
-def chosen_loss(args: argparse.Namespace) -> tuple[Callable[..., Tensor], Callable[..., dict]]:
+def chosen_loss(args: Namespace) -> tuple[Callable[..., Tensor], Callable[..., dict]]:
     """The loss of the flags, and a function that tells what its attention looks at."""
-    chosen: dict[str, Any] = {"positives": args.positives, "negatives": args.negatives}
-    chosen |= {"temperature": args.temperature, **loss_parameters(args)}
-    numbers = functools.partial(attention_numbers, d_pos=args.d_pos, d_neg=args.d_neg)
-    return functools.partial(contrastive, **chosen), numbers
+    numbers = functools.partial(loss.attention_numbers, d_pos=args.d_pos, d_neg=args.d_neg)
+    return functools.partial(loss.contrastive, **loss_flags(args)), numbers
 
 
 def knn_evaluation(
-    args: argparse.Namespace, images: Images, device: torch.device, dtype: torch.dtype
+    args: Namespace, images: Images, device: torch.device, dtype: torch.dtype
 ) -> Callable[[Any], dict[str, float]] | None:
     """A function of the model: its kNN accuracy on the test images, in percent, and three numbers
     that show collapse.
@@ -407,27 +319,23 @@ def knn_evaluation(
         tested = features(model.f, test.pixels, device, dtype)
         neighbours = train, bank.labels, tested, test.labels, len(bank.classes)
         top1, top5 = knn(*neighbours, k, args.temperature)
-        accuracy = {"knn_top1": top1, "knn_top5": top5}
-        return accuracy | collapse_numbers(
-            model.f, test.pixels, tested, args.image_size, args.seed, dtype
-        )
+        views = args.image_size, args.seed, dtype
+        numbers = collapse_numbers(model.f, test.pixels, tested, *views)
+        return {"knn_top1": top1, "knn_top5": top5, **numbers}
 
     return evaluate
 
 
-def load_test_images(args: argparse.Namespace) -> Images | str:
+def load_test_images(args: Namespace) -> Images | str:
     """The test images, or why there are none with labels."""
-    options = cli.folder_options(args)
     try:
-        return load(args.dataset_name, args.root, "test", args.store_size, options)
+        return load(*cli.source(args, "test"))
     except NoLabels as error:
         return str(error)
 
 
 def epoch_pictures(run: Run, epoch: int) -> dict[str, Any]:
     """TensorBoard's pictures, with every kNN accuracy and with the first and the last epoch."""
-    from attentionce.evaluation.figures import pretraining_pictures
-
     args = run.args
     if epoch % (args.knn_every or args.epochs) and epoch not in (1, args.epochs):
         return {}
@@ -435,10 +343,10 @@ def epoch_pictures(run: Run, epoch: int) -> dict[str, Any]:
     model.load_state_dict(run.model.state_dict())
 
     def weights(z: Tensor) -> tuple[Tensor, Tensor]:
-        return positive_weights(z, args.d_pos), negative_weights(z, args.d_neg)
+        return loss.positive_weights(z, args.d_pos), loss.negative_weights(z, args.d_neg)
 
     shown = weights if args.loss == "attentionce" else None
-    return pretraining_pictures(model.eval(), run.pixels, args, run.views - 2, shown, epoch)
+    return pretraining_pictures(model, run.pixels, args, shown, epoch)
 
 
 def save_state(run: Run, path: Path, ending: str) -> Path:

@@ -32,14 +32,11 @@ Recompute = Callable[[nn.Module, Tensor], Tensor]
 def backbone(arch: str = "resnet50", stem: str = "small") -> torchvision.models.ResNet:
     """torchvision's ResNet without fc.
 
-    Args:
-        arch: A key of `ARCHS`.
-        stem: `small`: the first convolution is 3×3 with stride 1 and keeps PyTorch's default
-            initialisation, as in the reference; there is no max-pool. `imagenet`: torchvision's
-            own, 7×7 with stride 2, and max-pool.
+    The first convolution of the small stem keeps PyTorch's default initialisation, as in the
+    reference.
 
     Raises:
-        ValueError: `arch` or `stem` is unknown.
+        ValueError: `arch` is not in `ARCHS`, or `stem` not in `STEMS`.
     """
     if arch not in ARCHS:
         raise ValueError(f"arch {arch!r} is not one of {', '.join(ARCHS)}")
@@ -64,10 +61,7 @@ def _stages(resnet: torchvision.models.ResNet) -> nn.Sequential:
 class Model(nn.Module):
     """Encoder `f` and projection head `g`, named as in the reference: `f.0` … `f.7`, `g.0` … `g.3`.
 
-    Args:
-        feature_dim: Size of the projection that the loss sees.
-        arch: A key of `ARCHS`.
-        stem: A key of `STEMS`.
+    `feature_dim` is the size of the projection that the loss sees.
 
     Example:
         >>> feature, projection = Model(128, "resnet50")(torch.randn(2, 3, 32, 32))
@@ -87,16 +81,13 @@ class Model(nn.Module):
         )
 
     def forward(self, x: Tensor, recompute: Recompute | None = None) -> tuple[Tensor, Tensor]:
-        """Images → features and projections, both of length 1.
+        """Normalised images, B×3×H×W → features and projections, B × their size, of length 1.
+
+        Both are in float32 at least: in half precision the lengths would be wrong by 0.3 %.
 
         Args:
-            x: Normalised images, B×3×H×W.
             recompute: Runs the first stage, `recompute(stage, x)`, so that its activations, a third
                 of all, are made again in the backward pass (`training.batchnorm.recomputed`).
-
-        Returns:
-            (B × feature_size, B × feature_dim) in float32, or float64 of a float64 model: in half
-            precision the lengths would be wrong by 0.3 %.
         """
         if recompute is None:
             encoded = self.f(x)
@@ -125,27 +116,23 @@ def stem_of(conv1: Tensor) -> str:
     return "imagenet" if conv1.shape[2:] == (7, 7) else "small"
 
 
-def arch_of(state: dict[str, Tensor]) -> str:
-    """The arch whose residual blocks a state_dict has, by its keys (without prefix).
-
-    Raises:
-        ValueError: It is none of `ARCHS`.
-    """
+def arch_of(found: weights.Weights) -> str:
+    """The arch that has the residual blocks of these weights; a UserError if none has."""
     blocks = []
     for stage in (3, 4, 5, 6):
-        blocks.append(len({key.split(".")[2] for key in state if key.startswith(f"f.{stage}.")}))
-    block = Bottleneck if "f.3.0.conv3.weight" in state else BasicBlock
-    for arch, known in ARCHS.items():
-        if known == (block, blocks):
+        keys = [key for key in found.state if key.startswith(f"f.{stage}.")]
+        blocks.append(len({key.split(".")[2] for key in keys}))
+    block = Bottleneck if "f.3.0.conv3.weight" in found.state else BasicBlock
+    for arch, residual in ARCHS.items():
+        if residual == (block, blocks):
             return arch
-    raise ValueError("the weights are not of a known arch: " + ", ".join(ARCHS))
+    raise UserError(f"{found.path}: the weights are not of a known arch: {', '.join(ARCHS)}")
 
 
 def cost(model: nn.Module, image_size: int = 32) -> tuple[int, int | None]:
     """Parameters, and multiply-adds per image of `image_size` pixels, as thop counts them.
 
-    thop leaves buffers behind in the model that it counts, so it is given a copy, on meta tensors.
-    Without thop, multiply-adds are None.
+    thop leaves buffers in a model, so it is given a copy. Without it, multiply-adds are None.
     """
     try:
         from thop import profile  # slow to import, used once per run
@@ -169,11 +156,10 @@ def load_encoder(
 ) -> tuple[nn.Sequential, str]:
     """The encoder `f` in a weights file, with or without a projection head, and its arch.
 
-    `attentionce.weights.read_weights` says which files open. Nothing in them is run. One printed
-    line says what was passed over, except for a projection head.
+    `attentionce.weights` says which files open. Nothing in them is run. One printed line says what
+    was passed over, except for a projection head.
 
     Args:
-        path: The file.
         arch: A key of `ARCHS`; None reads it off the weights.
         stem: A key of `STEMS` that the weights must have; None: any.
 
@@ -193,20 +179,14 @@ def load_model(
 
 
 def start_from(model: Model, path: str | Path) -> None:
-    """Give an untrained model the encoder in a weights file, and its projection head if that fits.
+    """Give a model the encoder in a weights file, and its projection head if that fits.
 
-    One printed line says what was taken.
-
-    Raises:
-        UserError: The file has no encoder of the model's arch and stem, or a value in it is not
-            finite.
+    One printed line says what was taken. An encoder that does not fit is a UserError.
     """
     found, shapes = weights.read_weights(path), model.state_dict()
-    head, wanted = (
-        {key: getattr(value, "shape", None) for key, value in state.items() if key[0] == "g"}
-        for state in (found.state, shapes)
-    )
-    fits = head == wanted
+    head = {key: value for key, value in found.state.items() if key[0] == "g"}
+    wanted = {key: value.shape for key, value in shapes.items() if key[0] == "g"}
+    fits = {key: getattr(value, "shape", None) for key, value in head.items()} == wanted
     taken = {key: value for key, value in shapes.items() if fits or key[0] == "f"}
     model.load_state_dict(found.fitting(taken, "this --arch"), strict=False)
     what = "encoder and projection head" if fits else "encoder; the projection head is untrained"
@@ -217,10 +197,7 @@ def _load(
     path: str | Path, arch: str | None, wanted_stem: str | None, parts: tuple[str, ...]
 ) -> tuple[Model, str]:
     found = weights.read_weights(path)
-    try:
-        arch = arch or arch_of(found.state)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
+    arch = arch or arch_of(found)
     feature_dim, stem = 128, "small"
     if isinstance(found.state.get("g.3.bias"), Tensor):
         feature_dim = found.state["g.3.bias"].numel()

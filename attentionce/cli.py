@@ -4,7 +4,6 @@ import argparse
 import io
 import math
 import os
-import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -26,16 +25,7 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are a UserError like all others.
-
-    `--local-rank`, which torch.distributed.launch adds, is ignored: the environment has it too.
-    """
-
-    def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
-        """As argparse's, without the launcher's flag."""
-        words = sys.argv[1:] if args is None else list(args)
-        words = [word for word in words if not re.match("--local[-_]rank=", word)]
-        return super().parse_known_args(words, namespace)
+    """argparse whose errors are a UserError like all others."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; --help lists all flags")
@@ -44,11 +34,6 @@ class Parser(argparse.ArgumentParser):
 def path(text: str) -> str:
     """A flag's path, with ~ expanded, which a shell leaves in `--flag=~/…`."""
     return os.path.expanduser(text)
-
-
-def command_line(argv: Sequence[str] | None, program: str) -> list[str]:
-    """The program and its flags, as `main(argv)` was given them."""
-    return list(sys.argv) if argv is None else [program, *argv]
 
 
 def add_data_flags(parser: argparse.ArgumentParser, datasets: Sequence[str]) -> None:
@@ -69,9 +54,10 @@ def add_folder_flags(add: Callable[..., Any]) -> None:
     add("--cache", type=path, metavar="DIR", help=text)
 
 
-def folder_options(args: argparse.Namespace) -> FolderOptions:
-    """How to read a folder, by the flags of `add_data_flags`."""
-    return FolderOptions(args.test_split, args.skip_broken, args.cache)
+def source(args: argparse.Namespace, split: str) -> tuple:
+    """The arguments of `utils.load`, by the flags of `add_data_flags`."""
+    options = FolderOptions(args.test_split, args.skip_broken, args.cache)
+    return args.dataset_name, args.root, split, args.store_size, options
 
 
 def warn_of_small_images(images: Images, args: argparse.Namespace) -> None:
@@ -87,22 +73,14 @@ def add_device_flags(parser: argparse.ArgumentParser) -> None:
     """Where a program computes, and in which precision."""
     add = parser.add_argument_group("device").add_argument
     add("--device", help="cuda, mps or cpu (default: the first that is there)")
-    add(
-        "--precision",
-        default="auto",
-        choices=devices.PRECISIONS,
-        help="auto: the fastest that the device supports natively: bf16, fp16 or fp32",
-    )
+    text = "auto: the fastest that the device supports natively: bf16, fp16 or fp32"
+    add("--precision", default="auto", choices=devices.PRECISIONS, help=text)
 
 
 def add_compile_flag(parser: argparse.ArgumentParser) -> None:
     """Whether encoder and views are compiled."""
-    parser.add_argument(
-        "--compile",
-        default="auto",
-        choices=["auto", "on", "off"],
-        help="torch.compile of encoder and views; auto: on CUDA",
-    )
+    text = "torch.compile of encoder and views; auto: on CUDA"
+    parser.add_argument("--compile", default="auto", choices=["auto", "on", "off"], help=text)
 
 
 def check_positive(args: argparse.Namespace, *names: str) -> None:

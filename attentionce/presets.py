@@ -48,10 +48,9 @@ def title(flags: dict[str, Any]) -> str:
 def file_stem(args: Namespace, epoch: int | str = "{epochs}") -> str:
     """The name of a run's files after an epoch, without ending, as in the reference.
 
-    Returns:
-        Data set, framework, M or loss, batch size, epoch and the loss's parameters as floats:
-        `stl10_SimCLR_4model_256_400_2.0_0.5`, `cifar10_SimCLR_bcl_256_400_0.1_0.9_0.9` or, of other
-        combinations, `cifar10_SimCLR_4each-hard_256_400_0.1_1.0`.
+    Data set, framework, M or loss, batch size, epoch and the loss's parameters as floats:
+    `stl10_SimCLR_4model_256_400_2.0_0.5`, `cifar10_SimCLR_bcl_256_400_0.1_0.9_0.9` or, of other
+    combinations, `cifar10_SimCLR_4each-hard_256_400_0.1_1.0`.
     """
     preset = preset_of(args.positives, args.negatives)
     positives = args.positives if args.num_pos is None else f"{args.num_pos}{args.positives}"

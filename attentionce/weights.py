@@ -31,7 +31,6 @@ LAYER = re.compile(r"(.{1,200}\.)?(layer[1-4]|[3-7])\.\d{1,3}\.(conv|bn|downsamp
 MOMENTUM = re.compile(r"momentum|target|key|(^|[._])(ema|m|k)([._]|$)", re.IGNORECASE)
 USUAL_PREFIXES = ("f.", "", "model.f.", "model.", "net.")  # the first of several is taken
 COUNTS = ("total_ops", "total_params")  # buffers that thop leaves in a model
-WEB_PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<[!?a-z]", re.IGNORECASE)
 
 
 class Weights(NamedTuple):
@@ -48,16 +47,12 @@ class Weights(NamedTuple):
         part, _, rest = key.partition(".")
         if part == "g":
             return self.prefix.removesuffix("f.") + key
-        stage, _, rest = rest.partition(".")
-        named = self.stages[int(stage)] if int(stage) < len(self.stages) else stage
-        return f"{self.prefix}{named}.{rest}"
+        number, _, rest = rest.partition(".")
+        stage = dict(zip(BY_NUMBER, self.stages, strict=True)).get(number, number)
+        return f"{self.prefix}{stage}.{rest}"
 
     def fitting(self, shapes: dict[str, Tensor], arch: str) -> dict[str, Tensor]:
-        """The part of the weights that has these keys and shapes.
-
-        Raises:
-            UserError: A tensor is missing, of another shape, or one too many; the message names it.
-        """
+        """The part of the weights with these keys and shapes; a UserError names what differs."""
         parts = {key[0] for key in shapes}
         state = {key: value for key, value in self.state.items() if key[0] in parts}
         problems = []
@@ -131,15 +126,9 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"there is no file {path}, but {state} has the encoder too")
     if path.is_file():  # opening a pipe would wait for ever
         with as_user_error(f"cannot read {path}"), open(path, "rb") as file:
-            start = file.read(512)
-    if start[4:9] == b"\0\0\0\0{":  # eight bytes that give the header's length, then the header
-        return _read_safetensors(path)
-    if WEB_PAGE.match(start):
-        raise UserError(f"{path} is a web page, not weights: download it again")
-    return read(path)
-
-
-def _read_safetensors(path: Path) -> dict[str, Any]:
+            start = file.read(9)
+    if start[4:] != b"\0\0\0\0{":  # of safetensors: eight bytes, its header's length, then that
+        return read(path)
     try:
         from safetensors.torch import load_file
     except ImportError:

@@ -27,17 +27,15 @@ def test_effective_numbers():
     weights = torch.tensor([[1.0, 0, 0, 0], [0.5, 0.5, 0, 0], [0.25, 0.25, 0.25, 0.25]])
     torch.testing.assert_close(loss.effective_number(weights), torch.tensor([1.0, 2.0, 4.0]))
     z = embeddings(6, 200, 5).detach()  # more rows than are computed at a time
+    alpha, noisy = loss.positive_weights(z, 0.3), torch.zeros(4, 200)
+    noisy[1, :50] = 1
+    of_positives = {
+        "effective_positives": loss.effective_number(alpha).mean().item(),
+        "noisy_positives": 50 / 800,
+        "attention_on_noisy": alpha[:, :50, 1].sum().item() / 400,
+    }
+    assert loss.attention_numbers(z, 0.3, None, None, noisy) == pytest.approx(of_positives)
     for queue in (None, z[0, :9]):
-        weights = loss.positive_weights(z, 0.3), loss.negative_weights(z, 0.6, queue)
-        of_pos, of_neg = (loss.effective_number(w).mean().item() for w in weights)
-        found = loss.attention_numbers(z, 0.3, 0.6, queue)
-        numbers = {"effective_positives": of_pos, "effective_negatives": of_neg}
-        assert found == pytest.approx(numbers, rel=1e-12)
-        one_sided = loss.attention_numbers(z, None, 0.6, queue)
-        assert one_sided == {"effective_negatives": found["effective_negatives"]}
-        noisy = torch.zeros(4, 200)
-        noisy[1, :50] = 1
-        found = loss.attention_numbers(z, 0.3, None, queue, noisy)
-        assert found["noisy_positives"] == 50 / 800
-        share = weights[0][:, :50, 1].sum() / 400
-        assert found["attention_on_noisy"] == pytest.approx(share.item())
+        beta = loss.negative_weights(z, 0.6, queue)
+        expected = {"effective_negatives": loss.effective_number(beta).mean().item()}
+        assert loss.attention_numbers(z, None, 0.6, queue) == pytest.approx(expected, rel=1e-12)

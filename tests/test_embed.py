@@ -171,7 +171,7 @@ def classifier(call, flags, tmp_path):
     """The file in which linear.py keeps its classifier, whose top-1 accuracy is not trivial."""
     words = ["--dataset_name", "folder", "--image_size", 8, "--store_size", 8, "--lr", 0.1]
     call(linear, *flags[:4], *words, "--epochs", 3, "--batch_size", 8, *flags[8:])
-    (path,) = tmp_path.glob("*_linear.pth")
+    (path,) = tmp_path.glob("*_linear.classifier")
     return path
 
 

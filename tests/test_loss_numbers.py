@@ -23,11 +23,11 @@ def difficult(name, batch):
     if name == "perfect":  # the views of an image are equal, all images orthogonal or opposite
         axes = torch.cat([torch.eye(4), -torch.eye(4)])[torch.arange(batch) * 5 % 8]
         return axes.repeat(4, 1, 1).to(DEVICE)
-    spread = {"near": 1e-2, "nearer": 1e-4, "random": None}[name]
+    spread = {"near": 1e-4, "random": None}[name]
     return embeddings(4, batch, 4, dtype=torch.float32, spread=spread).detach()
 
 
-@pytest.mark.parametrize("name", ["equal", "opposite", "perfect", "near", "nearer", "random"])
+@pytest.mark.parametrize("name", ["equal", "opposite", "perfect", "near", "random"])
 @pytest.mark.parametrize("temperature", [0.01, 0.5, 100.0])
 def test_finite(name, temperature):
     of_bayes = {"positives": "each", "negatives": "bayes", "alpha": 1.0, "beta": 1.0}  # all ω 0
@@ -58,8 +58,8 @@ def test_small_losses_keep_their_digits():
     assert gradient.abs().max() > 0
 
 
-@losses.each_combination
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@losses.each_ingredient
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_computed_in_float32(chosen, dtype):
     """Also under autocast, and where z and the queue have 16 bits."""
     z = embeddings(views_of(chosen), 8, 16, dtype=dtype)
@@ -72,5 +72,3 @@ def test_computed_in_float32(chosen, dtype):
             assert (in_float32[0] @ in_float32[1].T).dtype == torch.bfloat16  # it is on
             found = value_and_gradient(contrastive, z, **arguments)
             assert_same(found, [value, gradient.to(dtype)], 0)
-            with torch.no_grad():
-                assert_same([contrastive(z, **arguments)], [value], 1e-6)

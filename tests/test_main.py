@@ -9,20 +9,16 @@ from helpers.device import DEVICE
 from helpers.outputs import check_end, last, read_csv, rows, same_bits
 from helpers.programs import Small
 from helpers.runs import new_run
-from test_presets import COMBINATIONS
 from torch.nn.functional import normalize
 
 import main
-from attentionce.presets import PRESETS, file_stem
+from attentionce.presets import PRESETS
 from attentionce.runs import files, states
 from attentionce.training import devices
 from loss import contrastive
 
-COLUMNS = "epoch loss views seconds skipped effective_positives effective_negatives knn_top1 "
-COLUMNS += "knn_top5"
-# What the flags had before those without effect were None and `--positives` was there.
-OLD_FLAGS = {"num_pos": 4, "d_pos": 1.0, "d_neg": 1.0, "tau_plus": 0.1, "alpha": 0.9, "beta": 0.9}
-OLD_FLAGS |= {"momentum": 0.99, "queue": 4096}
+# What flags without effect had before they were None.
+OLD_FLAGS = {"num_pos": 4, "d_pos": 1.0, "d_neg": 1.0, "tau_plus": 0.1, "queue": 4096}
 
 
 # ---- flags ----
@@ -51,7 +47,8 @@ def test_what_a_run_writes(call, tiny, results, small_encoder, capsys, contents)
     assert set(contents(results)) == {f"folder/{name}" for name in written}
 
     table = read_csv(folder / (stem.format(3) + ".csv"))
-    assert set(table[0]) >= set(COLUMNS.split())
+    columns = "epoch loss views seconds skipped effective_positives effective_negatives knn_top1"
+    assert set(table[0]) >= {*columns.split(), "knn_top5", "alignment"}
     assert [row["epoch"] for row in table] == ["1", "2", "3"]
     assert [int(row["views"]) for row in table] == [epoch * 24 * 6 for epoch in (1, 2, 3)]
     assert [row["knn_top1"] != "" for row in table] == [False, True, True]
@@ -65,11 +62,8 @@ def test_what_a_run_writes(call, tiny, results, small_encoder, capsys, contents)
 
     result = json.loads((folder / (stem.format(3) + ".json")).read_text())
     assert result["flags"].keys() == vars(main.parse_args([])).keys()
-    expected = {"seed": 9, "d_pos": 2.0, "epochs": 3, "dataset_name": "folder", "queue": None}
-    assert {name: result["flags"][name] for name in expected} == expected
-    assert result["machine"]["torch"] == torch.__version__
+    assert result["flags"]["d_pos"] == 2.0 and result["flags"]["queue"] is None
     assert result["machine"]["device"] == str(DEVICE)
-    assert {"python", "torchvision", "numpy", "commit"} <= result["machine"].keys()
     assert result["precision"] == "float32" and result["epochs_done"] == 3
     assert result["best_knn"] == max(float(row["knn_top1"] or 0) for row in table)
     assert str(result["last"]["loss"]) == table[-1]["loss"]
@@ -77,7 +71,6 @@ def test_what_a_run_writes(call, tiny, results, small_encoder, capsys, contents)
     one, other = (files.read(folder / (stem.format(epoch) + ".pth")) for epoch in (2, 3))
     assert list(other) == [f"module.{key}" for key in Small().state_dict()]
     assert not same_bits(one, other)
-    assert all(isinstance(value, torch.Tensor) for value in other.values())
     assert other["module.f.1.num_batches_tracked"] == 3 * 3 * 6
 
 
@@ -96,8 +89,8 @@ def test_the_seed_decides_every_bit(call, tiny, results, small_encoder):
 # ---- losses ----
 
 
-@pytest.mark.parametrize("positives, negatives", COMBINATIONS)
-def test_every_combination_trains(call, tiny, results, small_encoder, positives, negatives):
+@pytest.mark.parametrize("positives, negatives", [*PRESETS.values(), ("mean", "attention")])
+def test_losses_train(call, tiny, results, small_encoder, positives, negatives):
     """With MoCo, too, where it has positives. What has attention reports how much of it counts."""
     flags = [*tiny, "--batch_size", 24, "--positives", positives, "--negatives", negatives]
     numbers = {"positives": 4, "negatives": 46}
@@ -113,11 +106,8 @@ def test_every_combination_trains(call, tiny, results, small_encoder, positives,
         for side, name in (("positives", positives), ("negatives", negatives)):
             effective = row[f"effective_{side}"]
             assert 1 <= float(effective) <= numbers[side] if name == "attention" else not effective
-        weights = last(results / str(len(more)), ".pth")
-        assert weights.stem == file_stem(main.parse_args([str(word) for word in flags + more]), 1)
-        state = files.read(weights)
-        assert all(value.isfinite().all() for value in state.values())
-        assert not torch.equal(state["module.g.weight"], untrained)
+        weight = files.read(last(results / str(len(more)), ".pth"))["module.g.weight"]
+        assert weight.isfinite().all() and not torch.equal(weight, untrained)
 
 
 @pytest.mark.parametrize("positives, negatives", [*PRESETS.values(), ("each", "bayes")])

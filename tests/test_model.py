@@ -15,7 +15,7 @@ from torch import nn
 
 import hubconf
 import main
-from model import ARCHS, STEMS, Model, arch_of, as_resnet, cost, load_encoder, stem_of
+from model import ARCHS, STEMS, Model, as_resnet, cost, load_encoder, stem_of
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "checkpoint_keys.json").read_text())
 
@@ -51,7 +51,6 @@ def test_outputs(arch):
     assert projection.shape == (3, 24)
     for vectors in (feature, projection):
         torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3, device=DEVICE))
-    assert arch_of(model.state_dict()) == arch
 
 
 def test_unknown_names_are_named():
@@ -59,11 +58,6 @@ def test_unknown_names_are_named():
         Model(8, "resnet11")
     with pytest.raises(ValueError, match="stem 'large' is not one of small, imagenet"):
         Model(8, "resnet10", "large")
-    with torch.device("meta"):
-        state = Model(8, "resnet18").state_dict()
-    for wrong in ({}, {key: value for key, value in state.items() if not key.startswith("f.5.1")}):
-        with pytest.raises(ValueError, match="not of a known arch"):
-            arch_of(wrong)
 
 
 # ---- the imagenet stem ----
@@ -93,16 +87,12 @@ def test_the_imagenet_stem_is_torchvisions(tmp_path):
 
 
 def test_stems_differ_in_the_first_convolution_alone():
-    """So f.3 is layer1 in both. All but that convolution sees a quarter of the side."""
+    """So f.3 is layer1 in both."""
     with torch.device("meta"):
         small, imagenet = (Model(8, "resnet10", stem).state_dict() for stem in STEMS)
     assert list(small) == list(imagenet)
     differing = [key for key in small if small[key].shape != imagenet[key].shape]
     assert differing == ["f.0.weight"]
-    small, imagenet = (cost(Model(8, "resnet10", stem), 96) for stem in STEMS)
-    assert imagenet[0] - small[0] == 64 * 3 * (7 * 7 - 3 * 3)
-    own = [64 * 3 * kernel**2 * side**2 for kernel, side in ((3, 96), (7, 48))]
-    assert (imagenet[1] - own[1]) / (small[1] - own[0]) == pytest.approx(1 / 16, rel=0.01)
 
 
 def test_main_trains_the_imagenet_stem(call, tiny, results, capsys):

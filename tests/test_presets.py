@@ -19,11 +19,10 @@ def parsed(words):
 # ---- flags ----
 
 
-@pytest.mark.parametrize("name", presets.PRESETS)
-def test_a_preset_is_its_positives_and_negatives(name):
-    positives, negatives = presets.PRESETS[name]
-    words = f"--loss simclr --positives {positives} --negatives {negatives}"
-    assert vars(parsed(words)) == vars(parsed(f"--loss {name}"))
+def test_a_preset_is_its_positives_and_negatives():
+    for name, (positives, negatives) in presets.PRESETS.items():
+        words = f"--loss simclr --positives {positives} --negatives {negatives}"
+        assert vars(parsed(words)) == vars(parsed(f"--loss {name}"))
 
 
 @pytest.mark.parametrize(
@@ -33,19 +32,10 @@ def test_a_preset_is_its_positives_and_negatives(name):
         ("--loss simclr", {}),
         ("--loss dcl --tau_plus 0.2", {"tau_plus": 0.2}),
         ("--loss hcl --dataset_name stl10", {"tau_plus": 0.1, "beta": 1}),
-        ("--loss bcl --dataset_name stl10", {"tau_plus": 0.1, "alpha": 0.7, "beta": 1}),
-        ("--loss bcl --dataset_name cifar100", {"tau_plus": 0.1, "alpha": 0.7, "beta": 1}),
         ("--loss bcl --dataset_name tinyImageNet", {"tau_plus": 0.1, "alpha": 0.8, "beta": 1}),
         ("--loss bcl --alpha 0", {"tau_plus": 0.1, "alpha": 0, "beta": 0.9}),
-        (
-            "--negatives hard --positives mean --num_pos 2",
-            {"num_pos": 2, "tau_plus": 0.1, "beta": 1},
-        ),
+        ("--negatives uniform --num_pos 2", {"num_pos": 2, "d_pos": 1}),
         ("--loss simclr --negatives attention", {"d_neg": 1}),
-        (
-            "--estimator MoCo --queue 512",
-            {"num_pos": 4, "d_pos": 1, "d_neg": 1, "momentum": 0.99, "queue": 512},
-        ),
     ],
 )
 def test_only_flags_that_are_used_have_a_value(words, used):
@@ -61,18 +51,14 @@ def test_only_flags_that_are_used_have_a_value(words, used):
         "--d_pos 1 --loss simclr",
         "--num_pos 2 --positives pair",
         "--noisy_positives 0 --loss hcl",
-        "--alpha 0.9 --negatives hard",
         "--d_neg 0 --negatives bayes",
         "--momentum 0",
     ],
 )
 def test_a_flag_without_effect_is_refused(words):
-    with pytest.raises(UserError) as caught:
-        parsed(words)
     flag, value = words.split()[:2]
-    message = str(caught.value)
-    assert f"{flag} {value}" in message.replace(".0 ", " ")
-    assert "has no effect" in message and message.endswith("leave it out")
+    with pytest.raises(UserError, match=f"{flag} {value}.* has no effect .*: leave it out$"):
+        parsed(words)
 
 
 # ---- names of files ----
@@ -82,8 +68,7 @@ def test_a_flag_without_effect_is_refused(words):
     "flags, epoch, name",
     [
         ("--dataset_name stl10 --d_pos 2 --d_neg 0.5", 400, "stl10_SimCLR_4model_256_400_2.0_0.5"),
-        ("--num_pos 2 --batch_size 64", 1, "cifar10_SimCLR_2model_64_1_1.0_1.0"),
-        ("--estimator MoCo --d_neg 10", 400, "cifar10_MoCo_4model_256_400_1.0_10.0"),
+        ("--estimator MoCo --num_pos 2", 400, "cifar10_MoCo_2model_256_400_1.0_1.0"),
         ("--loss simclr", 400, "cifar10_SimCLR_simclr_256_400"),
         ("--loss bcl --alpha 0.7 --beta 1", 9, "cifar10_SimCLR_bcl_256_9_0.1_0.7_1.0"),
         ("--positives each --negatives hard", 9, "cifar10_SimCLR_4each-hard_256_9_0.1_1.0"),
@@ -96,16 +81,15 @@ def test_names_are_those_of_the_reference(flags, epoch, name):
 
 
 def test_no_two_losses_share_a_name():
-    """Not even if their parameters are equal, nor with another number of positives."""
-    names = []
+    """Not even if their parameters are equal."""
+    names = set()
     for positives, negatives in COMBINATIONS:
-        for number in ([], ["--num_pos", "1"]) if positives != "pair" else ([],):
-            args = main.parse_args(["--positives", positives, "--negatives", negatives, *number])
-            for parameter in presets.PARAMETERS:
-                if getattr(args, parameter) is not None:
-                    setattr(args, parameter, 0.5)
-            names.append(presets.file_stem(args, 1))
-    assert len(set(names)) == len(names) == 35
+        args = main.parse_args(["--positives", positives, "--negatives", negatives])
+        for parameter in presets.PARAMETERS:
+            if getattr(args, parameter) is not None:
+                setattr(args, parameter, 0.5)
+        names.add(presets.file_stem(args, 1))
+    assert len(names) == 20
 
 
 def test_titles():

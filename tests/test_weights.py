@@ -1,34 +1,21 @@
 """Every file that holds an encoder opens, runs nothing, and what does not fit is named."""
 
-import os
-import random
 import re
 import sys
 
 import pytest
 import torch
 from helpers.outputs import last, same_bits
-from helpers.samples import mutated
 from helpers.weights import refusal
 from torch import nn
 
 import main
-from attentionce.errors import UserError
 from model import Model, as_resnet, load_encoder, load_model
 
-IMAGES = torch.randn(3, 3, 12, 12, generator=torch.Generator().manual_seed(0))
-
-
-def resnet10(dim=16):
-    """A resnet10 whose BatchNorm has statistics of its own."""
-    torch.manual_seed(0)
-    model = Model(dim, "resnet10")
-    with torch.no_grad():
-        model(torch.randn(8, 3, 8, 8))
-    return model.eval()
-
-
-MODEL = resnet10()
+torch.manual_seed(0)
+MODEL = Model(16, "resnet10")
+with torch.no_grad():
+    MODEL(torch.randn(8, 3, 8, 8))  # so that BatchNorm has statistics of its own
 STATE = MODEL.state_dict()
 RESNET = as_resnet(MODEL.f, "resnet10").state_dict()
 CHILDREN = nn.Sequential(*as_resnet(MODEL.f, "resnet10").children()).state_dict()
@@ -45,9 +32,8 @@ def prefixed(prefix, state):
 
 
 def same(f, model=MODEL):
-    """Whether the encoder `f` has the model's weights, to the bit and in their order."""
-    wanted, found = model.f.state_dict(), f.state_dict()
-    return list(wanted) == list(found) and same_bits(dict(found), dict(wanted))
+    """Whether the encoder `f` has the model's weights, to the bit."""
+    return same_bits(dict(f.state_dict()), dict(model.f.state_dict()))
 
 
 # ---- what opens ----
@@ -71,10 +57,8 @@ CONTENTS = {
     "torchvision's names": ({**RESNET, **FC}, "fc"),
     "thop's buffers": ({**STATE, **COUNTS, "epoch": 3}, "total_ops, total_params, epoch"),
     "state_dict": ({"state_dict": STATE, **BESIDE}, "epoch, optimizer"),
-    "model": ({**BESIDE, "model": prefixed("module.", F)}, "epoch, optimizer"),
     "net": ({"net": {**RESNET, **FC}, "acc": 0.5}, "acc, fc"),
-    "model_state_dict": ({"model_state_dict": STATE}, ""),
-    "wrapped twice": ({"model": {"state_dict": STATE, "arch": "x"}, "epoch": 1}, "epoch, arch"),
+    "wrapped twice": ({"model": {"model_state_dict": STATE}, "epoch": 1}, "epoch"),
     "another model": ({"model": {"w": torch.ones(1)}, "net": STATE}, "model"),
     "Lightning's": (LIGHTNING, "epoch, pytorch-lightning_version, hyper_parameters, criterion"),
     "a prefix": ({**prefixed("backbone.", RESNET), "head.weight": torch.ones(1)}, "head"),
@@ -138,9 +122,8 @@ def test_pretraining_starts_from_weights(call, refused, tiny, results, path, cap
     head = "and projection head" if content is STATE else "; the projection head is untrained"
     assert re.search(f"starting from {path}: encoder *{head}\n", capsys.readouterr().out)
     trained = load_model(last(results, ".pth"))[0]
-    for name in ("f.0.weight", "f.6.0.conv2.weight", "g.0.weight"):
-        same_weight = torch.equal(trained.get_parameter(name), STATE[name])
-        assert same_weight == (name[0] == "f" or content is STATE)
+    assert torch.equal(trained.f[6][0].conv2.weight, STATE["f.6.0.conv2.weight"])
+    assert torch.equal(trained.g[0].weight, STATE["g.0.weight"]) == (content is STATE)
     assert f"--init random (there: {path})" in refused(main, *flags)
 
 
@@ -149,23 +132,16 @@ def test_pretraining_starts_from_weights(call, refused, tiny, results, path, cap
 
 @pytest.mark.parametrize(
     "prefix, state, key",
-    [
-        ("", STATE, "g.1.bias"),
-        ("", RESNET, "layer2.0.conv1.weight"),
-        ("backbone.", CHILDREN, "1.running_var"),
-    ],
+    [("", STATE, "g.1.bias"), ("backbone.", CHILDREN, "1.running_var")],
 )
 def test_what_is_wrong_has_its_name_in_the_file(path, prefix, state, key):
     load = load_model if state is STATE else load_encoder
     good, state, key = state[key], prefixed(prefix, state), prefix + key
     torch.save({"state_dict": {k: value for k, value in state.items() if k != key}}, path)
     assert f"{key} is missing" in refusal(load, path)
-    nan = good.clone()
-    nan.view(-1)[-1] = torch.nan
     for value, why in (
         (torch.ones(5, 2), f"has shape (5, 2) instead of {tuple(good.shape)}"),
-        (nan, "has values that are not finite"),
-        (3.5, "holds a float, not a tensor"),
+        (torch.full_like(good, torch.nan), "has values that are not finite"),
         ([torch.zeros(1)], "holds a list, not a tensor"),
     ):
         torch.save({"state_dict": {**state, key: value}}, path)
@@ -176,7 +152,7 @@ def test_what_is_wrong_has_its_name_in_the_file(path, prefix, state, key):
     "state, key, why",
     [
         (STATE, "f.8.weight", "'f.8.weight' is not part of the model"),
-        (STATE, "g.4.weight", "'g.4.weight' is not part of the model"),
+        (STATE, "f.other.weight", "'f.other.weight' is not part of the model"),
         (RESNET, "layer1.0.se.weight", "'layer1.0.se.weight' is not part of the model"),
         (STATE, "module.f.0.weight", "f.0.weight twice"),
     ],
@@ -186,11 +162,9 @@ def test_a_key_too_many_is_named(path, state, key, why):
     assert why in refusal(load_model if state is STATE else load_encoder, path)
 
 
-@torch.no_grad()
 def test_counters_of_batches_may_be_missing(path):
-    counted = ("num_batches_tracked",)
-    torch.save({key: value for key, value in STATE.items() if not key.endswith(counted)}, path)
-    assert torch.equal(load_encoder(path)[0].eval()(IMAGES), MODEL.f(IMAGES))
+    torch.save({key: value for key, value in STATE.items() if "num_batches" not in key}, path)
+    assert torch.equal(load_encoder(path)[0][1].running_var, MODEL.f[1].running_var)
 
 
 def test_another_arch_and_another_stem_are_named(path):
@@ -201,11 +175,11 @@ def test_another_arch_and_another_stem_are_named(path):
 
 
 def test_the_model_needs_its_projection_head(path):
-    torch.save(RESNET, path)
-    assert "g.0.weight is missing" in refusal(load_model, path)
-    torch.save({**STATE, "g.3.weight": torch.ones(2, 2), "g.3.bias": 7}, path)
+    torch.save({**STATE, "g.3.bias": 7}, path)
     assert same(load_encoder(path)[0])
     assert "g.3.bias holds a int" in refusal(load_model, path)
+    torch.save(RESNET, path)
+    assert "g.0.weight is missing" in refusal(load_model, path)
 
 
 def test_of_several_encoders_none_is_guessed(path):
@@ -213,20 +187,11 @@ def test_of_several_encoders_none_is_guessed(path):
     assert "several encoders, 'student.f.', 'teacher.f.'" in refusal(load_encoder, path)
 
 
-def contains_itself(state):
-    state["model"] = state
-    return state
+HOSTILE: dict = {"f": torch.ones(1), 3: 3, ("f.3.", None): 1, "module": 2}
+HOSTILE["model"] = HOSTILE
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        {},
-        {"conv1.weight": torch.zeros(64, 3, 7, 7), "fc.bias": torch.zeros(1000)},
-        {"model": {"model": {"model": {"model": {"f.3.0.conv1.weight": torch.ones(1)}}}}},
-        contains_itself({"f": torch.ones(1), 3: 3, ("f.3.", None): 1, "module": 2}),
-    ],
-)
+@pytest.mark.parametrize("content", [{}, {"conv1.weight": torch.zeros(64, 3, 7, 7)}, HOSTILE])
 def test_no_encoder(path, content):
     torch.save(content, path)
     assert "not of a known arch" in refusal(load_encoder, path)
@@ -242,34 +207,15 @@ def test_a_tensor_that_claims_more_than_its_storage(path):
     assert "g.3" in refusal(load_model, path)
 
 
-@pytest.mark.parametrize("name", ["w.pth", "w.safetensors", "w.state"])
-def test_a_web_page_is_called_one(tmp_path, name):
-    for page in ("<!DOCTYPE html><html>404", "\ufeff\n <HTML lang=en>", "<?xml version='1.0'?>"):
-        (tmp_path / name).write_text(page, encoding="utf-8")
-        message = refusal(load_encoder, tmp_path / name)
-        assert "is a web page, not weights: download it again" in message
-    assert os.listdir(tmp_path) == [name]
-
-
 def test_damaged_safetensors(tmp_path, monkeypatch):
-    """Each ends in one line, or in an encoder; most of the damage is done to the header."""
     from safetensors.torch import save
 
     path, content = tmp_path / "weights", save(RESNET)  # known by their content, not their name
     path.write_bytes(content)
     assert same(load_encoder(path)[0])
-    path.write_bytes(content[:-1])
-    assert "truncated, damaged" in refusal(load_encoder, path)
-    draw, refused = random.Random(0), 0
-    length = 8 + int.from_bytes(content[:8], "little")
-    for _ in range(60):
-        path.write_bytes(mutated(content[:length], draw) + content[length:])
-        try:
-            load_encoder(path)
-        except UserError as error:
-            assert str(error).isprintable() and str(path) in str(error)
-            refused += 1
-    assert 40 < refused
+    for damaged in (content[:-1], content[:9] + content[10:]):
+        path.write_bytes(damaged)
+        assert "truncated, damaged" in refusal(load_encoder, path)
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     path.write_bytes(content)
     assert "needs one more package: pip install safetensors" in refusal(load_encoder, path)

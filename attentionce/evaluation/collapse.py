@@ -55,8 +55,7 @@ def collapse_numbers(
         f: The encoder without its projection head. Its mode is restored.
         pixels: The test images, uint8 N×3×H×W.
         features: Their features, N×D on the encoder's device, not normalised.
-        size: Side of the views in pixels.
-        seed: Decides on the views.
+        size: Side of the views in pixels, which `seed` decides on.
         dtype: The precision in which the encoder computes.
     """
     chosen = torch.linspace(0, len(pixels) - 1, min(1024, len(pixels))).long().to(pixels.device)

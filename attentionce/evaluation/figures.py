@@ -71,10 +71,9 @@ def attention_panel(
     """Draw an anchor per row, its positives with α, its hardest and easiest negatives with β.
 
     Args:
-        figure: Where to draw.
         made: The views, V×B×3×S×S; the first two are the anchors.
-        alpha: The weights of their positives, 2×B×M (`loss.positive_weights`).
-        beta: The weights of their negatives, 2B×2B, which sum to 1 (`loss.negative_weights`).
+        alpha: Of `loss.positive_weights`, 2×B×M.
+        beta: Of `loss.negative_weights`, 2B×2B.
         images: Number of rows. They show the anchors of highest contrast.
         title: What stands above.
     """
@@ -87,11 +86,8 @@ def attention_panel(
     gaps = (1, 2 + positives)
     widths = [1, 0.25, *[1] * positives, 0.25, *[1] * (2 * EXTREMES)]
     axes = figure.subplots(images, len(widths), squeeze=False, width_ratios=widths)
-    figure.suptitle(
-        f"{title}\nan anchor, its positives with α, its three hardest and three easiest negatives "
-        "with β (mean 1)",
-        fontsize=10,
-    )
+    legend = "an anchor, its positives with α, its three hardest and three easiest negatives with β"
+    figure.suptitle(f"{title}\n{legend} (mean 1)", fontsize=10)
     contrast = made[0].std((1, 2, 3))
     rows = contrast.argsort(descending=True)[:images].tolist()
     for image, axis in zip(rows, axes, strict=True):
@@ -112,19 +108,15 @@ def pretraining_pictures(
     model: nn.Module,
     pixels: Tensor,
     args: argparse.Namespace,
-    num_pos: int,
     weights: Callable[[Tensor], tuple[Tensor, Tensor]] | None,
     epoch: int,
 ) -> dict[str, "Tensor | Figure"]:
     """Views of eight images, and the attention among 64; always the same images and views.
 
     Args:
-        model: The encoder with its projection head.
         pixels: The images to choose from, uint8 N×3×H×W.
         args: The flags of main.py, for the views' size and the seed.
-        num_pos: Positives per image, besides its two anchors.
         weights: α and β of embeddings V×B×dim, or None for a loss without both.
-        epoch: For the title.
 
     Returns:
         By name: a float image 3×H×W in [0, 1], and a figure.
@@ -132,7 +124,7 @@ def pretraining_pictures(
     from matplotlib.figure import Figure
 
     count = min(64, len(pixels))
-    made = some_views(pixels.cpu(), count, num_pos, args.image_size, args.seed)
+    made = some_views(pixels.cpu(), count, args.num_pos or 0, args.image_size, args.seed)
     shown = [displayed(view) for view in made[:, :8].flatten(0, 1)]
     pictures: dict[str, Tensor | Figure] = {"views": make_grid(torch.stack(shown), nrow=8)}
     if weights is not None:

@@ -6,7 +6,6 @@ from torch.nn.functional import normalize
 
 from attentionce.data import views
 from attentionce.data.transfer import to_device
-from attentionce.errors import UserError
 from attentionce.training import processes
 from attentionce.training.devices import autocast
 
@@ -22,10 +21,9 @@ def features(
     Of several processes, each encodes its share and gets all features.
 
     Args:
-        f: The encoder without its projection head. Its mode is restored.
+        f: The encoder without its projection head, on `device`. Its mode is restored.
         pixels: uint8 N×3×H×W, on any device.
-        device: Where the encoder is.
-        dtype: The precision in which it computes.
+        dtype: The precision in which the encoder computes.
         batch_size: Images of 32×32 pixels to encode at a time. Larger images take smaller batches,
             so that memory stays the same.
 
@@ -65,7 +63,6 @@ def knn(
         bank_labels: Their classes, N integers below `classes`.
         queries: Features to classify, Q×D, on the bank's device.
         labels: Their true classes, Q.
-        classes: The number of classes.
         k: How many neighbours vote, at most N (`clamp_k`).
         temperature: The smaller it is, the more the nearest neighbours count.
 
@@ -97,8 +94,6 @@ def knn(
 
 def clamp_k(k: int, images: int) -> int:
     """Reduce k to the number of images if there are fewer, and print that."""
-    if k < 1:
-        raise UserError(f"--k must be at least 1, not {k}")
     if k > images:
         print(f"--k {k} is more than the {images} training images: using {images}", flush=True)
     return min(k, images)

@@ -5,6 +5,7 @@ import functools
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +38,16 @@ class Encoder(NamedTuple):
     out: Path  # of its results, without ending
 
 
+@dataclass
+class Fit:
+    """A classifier, and how far it is."""
+
+    classifier: nn.Linear
+    adam: torch.optim.Optimizer
+    rows: list[dict[str, Any]]  # of the metrics, one per epoch
+    seconds: float
+
+
 def evaluate(
     encoder: Encoder,
     train: Images,
@@ -48,20 +59,14 @@ def evaluate(
 ) -> dict[str, Any] | None:
     """kNN accuracy of an encoder, then a linear classifier on its features, tested every epoch.
 
-    The encoder is frozen: nothing in it changes, BatchNorm's statistics included, except with
-    `--encoder_mode reference`. Rank 0 writes a row of metrics and the classifier after every epoch,
-    from which the same command continues, and a JSON at the end.
-
-    Args:
-        received: The signals that came so far.
-
-    Returns:
-        The content of the JSON: the accuracies of the last epoch and of the best. None: stopped.
+    Rank 0 writes metrics and the classifier after every epoch, from which the same command
+    continues, and at the end a JSON, whose content is returned; None after a signal (`received`).
     """
-    f = encoder.f.requires_grad_(False).eval()
-    weights = digest(f)
-    fingerprints = f"{train.fingerprint} {test.fingerprint}"
-    kept = processes.from_first(lambda: find_classifier(encoder.out, args, weights, fingerprints))
+    f, drifts = encoder.f.requires_grad_(False).eval(), args.encoder_mode == "reference"
+    origin: dict[str, Any] = {"flags": vars(args), "weights": digest(f), "classes": train.classes}
+    origin["images"] = f"{train.fingerprint} {test.fingerprint}"
+    origin["size"] = list(test.pixels.shape[2:])
+    kept = processes.from_first(lambda: find_classifier(encoder.out, args, origin))
     f = f.to(device).to(memory_format=torch.channels_last)
     train = on_device(train, device)
     train_features = features(f, train.pixels, device, dtype)
@@ -69,98 +74,99 @@ def evaluate(
     classes, k = len(train.classes), clamp_k(args.k, len(train.pixels))
     neighbours = (train_features, train.labels, test_features, test.labels)
     knn_top1, knn_top5 = knn(*neighbours, classes, k, args.temperature)
-    torch.manual_seed(args.seed)
-    classifier = nn.Linear(train_features.shape[1], classes).to(device)
-    adam = torch.optim.Adam(
-        classifier.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True
-    )
-    rows: list[dict[str, Any]] = []
-    seconds = 0.0
+    fit = new_fit(train_features.shape[1], classes, args, device)
     if kept:
-        with as_user_error(f"{encoder.out}.pth is damaged: remove it"):
-            classifier.load_state_dict(kept["classifier"])
-            restore_moments(adam, kept["moments"])
-            f.load_state_dict(kept["encoder"], strict=False)
-            rows, seconds = kept["rows"], kept["seconds"]
-    began = time.monotonic() - seconds
+        restore(fit, f, kept, encoder.out)
+    began = time.monotonic() - fit.seconds
     labels, encode = test.labels.to(device), view_encoder(f, args, device, dtype)
-    for epoch in range(len(rows) + 1, args.epochs + 1):
-        f.train(args.encoder_mode == "reference")
-        loss = fit_epoch(encode, classifier, adam, train, args, device, epoch, received)
+    for epoch in range(len(fit.rows) + 1, args.epochs + 1):
+        f.train(drifts)
+        loss = fit_epoch(encode, fit.classifier, fit.adam, train, args, device, epoch, received)
         if loss is None:
             return None
-        if not math.isfinite(loss):
-            raise UserError(f"the classifier's loss is {loss} in epoch {epoch}: try a smaller --lr")
         f.eval()
-        if args.encoder_mode == "reference":
+        if drifts:
             processes.same_buffers(f)
-            # BatchNorm's statistics have moved.
             test_features = features(f, test.pixels, device, dtype)
-        rows.append({"epoch": epoch, "loss": loss, **accuracy(classifier, test_features, labels)})
-        seconds = time.monotonic() - began
-        left = tqdm.format_interval(seconds / epoch * (args.epochs - epoch))
-        words = f"loss {loss:.4f}, top-1 {rows[-1]['top1']:.2f} %, {left} left"
-        print(f"epoch {epoch}/{args.epochs}: {words}", flush=True)
+        tested = accuracy(fit.classifier, test_features, labels)
+        fit.rows.append({"epoch": epoch, "loss": loss, **tested})
+        fit.seconds = time.monotonic() - began
+        print_epoch(fit, args.epochs)
         if processes.rank() == 0:
-            files.save_csv(ending(encoder.out, ".csv"), rows)
-            content = {
-                "flags": vars(args),
-                "weights": weights,
-                "images": fingerprints,
-                "classes": train.classes,
-                "size": list(test.pixels.shape[2:]),
-                "classifier": classifier.state_dict(),
-                "moments": adam.state_dict()["state"],
-                "encoder": dict(f.named_buffers()) if args.encoder_mode == "reference" else {},
-                "rows": rows,
-                "seconds": seconds,
-            }
-            files.save(ending(encoder.out, ".pth"), content)
+            save(fit, encoder.out, {**origin, "encoder": dict(f.named_buffers()) if drifts else {}})
     result = {
         "flags": vars(args),
         "machine": devices.machine(device),
         "code": devices.code_digests(),
         "precision": str(dtype).removeprefix("torch."),
-        "hours": (time.monotonic() - began) / 3600,
+        "hours": fit.seconds / 3600,
         "knn_top1": knn_top1,
         "knn_top5": knn_top5,
-        "last_epoch": rows[-1],
-        "best_epoch": max(rows, key=lambda row: row["top1"]),
+        "last_epoch": fit.rows[-1],
+        "best_epoch": max(fit.rows, key=lambda row: row["top1"]),
     }
     if processes.rank() == 0:
-        files.save_json(ending(encoder.out, ".json"), result)
+        files.save_json(Path(f"{encoder.out}.json"), result)
     return result
 
 
-def ending(out: Path, text: str) -> Path:
-    """One of the files of the results `out`."""
-    return out.with_name(out.name + text)
+def new_fit(width: int, classes: int, args: argparse.Namespace, device: torch.device) -> Fit:
+    """The untrained classifier of `--seed`."""
+    torch.manual_seed(args.seed)
+    classifier = nn.Linear(width, classes).to(device)
+    options: dict[str, Any] = {"lr": args.lr, "weight_decay": args.weight_decay, "fused": True}
+    return Fit(classifier, torch.optim.Adam(classifier.parameters(), **options), [], 0.0)
+
+
+def save(fit: Fit, out: Path, origin: dict[str, Any]) -> None:
+    """Write the metrics, and the classifier with what it was made of."""
+    files.save_csv(Path(f"{out}.csv"), fit.rows)
+    moments = fit.adam.state_dict()["state"]
+    content = {**origin, "classifier": fit.classifier.state_dict(), "moments": moments}
+    content |= {"rows": fit.rows, "seconds": fit.seconds}
+    files.save(Path(f"{out}.classifier"), content)
+
+
+def restore(fit: Fit, f: nn.Module, kept: dict[str, Any], out: Path) -> None:
+    """Continue from what `save` wrote."""
+    with as_user_error(f"{out}.classifier is damaged: remove it"):
+        fit.classifier.load_state_dict(kept["classifier"])
+        restore_moments(fit.adam, kept["moments"])
+        f.load_state_dict(kept["encoder"], strict=False)
+        fit.rows, fit.seconds = kept["rows"], kept["seconds"]
+
+
+def print_epoch(fit: Fit, epochs: int) -> None:
+    """The newest epoch in one line."""
+    row = fit.rows[-1]
+    left = tqdm.format_interval(fit.seconds / row["epoch"] * (epochs - row["epoch"]))
+    words = f"loss {row['loss']:.4f}, top-1 {row['top1']:.2f} %, {left} left"
+    print(f"epoch {row['epoch']}/{epochs}: {words}", flush=True)
 
 
 def find_classifier(
-    out: Path, args: argparse.Namespace, weights: str, fingerprints: str
+    out: Path, args: argparse.Namespace, origin: dict[str, Any]
 ) -> dict[str, Any] | None:
     """What an earlier call of the same command left, if it was of the same weights.
 
     Raises:
         UserError: It was made with other flags or other images.
     """
-    path = ending(out, ".pth")
+    path = Path(f"{out}.classifier")
     if not path.exists():
         return None
     kept = files.read(path)
     advice = f"name another --results, or remove {path}"
     with as_user_error(f"{path} is not a classifier of this program: {advice}"):
         different = states.differing_flags(args, kept["flags"], FREE_FLAGS)
-        rows, same_images = len(kept["rows"]), kept["images"] == fingerprints
-        same_weights = kept["weights"] == weights
+        if kept["images"] != origin["images"]:
+            different.append("other images")
+        rows, same_weights = len(kept["rows"]), kept["weights"] == origin["weights"]
     if not same_weights:
         print(f"{path} belongs to different weights: starting over", flush=True)
         return None
     if different:
-        raise UserError(f"{path} was made with other flags: {', '.join(different)}; {advice}")
-    if not same_images:
-        raise UserError(f"{path} was made with other images: {advice}")
+        raise UserError(f"{path} was made otherwise: {', '.join(different)}; {advice}")
     if rows > args.epochs:
         raise UserError(f"{path} has {rows} epochs already: give more --epochs, or {advice}")
     print(f"continuing after epoch {rows} of {path}", flush=True)
@@ -209,7 +215,7 @@ def fit_epoch(
     features of the whole batch.
 
     Returns:
-        The mean loss; None as soon as a signal has come.
+        The mean loss, a UserError if it is not finite; None as soon as a signal has come.
     """
     total = torch.zeros((), device=device)
     order = torch.randperm(len(train.pixels), generator=views.generator(args.seed, epoch))
@@ -240,7 +246,10 @@ def fit_epoch(
         total += loss.detach() * size
         if processes.maxima([len(received)])[0]:
             return None
-    return total.item() / len(order)
+    mean = total.item() / len(order)
+    if not math.isfinite(mean):
+        raise UserError(f"the classifier's loss is {mean} in epoch {epoch}: try a smaller --lr")
+    return mean
 
 
 @torch.no_grad()

@@ -14,13 +14,8 @@ from attentionce.training import processes
 
 
 class MoCo(nn.Module):
-    """The momentum encoder and the queue, all that MoCo adds to a run.
-
-    Args:
-        model: The encoder that is trained; it is copied.
-        length: Keys in the queue, K. It starts with random directions.
-        momentum: The share of itself that the momentum encoder keeps at every step.
-        dim: Size of a key.
+    """A copy of the encoder, which keeps the share `momentum` of itself at every step, and a queue
+    of `length` keys of size `dim`, at first random directions.
     """
 
     queue: Tensor
@@ -35,13 +30,10 @@ class MoCo(nn.Module):
 
     @torch.no_grad()
     def follow(self, model: nn.Module, finite: Tensor) -> None:
-        """Move towards the trained encoder, except after a step that was not finite.
+        """Move towards the trained encoder, if the step was `finite` (a bool on the device).
 
         A lerp whose weight is on the device, so that the host need not wait for it, in three
         launches for all parameters.
-
-        Args:
-            finite: A bool on the device.
         """
         moving: list[Tensor] = list(self.model.parameters())
         trained: list[Tensor] = list(model.parameters())
@@ -51,11 +43,7 @@ class MoCo(nn.Module):
 
     @torch.no_grad()
     def push(self, keys: Tensor, finite: Tensor) -> None:
-        """Replace the oldest keys in the queue with those of all processes, b × dim each.
-
-        Args:
-            finite: A bool on the device; if it is false, nothing is enqueued.
-        """
+        """Likewise replace the oldest keys in the queue by those of all processes, b × dim each."""
         keys = processes.gather_rows(keys.to(self.queue.dtype))
         places = (self.position + torch.arange(len(keys), device=keys.device)) % len(self.queue)
         self.queue[places] = torch.where(finite, keys, self.queue[places])

@@ -23,12 +23,9 @@ class Batch(NamedTuple):
 
 
 def take_step(run: Run, pixels: Tensor) -> None:
-    """One step of the optimiser on this process's part of a batch.
+    """One step of the optimiser on this process's part of a batch, uint8 b×3×H×W on the device.
 
     Nothing in it waits for the GPU.
-
-    Args:
-        pixels: uint8 b×3×H×W, on the device.
     """
     progress, moco = run.progress, run.moco
     batch = Batch(pixels.float(), draw_views(run, pixels), draw_sources(run, len(pixels)))
@@ -90,11 +87,14 @@ def project(run: Run, encoder: Callable[..., Any], batch: Batch, which: range) -
     return z.unflatten(0, (len(made), -1))
 
 
-def passes(run: Run, model: nn.Module, first: int, last: int) -> list[range]:
-    """The views `first` to `last` (exclusive) in passes of at most `views_per_pass`, all alike.
+def project_all(run: Run, encoder: Callable[..., Any], batch: Batch, parts: list[range]) -> Tensor:
+    """`project` of several passes. In one autocast they share a copy of the weights."""
+    with devices.autocast(run.device, run.dtype):
+        return torch.cat([project(run, encoder, batch, part) for part in parts])
 
-    In each of them BatchNorm's statistics are per view.
-    """
+
+def passes(run: Run, model: nn.Module, first: int, last: int) -> list[range]:
+    """Views `first` to `last` (exclusive) in equal passes of at most `views_per_pass`."""
     size = max(n for n in range(1, run.views_per_pass + 1) if (last - first) % n == 0)
     if run.views_per_pass > 1:
         set_views_per_pass(model, size)
@@ -102,9 +102,7 @@ def passes(run: Run, model: nn.Module, first: int, last: int) -> list[range]:
 
 
 def batch_loss(run: Run, z: Tensor) -> Tensor:
-    """The mean loss of embeddings views × b × dim, with the anchors of all processes or MoCo's
-    queue as negatives.
-    """
+    """The loss of embeddings views × b × dim; negatives are all processes' anchors or the queue."""
     if run.moco is not None:
         return run.loss(z, queue=run.moco.queue)
     return run.loss(z, gather=processes.gather if processes.world() > 1 else None)
@@ -114,9 +112,8 @@ def encode_keys(run: Run, batch: Batch) -> Tensor:
     """MoCo's keys: the positives through the momentum encoder, M × b × dim."""
     assert run.moco is not None
     encoder = run.moco.model if run.key_encoder is None else run.key_encoder
-    with torch.no_grad(), devices.autocast(run.device, run.dtype):
-        parts = passes(run, run.moco.model, 2, run.views)
-        return torch.cat([project(run, encoder, batch, part) for part in parts])
+    with torch.no_grad():
+        return project_all(run, encoder, batch, passes(run, run.moco.model, 2, run.views))
 
 
 def plain_step(
@@ -128,11 +125,7 @@ def plain_step(
         The loss and the embeddings, count × b × dim, both detached. Gradients are added to those
         of the parameters.
     """
-    # One autocast around all views: uncompiled, they share one copy of the weights in half
-    # precision.
-    with devices.autocast(run.device, run.dtype):
-        parts = passes(run, run.model, 0, count)
-        z = torch.cat([project(run, run.encoder, batch, part) for part in parts])
+    z = project_all(run, run.encoder, batch, passes(run, run.model, 0, count))
     loss = loss_of(z)
     run.scaler.scale(loss).backward()
     return loss.detach(), z.detach()
@@ -150,8 +143,8 @@ def cached_step(
     2021.
     """
     parts = passes(run, run.model, 0, count)
-    with torch.no_grad(), devices.autocast(run.device, run.dtype):
-        z = torch.cat([project(run, run.encoder, batch, part) for part in parts])
+    with torch.no_grad():
+        z = project_all(run, run.encoder, batch, parts)
     z.requires_grad_()
     loss = loss_of(z)
     (gradient,) = torch.autograd.grad(run.scaler.scale(loss), z)
@@ -166,14 +159,9 @@ def cached_step(
 
 
 def attention_numbers(run: Run, z: Tensor, sources: Tensor | None) -> dict[str, float]:
-    """What attention looks at in this step: columns of the metrics, averaged over all anchors.
-
-    Args:
-        z: This process's embeddings, views × b × dim.
-        sources: As in `Batch`.
-    """
-    (everyone, _), queue = processes.gather(z), run.moco.queue if run.moco else None
-    noisy = None
+    """Columns of the metrics: what attention looks at in this step, over all anchors."""
+    everyone, _ = processes.gather(z)
+    queue, noisy = run.moco.queue if run.moco else None, None
     if sources is not None:
         noisy = (sources != torch.arange(sources.shape[1], device=sources.device)).float()
         noisy = processes.gather(noisy[..., None])[0][..., 0]
@@ -183,11 +171,9 @@ def attention_numbers(run: Run, z: Tensor, sources: Tensor | None) -> dict[str, 
 def update_weights(run: Run, loss: Tensor) -> Tensor:
     """Move the weights along the gradients, which the backward pass averaged over the processes.
 
-    A step that is not finite moves nothing.
-
     Returns:
-        The loss averaged over the processes; NaN if it or its gradient is not finite, or if an
-        earlier step was not.
+        The loss averaged over the processes. NaN, and nothing has moved, if it or its gradient is
+        not finite, or if an earlier step was not.
     """
     gradients = [p.grad for p in run.model.parameters() if p.grad is not None]
     loss = processes.average(loss)

@@ -50,7 +50,7 @@ each_ingredient = each(
 
 
 def views_of(chosen, m=4):
-    """Views per image: the anchors, and m positives where the loss takes any."""
+    """Views per image."""
     return 2 if chosen["positives"] == "pair" else 2 + m
 
 

@@ -138,7 +138,7 @@ def test_evaluation_is_that_of_one_process(group, tmp_path):
             torch.testing.assert_close(result[key], one[key], rtol=1e-5, atol=1e-9)
     assert made.output().count("continuing after epoch 1") == 1
     endings = {path.name.removeprefix("of0_linear.") for path in several.iterdir()}
-    assert endings == {"csv", "json", "pth"}
+    assert endings == {"csv", "json", "classifier"}
 
 
 def exchanges():
