@@ -88,7 +88,7 @@ def debiased(sim: Tensor, pos: Tensor, n: int, temperature: float, tau_plus: flo
 def hard(
     sim: Tensor, pos: Tensor, n: int, temperature: float, tau_plus: float, beta: float
 ) -> Tensor:
-    """`debiased` with R_j = Σ_k w_k e_k / mean_k w_k, w_k = e_k^β, through which gradient flows."""
+    """`debiased` with R_j = Σ_k w_k e_k / mean_k w_k, w_k = e_k^β; gradient flows through w too."""
     log_e = sim / temperature
     log_w = torch.where(sim > -math.inf, beta * log_e, sim)  # 0 · −∞ would be NaN
     log_mean_w = torch.logsumexp(log_w, dim=1, keepdim=True) - math.log(n)
@@ -179,7 +179,7 @@ def contrastive(
 ) -> Tensor:
     """mean_j −log( e^pos_j / (e^pos_j + g_j) ), with any positives and any negatives.
 
-    Where g depends on pos (`debiased`, `hard`), it is the pos beside it: with `each`, every m's.
+    `debiased` and `hard` take the pos of the same anchor; with `each`, of the same positive.
 
     Args:
         z: Embeddings of length 1, (2 + M) × batch × dim with batch ≥ 2: two anchors, then M ≥ 1

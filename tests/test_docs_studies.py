@@ -84,7 +84,7 @@ STUDY = """
 README.md
     AttentioNCE is {equal epochs[1]:.1f} points of linear accuracy ahead of SimCLR
     (last epoch; best epoch: {equal epochs[0]:.1f}), without its attention
-    without its attention {none[1]:.1f} ({none[0]:.1f}), and not ahead at equal numbers of
+    without its attention {none[1]:.1f} ({none[0]:.1f}). At equal numbers of encoded views it
     two cores took [{epoch minutes:.0f} minutes](docs/study-cifar10.md#the-same-on-two-cpu-cores)
 docs/choosing-d_pos-and-d_neg.md
     it was {hcl least:.1f} to {hcl most:.1f} points ahead of SimCLR at equal numbers of encoded

@@ -89,7 +89,7 @@ def test_no_two_losses_share_a_name():
             if getattr(args, parameter) is not None:
                 setattr(args, parameter, 0.5)
         names.add(presets.file_stem(args, 1))
-    assert len(names) == 20
+    assert len(names) == len(COMBINATIONS)
 
 
 def test_titles():

@@ -42,7 +42,7 @@ def set_views_per_pass(model: nn.Module, views: int) -> None:
 def constant_statistics(module: nn.Module) -> Iterator[None]:
     """Context manager in which BatchNorm normalises as always but keeps its running statistics.
 
-    They move by nothing rather than not at all, because what BatchNorm saves for the backward pass
+    Their momentum is 0, and updates are not off, because what BatchNorm saves for the backward pass
     must be what it saved in the first pass.
     """
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]

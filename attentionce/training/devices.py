@@ -23,8 +23,8 @@ PRECISIONS = ("auto", *DTYPES)
 ROOT = Path(__file__).resolve().parents[2]  # of a clone
 # What a step computes is decided here.
 CODE = ["loss.py", "model.py", "attentionce/data/views.py", "attentionce/data/blur.py"]
-CODE += [f"attentionce/training/{name}.py" for name in ("one_step", "batchnorm", "moco")]
-CODE += ["attentionce/training/pretraining.py"]
+CODE += [f"attentionce/training/{name}.py" for name in ("one_epoch", "one_step", "batchnorm")]
+CODE += [f"attentionce/training/{name}.py" for name in ("moco", "pretraining", "processes")]
 
 
 def choose_device(name: str | None) -> torch.device:

@@ -173,7 +173,7 @@ def update_weights(run: Run, loss: Tensor) -> Tensor:
 
     Returns:
         The loss averaged over the processes. NaN, and nothing has moved, if it or its gradient is
-        not finite, or if an earlier step was not.
+        not finite or, except in fp16, an earlier step's was not.
     """
     gradients = [p.grad for p in run.model.parameters() if p.grad is not None]
     loss = processes.average(loss)

@@ -188,7 +188,7 @@ def restore(run: Run, state: dict[str, Any]) -> None:
 
 
 def restore_moments(adam: torch.optim.Optimizer, moments: dict[int, dict[str, Tensor]]) -> None:
-    """Adam's moments alone; its settings are those of the flags, as after a run that diverged."""
+    """Adam's moments alone: its settings come from the flags, which may be others by now."""
     groups = adam.state_dict()["param_groups"]
     adam.load_state_dict({"state": moments, "param_groups": groups})
     if len(adam.state) not in (0, sum(len(group["params"]) for group in groups)):

@@ -17,6 +17,7 @@ import linear
 import loss
 from attentionce.data.images import Images
 from attentionce.evaluation import knn, linear_classifier
+from attentionce.presets import PRESETS
 from attentionce.training import one_epoch, one_step, processes
 
 CPU = torch.device("cpu")
@@ -34,7 +35,7 @@ def losses_and_gradients():
     weight = torch.randn(7, 6, dtype=torch.float64, generator=random)
     loss.block_rows = lambda device, columns: 5
     found = {}
-    for positives, negatives in zip(["each", *loss.POSITIVES], loss.NEGATIVES, strict=True):
+    for positives, negatives in [*PRESETS.values(), ("mean", "hard"), ("each", "bayes")]:
         w = weight.clone().requires_grad_()
         z = normalize(x @ w, dim=-1)[: 2 if positives == "pair" else 5]
         value = loss.contrastive(z, positives, negatives, 0.2, gather=processes.gather)
