@@ -205,8 +205,8 @@ def contrastive(
         The mean loss, a scalar ≥ 0, in float32 (float64 where z is). It can be differentiated once.
 
     Raises:
-        ValueError: An argument has the wrong shape, is no number (a tensor, say), is outside its
-            range, or has no effect on the chosen ingredients.
+        ValueError: An argument has the wrong shape, is not a number (a tensor), is out of range, or
+            has no effect on the chosen ingredients.
 
     Source of `each`: Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020; of the queue:
     He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020.
@@ -476,7 +476,7 @@ def candidates(
 
 
 def mean_over_rows(rows: Tensor, columns: Tensor, own: Tensor, pos: Tensor, log_g: LogG) -> Tensor:
-    """mean_j −log( e^pos_j / (e^pos_j + g_j) ) over anchors `rows`, R × dim, among `candidates`.
+    """mean_j −log( e^pos_j / (e^pos_j + g_j) ) over anchors `rows`, R × dim, among `columns`.
 
     Memory is linear in R and C, because the R × C cosines are made a few rows at a time. A row's
     loss depends on no other row. So autograd computes each block's gradient at once, while the

@@ -156,7 +156,7 @@ def check_args(args: Namespace) -> None:
         cli.check_at_least(args, num_pos=1)
     if args.estimator == "MoCo":
         if args.positives == "pair":
-            raise UserError("--estimator MoCo cannot be combined with --positives pair, its keys")
+            raise UserError("--estimator MoCo needs positives as its keys: not --positives pair")
         cli.check_at_least(args, queue=args.batch_size)
     try:
         loss.ingredients(**loss_flags(args))
@@ -189,6 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Check everything that can be checked, then pretrain; returns the exit status."""
     args = parse_args(argv)
     check_args(args)
+    devices.code_digests()  # of the code that runs, even if it is edited meanwhile
     device = devices.choose_device(args.device)
     check_processes(args, device)
     dtype = devices.choose_precision(args.precision, device)
@@ -227,7 +228,7 @@ def pretrain(
     if state is not None:
         restore(run, state)
         report.write_metrics(run, path)  # a longer run has a table of its own
-    if run.progress["epoch"] > args.epochs:  # a state from elsewhere, or of a longer run
+    if run.progress["epoch"] > args.epochs:  # a state from elsewhere
         report.write_results(run, path, command)
         return 0
     board = None
@@ -317,10 +318,9 @@ def knn_evaluation(
         processes.same_buffers(model)
         train = features(model.f, bank.pixels, device, dtype)
         tested = features(model.f, test.pixels, device, dtype)
-        neighbours = train, bank.labels, tested, test.labels, len(bank.classes)
-        top1, top5 = knn(*neighbours, k, args.temperature)
-        views = args.image_size, args.seed, dtype
-        numbers = collapse_numbers(model.f, test.pixels, tested, *views)
+        labelled_features = train, bank.labels, tested, test.labels
+        top1, top5 = knn(*labelled_features, len(bank.classes), k, args.temperature)
+        numbers = collapse_numbers(model.f, test.pixels, tested, args.image_size, args.seed, dtype)
         return {"knn_top1": top1, "knn_top5": top5, **numbers}
 
     return evaluate

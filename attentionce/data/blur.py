@@ -30,7 +30,7 @@ def blur(x: Tensor, weight: Tensor) -> Tensor:
     In units of the middle tap, the tap at distance i is r^(i²) with r = exp(−1 / (2 sigma²)).
 
     Args:
-        x: B×3×H×W; H decides on the size of the kernel (`reach`).
+        x: B×3×H×W; H sets the kernel's size (`reach`).
         weight: `neighbour_weight` of the standard deviations, B.
     """
     most = reach(x.size(2))

@@ -78,7 +78,7 @@ class Draw(NamedTuple):
 
 def generator(seed: int, *key: int) -> torch.Generator:
     """A CPU generator that depends only on `seed` and `key` (an epoch; an epoch and a step)."""
-    # `manual_seed` keeps 32 bits, so few that two steps of a long run may well share their views.
+    # `manual_seed` keeps 32 bits, so few that two steps of a long run may share views.
     # Instead, set all 624 words of the Mersenne Twister. In torch's state they follow 24 bytes of
     # counters and take 8 bytes each.
     words = np.random.SeedSequence(seed, spawn_key=key).generate_state(624)

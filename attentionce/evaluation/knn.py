@@ -67,7 +67,8 @@ def knn(
         temperature: The smaller it is, the more the nearest neighbours count.
 
     Returns:
-        (top-1, top-5) accuracy in percent. With fewer than five classes top-5 is 100.
+        (top-1, top-5) accuracy in percent. With fewer than five classes top-5 is 100;
+        where fewer than five have a vote, any others fill it up.
 
     Source: Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination,
     CVPR 2018.

@@ -20,7 +20,7 @@ def held(path: Path, taken: str | None) -> Iterator[None]:
     one line says so.
 
     Args:
-        taken: What the process that has the lock is at work on, for the error. None: wait for it.
+        taken: What the holder is working on, for the error. None: wait for it.
 
     Raises:
         UserError: Another process has it; the message names that process.

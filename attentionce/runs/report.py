@@ -95,7 +95,7 @@ def write_results(run: Run, path: Path, command: list[str]) -> None:
 
 
 def is_done(state: dict[str, Any], path: Path, epochs: int) -> bool:
-    """Whether a state has all epochs and their weights are there; if so, say it.
+    """Whether a state has all epochs and their weights are there; if so, say so.
 
     Raises:
         UserError: It has more epochs than asked for.

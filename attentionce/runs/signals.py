@@ -52,7 +52,7 @@ def leave_on_signals(announce: Callable[[], None]) -> None:
 
 
 def catch_signals(state: Path) -> list[int]:
-    """From now on a signal is noted in the list returned; a second SIGINT leaves without saving.
+    """From now on a signal is noted in the list returned; a later SIGINT leaves without saving.
 
     Args:
         state: Where the run's newest state is, for the user who leaves.
@@ -79,5 +79,5 @@ def catch_signals(state: Path) -> list[int]:
 
 
 def exit_status(number: int) -> int:
-    """143 for SIGTERM, 130 for SIGINT, 0 for SIGUSR1, after which Slurm starts the job again."""
+    """143 for SIGTERM, 130 for SIGINT, 0 for SIGUSR1, which is Slurm's warning and no failure."""
     return 0 if number == getattr(signal, "SIGUSR1", None) else 128 + number

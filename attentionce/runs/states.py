@@ -23,7 +23,7 @@ COMPUTING = {"compile", "deterministic", "device", "grad_cache"}
 READING = {"cache", "resume", "root", "skip_broken", "test_split"}
 REPORTING = {"k", "knn_every", "results", "save_every", "state_minutes", "tensorboard"}
 FREE_FLAGS = {"epochs"} | COMPUTING | READING | REPORTING
-# These may differ too from a state that `--resume` names, as after a run that diverged.
+# These may differ too from a state that `--resume` names, as after divergence.
 RECOVERY = {"lr", "weight_decay", "precision"}
 
 
@@ -128,9 +128,10 @@ def of_all_epochs(folder: Path, file_stem: str, ending: str) -> dict[int, Path]:
 
 def remove_temporary(folder: Path, file_stem: str) -> None:
     """Remove what killed runs left of files that they were writing. Only for the lock's holder."""
-    before, after = file_stem.split("{epochs}")
-    for path in folder.glob(f"{glob.escape(before)}*{glob.escape(after)}.*.tmp"):
-        path.unlink(missing_ok=True)
+    before, after = map(re.escape, file_stem.split("{epochs}"))
+    for path in folder.glob("*.tmp"):
+        if re.fullmatch(rf"{before}[0-9]+{after}\..+", path.name):  # not linear.py's
+            path.unlink(missing_ok=True)
 
 
 def differing_flags(args: Namespace, there: dict[str, Any], free: Collection[str]) -> list[str]:

@@ -42,8 +42,7 @@ def set_views_per_pass(model: nn.Module, views: int) -> None:
 def constant_statistics(module: nn.Module) -> Iterator[None]:
     """Context manager in which BatchNorm normalises as always but keeps its running statistics.
 
-    Their momentum is 0, and updates are not off, because what BatchNorm saves for the backward pass
-    must be what it saved in the first pass.
+    By momentum 0, not eval mode: what BatchNorm saves for the backward pass must be the same.
     """
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]

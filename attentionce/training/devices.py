@@ -21,7 +21,7 @@ from attentionce.training import processes
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = ("auto", *DTYPES)
 ROOT = Path(__file__).resolve().parents[2]  # of a clone
-# What a step computes is decided here.
+# They decide what a step computes.
 CODE = ["loss.py", "model.py", "attentionce/data/views.py", "attentionce/data/blur.py"]
 CODE += [f"attentionce/training/{name}.py" for name in ("one_epoch", "one_step", "batchnorm")]
 CODE += [f"attentionce/training/{name}.py" for name in ("moco", "pretraining", "processes")]
@@ -119,7 +119,7 @@ def memory_advice() -> str:
 def reproducible(strict: bool) -> None:
     """With `strict`, CUDA computes the same bits every time, more slowly."""
     if strict:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS
     torch.use_deterministic_algorithms(strict)
     torch.backends.cudnn.benchmark = not strict
 
@@ -183,6 +183,7 @@ def commit() -> str:
     return f"{name}-dirty" if changed else name
 
 
+@functools.cache
 def code_digests() -> dict[str, str]:
     """A digest of each file that decides what a step computes, by its path in a clone."""
     return {

@@ -6,6 +6,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from attentionce.training import processes
 from attentionce.training.batchnorm import recomputed
 
 PER_PARAMETER = 16  # bytes: weight, gradient and Adam's two moments in float32
@@ -14,16 +15,17 @@ PER_PARAMETER = 16  # bytes: weight, gradient and Adam's two moments in float32
 def expected_bytes(
     model: nn.Module, args: argparse.Namespace, dtype: torch.dtype, compiled: bool
 ) -> int:
-    """Bytes that a step's weights, optimiser and activations take, calculated, not measured.
+    """Bytes that a process's weights, optimiser and activations take, calculated, not measured.
 
     A compiler may keep less than is counted here; cuDNN's workspaces come on top.
     """
-    weights = sum(p.numel() for p in model.parameters()) * PER_PARAMETER
+    moco = args.estimator == "MoCo"  # keys need no gradient, but weights of their own
+    weights = sum(p.numel() for p in model.parameters()) * (PER_PARAMETER + 4 * moco)
     per_image = activation_bytes(model, args.image_size, not compiled and not args.grad_cache)
     if dtype != torch.float32:
         per_image //= 2
-    views = 2 if args.estimator == "MoCo" else 2 + (args.num_pos or 0)  # keys need no gradient
-    return weights + per_image * args.batch_size * (1 if args.grad_cache else views)
+    views = 1 if args.grad_cache else 2 if moco else 2 + (args.num_pos or 0)
+    return weights + per_image * views * args.batch_size // processes.world()
 
 
 def activation_bytes(model: nn.Module, image_size: int, recompute: bool) -> int:

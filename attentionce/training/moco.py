@@ -43,7 +43,7 @@ class MoCo(nn.Module):
 
     @torch.no_grad()
     def push(self, keys: Tensor, finite: Tensor) -> None:
-        """Likewise replace the oldest keys in the queue by those of all processes, b × dim each."""
+        """If `finite`, replace the queue's oldest keys by those of all processes, b × dim each."""
         keys = processes.gather_rows(keys.to(self.queue.dtype))
         places = (self.position + torch.arange(len(keys), device=keys.device)) % len(self.queue)
         self.queue[places] = torch.where(finite, keys, self.queue[places])

@@ -23,7 +23,7 @@ class NonFinite(UserError):
 
 
 def train_epoch(run: Run, received: list[int], save: Callable[[], object]) -> int:
-    """The rest of the current epoch.
+    """Finish the current epoch.
 
     Args:
         received: The signals that came so far.
@@ -44,8 +44,8 @@ def train_epoch(run: Run, received: list[int], save: Callable[[], object]) -> in
             last = progress["step"] == run.steps
             want_check = run.device.type == "cpu" or last or now - checked > REFRESH
             want_save = now - run.saved > 60 * args.state_minutes
-            wishes = [max(received, default=0), int(want_save), int(want_check)]
-            stop, must_save, must_check = processes.maxima(wishes)
+            votes = [max(received, default=0), int(want_save), int(want_check)]
+            stop, must_save, must_check = processes.maxima(votes)
             if must_check or must_save or stop:
                 check_losses(run, bar)
                 checked = time.monotonic()

@@ -25,7 +25,7 @@ class Batch(NamedTuple):
 def take_step(run: Run, pixels: Tensor) -> None:
     """One step of the optimiser on this process's part of a batch, uint8 b×3×H×W on the device.
 
-    Nothing in it waits for the GPU.
+    Nothing in it waits for the GPU, except the attention's numbers in an epoch's last step.
     """
     progress, moco = run.progress, run.moco
     batch = Batch(pixels.float(), draw_views(run, pixels), draw_sources(run, len(pixels)))

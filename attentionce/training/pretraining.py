@@ -15,13 +15,13 @@ from attentionce.training import devices, processes
 from attentionce.training.memory import expected_bytes
 from attentionce.training.moco import MoCo
 
-# What decides about a number's last digits: where it differs, a resumed run says so.
+# What the last digits depend on: where it differs, a resumed run says so.
 DIGITS = ("torch", "torchvision", "numpy", "device", "threads", "precision")
 
 
 @dataclass
 class Run:
-    """A pretraining run. Weights, optimiser and `progress` are all that changes in it."""
+    """A pretraining run. `state_of` has what must survive a restart."""
 
     args: argparse.Namespace
     device: torch.device
@@ -45,8 +45,8 @@ class Run:
     steps_taken: int = 0  # by this process
     finite: Tensor | None = None  # whether all steps of this process were, on the device
     good_buffers: list[Tensor] | None = None  # BatchNorm's statistics at the last finite loss
-    saved: float = 0.0  # when the newest state was, by time.monotonic
-    reported: float = 0.0  # when the newest line was
+    saved: float = 0.0  # time.monotonic of the last save
+    reported: float = 0.0  # and of the last line
 
     @property
     def views(self) -> int:

@@ -100,10 +100,10 @@ def gather(anchors: Tensor) -> tuple[Tensor, int]:
     """Every process's anchors, with gradients.
 
     Args:
-        anchors: This process's, 2 × b × dim; b is the same in every process.
+        anchors: This process's, V × b × dim; b is the same in every process.
 
     Returns:
-        The anchors, 2 × b·world × dim in the order of the ranks, and the index of this process's
+        The anchors, V × b·world × dim in the order of the ranks, and the index of this process's
         first image. The gradient that comes back is the sum over the processes' losses. Averaged
         over the processes, gradients are then those of the whole batch's mean loss.
 
