@@ -49,7 +49,7 @@ gpu-profile: .venv/installed  ## what a step's time goes to, and which settings 
 gpu-tests: .venv/installed-tests  ## the tests on the GPU
 	ATTENTIONCE_DEVICE=cuda $(PY) -m pytest --junitxml=results/gpu/tests.xml
 
-# A quarter of an hour at a time; --dataset_name and all other flags may be given again in GPU_TRAIN.
+# A quarter of an hour at a time. GPU_TRAIN may also name another --dataset_name.
 GPU_TRAIN = --d_pos 1 --d_neg 10 --device cuda --results results/gpu
 GPU_SECONDS = 900
 

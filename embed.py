@@ -61,7 +61,8 @@ def check_args(args: argparse.Namespace) -> None:
     """Raise a UserError for what cannot work, before anything is loaded or written."""
     if processes.world() > 1:
         raise UserError("embed.py works in one process: start it without torchrun")
-    cli.check_at_least(args, batch_size=1, store_size=4)
+    cli.check_seed(args)
+    cli.check_at_least(args, batch_size=1, store_size=4, seed=0)
     out = Path(args.out)
     if out.suffix not in WRITERS:
         raise UserError(f"--out {out} must end in {' or '.join(WRITERS)}")

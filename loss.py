@@ -124,7 +124,10 @@ def bayes(
 
 
 def _bayesian_weight(f: Tensor, tau_plus: float, alpha: float, beta: float) -> Tensor:
-    """ω = H / (TN τ⁻ + FN τ⁺) at the rank F in (0, 1]."""
+    """ω = H / (TN τ⁻ + FN τ⁺) at the rank F in (0, 1], with τ⁻ = 1 − τ⁺.
+
+    TN and FN are the densities of true and false negatives at F, H that of the hardness wanted.
+    """
     tau_minus = 1 - tau_plus
     a = (1 - 2 * alpha) * (tau_minus - tau_plus) + 1e-3
     b = 2 * (alpha * tau_minus + (1 - alpha) * tau_plus)
@@ -357,18 +360,21 @@ class ContrastiveLoss(nn.Module):
     ) -> None:
         super().__init__()
         ingredients(positives, negatives, temperature, **parameters)
+        self.positives, self.negatives, self.temperature = positives, negatives, temperature
         self.gather = gather
-        self.settings: dict[str, Any] = {"positives": positives, "negatives": negatives}
-        self.settings |= {"temperature": temperature, **parameters}
+        self.settings: dict[str, Any] = parameters
 
     def forward(self, z: Tensor) -> Tensor:
         """Embeddings views × batch × dim, of any length → mean loss."""
         z = F.normalize(_at_least_float32(z), dim=-1)
-        return contrastive(z, gather=self.gather, **self.settings)
+        chosen = self.positives, self.negatives, self.temperature, self.gather
+        return contrastive(z, *chosen, **self.settings)
 
     def extra_repr(self) -> str:
         """The arguments, as `print` shows them."""
-        return ", ".join(f"{name}={value}" for name, value in self.settings.items())
+        shown: dict[str, Any] = {"positives": self.positives, "negatives": self.negatives}
+        shown |= {"temperature": self.temperature, **self.settings}
+        return ", ".join(f"{name}={value}" for name, value in shown.items())
 
 
 class AttentioNCE(ContrastiveLoss):
@@ -410,7 +416,7 @@ def negative_weights(
 
 
 def effective_number(weights: Tensor) -> Tensor:
-    """exp(entropy) of weights that sum to 1 over the last dimension; n where n equal ones do."""
+    """exp(entropy) of weights that sum to 1 over the last dimension; n of n equal weights."""
     return torch.special.entr(weights).sum(-1).exp()
 
 

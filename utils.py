@@ -9,7 +9,7 @@ from torchvision import datasets
 from attentionce.data.image_folder import FolderOptions, image_folder
 from attentionce.data.images import Images, fetching
 from attentionce.data.tinyimagenet import tiny_imagenet
-from attentionce.errors import UserError
+from attentionce.errors import UserError, as_user_error
 
 DATASETS = ("cifar10", "cifar100", "stl10", "tinyImageNet", "folder", "photos")
 # STL10's own class_names.txt is not read: no checksum covers it.
@@ -39,6 +39,8 @@ def load(
         UserError: The data set is missing or damaged. It is a `NoLabels` if a folder has no images
             with labels for "train" or "test".
     """
+    if name not in DATASETS:
+        raise UserError(f"unknown data set {name!r}: choose one of {', '.join(DATASETS)}")
     if store_size < 1:
         raise UserError(f"--store_size must be at least 1, not {store_size}")
     if split == "all" and name != "folder":
@@ -103,7 +105,8 @@ def photos(split: str) -> Images:
     Args:
         split: "test", or anything else for training.
     """
-    from skimage import data
+    with as_user_error("the photographs are inside scikit-image: pip install scikit-image"):
+        from skimage import data
 
     classes = PHOTOS.split()
     testing = split == "test"

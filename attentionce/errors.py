@@ -12,9 +12,13 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        if not message.isprintable():
-            message = repr(" ".join(message.split()))[1:-1]
-        super().__init__(message)
+        super().__init__("".join(map(_printable, message)))
+
+
+def _printable(character: str) -> str:
+    if character.isprintable():
+        return character
+    return " " if character.isspace() else repr(character)[1:-1]
 
 
 @contextmanager

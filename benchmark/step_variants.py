@@ -38,6 +38,8 @@ def every_plan(run: Run, batch: Tensor) -> Call:
 
 def pointwise_as_products(run: Run, batch: Tensor) -> Call:
     """The compiler makes matrix products of 1×1 convolutions."""
+    if not run.compiled:
+        raise ValueError("this is for compiled steps")
     encoder = torch.compile(run.model, options={"conv_1x1_as_mm": True})
     return with_fields(run, batch, encoder=encoder)
 

@@ -25,7 +25,7 @@ from attentionce.runs import files
 from attentionce.training import devices
 from experiments import results
 from loss import effective_number, negative_weights, positive_weights
-from model import ARCHS, Model, load_model, untrained
+from model import ARCHS, load_encoder, load_model, untrained
 from utils import DATASETS, load
 
 try:
@@ -87,14 +87,15 @@ def read_metrics(path: str) -> np.ndarray:
     return table
 
 
-def opened(args: argparse.Namespace) -> Iterator[tuple[str, Model]]:
-    """The name and the model of every `--model_path`."""
+def opened(args: argparse.Namespace, head: bool) -> Iterator[tuple[str, Any]]:
+    """The name of every `--model_path`, and its model with projection `head` or its encoder."""
     for path in args.model_path:
         if path == "random":
             name, model = "untrained", untrained(args.arch, None, args.seed)[0]
+            found = model if head else model.f
         else:
-            name, model = results.title(Path(path)), load_model(path)[0]
-        yield name, model.to(args.device)
+            name, found = results.title(Path(path)), (load_model if head else load_encoder)(path)[0]
+        yield name, found.to(args.device)
 
 
 def embeddings(args: argparse.Namespace) -> tuple[Tensor, list[tuple[str, Tensor]]]:
@@ -104,7 +105,7 @@ def embeddings(args: argparse.Namespace) -> tuple[Tensor, list[tuple[str, Tensor
     if count < 4:
         raise UserError(f"{count} images are too few: --batch_size must be at least 4")
     made = some_views(images.pixels, count, args.num_pos, args.image_size, args.seed)
-    return made, [(name, projections(model, made)) for name, model in opened(args)]
+    return made, [(name, projections(model, made)) for name, model in opened(args, head=True)]
 
 
 def plot_attention(args: argparse.Namespace) -> plt.Figure:
@@ -147,9 +148,9 @@ def plot_neighbours(args: argparse.Namespace) -> plt.Figure:
     chosen = torch.linspace(0, len(test.pixels) - 1, 6).long()
     figure = plt.figure(figsize=(5.2 * len(args.model_path), 5))
     panels = figure.subfigures(1, len(args.model_path), squeeze=False)[0]
-    for panel, (name, model) in zip(panels, opened(args), strict=True):
+    for panel, (name, f) in zip(panels, opened(args, head=False), strict=True):
         bank, queries = (
-            normalize(features(model.f, pixels, args.device, torch.float32), dim=1)
+            normalize(features(f, pixels, args.device, torch.float32), dim=1)
             for pixels in (train.pixels, test.pixels[chosen])
         )
         nearest = (queries @ bank.T).topk(6).indices.cpu()

@@ -61,4 +61,4 @@ def test_missing_weights(refused, evaluation, encoder, nothing_loaded, contents)
 def test_a_message_is_one_printable_line():
     """Whatever the names of files or the flags in a damaged state hold."""
     message = str(UserError("--lr 1 (there: \x16)\r\nand \udcff: é 漢"))
-    assert message == "--lr 1 (there: \\x16) and \\udcff: é 漢"
+    assert message == "--lr 1 (there: \\x16)  and \\udcff: é 漢"

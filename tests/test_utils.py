@@ -10,6 +10,7 @@ from helpers.samples import cut_network, md5, noise, put, refusal
 from torchvision import datasets
 
 import utils
+from attentionce.errors import UserError
 from utils import load
 
 
@@ -108,6 +109,11 @@ def test_photos():
         assert images.labels.bincount().tolist() == 16 * [count]
         assert len(set(images.classes)) == 16
     assert torch.equal(load("photos", "", "test").pixels, images.pixels)
+
+
+def test_unknown_name():
+    with pytest.raises(UserError, match="unknown data set 'cifar': choose one of cifar10, "):
+        load("cifar", "", "train")
 
 
 def test_photos_do_not_overlap(monkeypatch):

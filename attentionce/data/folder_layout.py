@@ -45,7 +45,7 @@ def find_split(root: str, split: str, test_split: str | None) -> tuple[Part, lis
     """
     paths = files_below(root)
     images = [path for path in paths if extension(path) in extensions()]
-    train, test, unlabeled = split_folders(root, images, test_split)
+    train, test, unlabeled = split_folders(root, paths, images, test_split)
     label = {path: label_of(path, test) for path in images}
     source = root
     if split == "all":
@@ -79,7 +79,10 @@ def find_split(root: str, split: str, test_split: str | None) -> tuple[Part, lis
         files = [path for path in files if label[path]]
     if split == "test":
         files, source, left_out = tested, os.path.join(root, test), Counter()
-        check_test_images(root, source, {label[path] for path in tested}, classes)
+        found = {label[path] for path in tested}
+        check_test_images(root, source, found, classes)
+        if lacking := sorted(set(classes) - found):
+            left_out[f"classes without images here, such as {lacking[0]!r}"] = len(lacking)
     return Part({path: label[path] for path in files}, classes, left_out, source), everything
 
 
@@ -110,7 +113,8 @@ def left_out_of(paths: list[str], used: set[str]) -> Counter[str]:
 
 def listed(left_out: Counter[str]) -> str:
     """The kinds of what is left out, with their numbers, the most frequent first."""
-    return ", ".join(f"{kind} ({count:,})" for kind, count in left_out.most_common())
+    kinds = [f"{kind} ({count:,})" for kind, count in left_out.most_common(6)]
+    return ", ".join(kinds + ["…"] * (len(left_out) > 6))
 
 
 # ------------------------------------------------------------------------------ files and folders
@@ -143,15 +147,17 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def split_folders(root: str, images: list[str], test_split: str | None) -> tuple[str, str, str]:
+def split_folders(
+    root: str, paths: list[str], images: list[str], test_split: str | None
+) -> tuple[str, str, str]:
     """The folders in root for training, tests and unlabelled images; "" where there is none.
 
     Raises:
         UserError: They are in a folder of root, or `test_split` is no folder of test images.
     """
-    tops = {path.split("/")[0].casefold(): path.split("/")[0] for path in images if "/" in path}
+    tops = {path.split("/")[0].casefold(): path.split("/")[0] for path in paths if "/" in path}
     right = os.path.join(root, *tops.values())
-    if len(tops) == 1 and os.path.isdir(os.path.join(right, "train")):
+    if len(tops) == 1 and any(name.casefold() in TRAIN for name in os.listdir(right)):
         raise UserError(f"--root {root!r} has no folder train: did you mean --root {right!r}?")
     train = next((tops[name] for name in TRAIN if name in tops), "")
     unlabeled = next((tops[name] for name in UNLABELED if name in tops), "")

@@ -12,7 +12,7 @@ from attentionce.errors import UserError
 def open_board(path: Path, epoch: int) -> Any:
     """A writer of events into `path`.tensorboard; those of `epoch` and later are dropped."""
     try:
-        import matplotlib  # noqa: F401, which draws the attention
+        import matplotlib  # noqa: F401
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise UserError(

@@ -79,9 +79,11 @@ def half_precision(device: torch.device) -> str | None:
 
 
 def cpu_info() -> str:
-    """What Linux says of the CPU; nothing on other systems."""
-    path = Path("/proc/cpuinfo")
-    return path.read_text() if path.exists() else ""
+    """What Linux says of the CPU; nothing where it hides that, and on other systems."""
+    try:
+        return Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:

@@ -73,6 +73,7 @@ def replicated(model: Any) -> Any:
     if world() > 1:
         model = DistributedDataParallel(model, gradient_as_bucket_view=True)
         model.broadcast_buffers = False  # not as an argument, which newer versions warn of
+        assert not model.will_sync_module_buffers()
     return model
 
 

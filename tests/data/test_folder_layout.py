@@ -88,9 +88,17 @@ def test_val_where_test_has_no_class_folders(tmp_path):
     root = images_in(tmp_path, "train/a/x.png", "train/b/y.png", "test/1.png", "val/b/z.png")
     test = load("folder", root, "test")
     assert test.labels.tolist() == [1] and test.source == f"{root}/val"
+    assert test.left_out == "classes without images here, such as 'a' (1)"
     images_in(tmp_path, "test/a/z.png")
     test = load("folder", root, "test")
     assert test.labels.tolist() == [0] and test.source == f"{root}/test"
+
+
+def test_a_folder_test_is_never_trained_on(tmp_path):
+    root = images_in(tmp_path, "test/1.png", "a/x.png")
+    images = load("folder", root, "pretrain")
+    assert images.paths == ["a/x.png"]
+    assert images.left_out == "images beside splits and classes (1)"
 
 
 def test_named_test_split(tmp_path):
@@ -115,7 +123,8 @@ def test_other_names_of_splits(tmp_path):
         (["train/a/x.png", "test/1.png"], "test", None, "there are no test images with labels"),
         (["train/a/x.png", "test/c/z.png"], "test", None, "test/c' is not a class of the folder"),
         (["test/a/x.png", "a/y.png"], "pretrain", None, "images beside splits and classes (2)"),
-        (["data/train/a/x.png"], "pretrain", None, "data' has no folder train"),
+        (["data/Train/a/x.png", "data/val/a/y.png"], "pretrain", None, "has no folder train: did"),
+        (["train/x.heic", "extra/x.png"], "pretrain", None, "images beside splits and classes (1)"),
         (["train/a/x.png", "flat/x.png"], "all", "flat", "flat' is not a folder with one folder"),
         (["train/a/x.png"], "pretrain", "train", "--test_split train: these images are trained on"),
     ],

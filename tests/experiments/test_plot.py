@@ -5,10 +5,12 @@ import runpy
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
 
 import main
 from experiments import plot
+from model import load_encoder
 
 
 def test_pictures(toy, pictures, call, refused, tmp_path):
@@ -22,6 +24,11 @@ def test_pictures(toy, pictures, call, refused, tmp_path):
     for name in plot.PICTURES:
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
     assert "--batch_size" in refused(plot, "flags", *words, "--batch_size", 3)
+    encoder, _ = load_encoder(trained)
+    torch.save(
+        {f"f.{name}": value for name, value in encoder.state_dict().items()}, tmp_path / "f.pth"
+    )
+    call(plot, "neighbours", *words, "--model_path", tmp_path / "f.pth")  # it needs no more
 
 
 def test_the_photographs_and_an_untrained_encoder_are_the_default(call, tmp_path):
