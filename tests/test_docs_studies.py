@@ -202,3 +202,94 @@ def test_the_study_on_a_cpu():
     least, most = min(minutes), max(minutes)
     says(page, f"takes [{least:.0f} to {most:.0f} minutes](#the-same-on-two-cpu-cores)")
     says(page, f"the hardware alone moves an accuracy by up to {max(moved):.1f} points")
+
+
+# ------------------------------------------------------------------- the study on photographs
+
+PHOTOGRAPHS = """
+docs/study-photographs.md
+    in linear accuracy it is ahead of all four at equal epochs, by {least:.1f} to {most:.1f} points
+    In kNN it is ahead of SimCLR, DCL and BCL at equal epochs, by {least knn:.1f} to {most knn:.1f}
+    and of SimCLR at equal views, by {views knn:.1f}.
+    one is worse than two and four in kNN, by {two − one:.1f} and {four − one:.1f} points.
+    0.1 instead of 10 costs {least last:.1f} to {most last:.1f} points of linear accuracy in the
+    in the last epoch, {least best:.1f} to {most best:.1f} in the best, and {least d_neg:.1f} to
+    to {most d_neg:.1f} points of kNN.
+    0.1 instead of 1 costs {d_pos:.1f} points of kNN
+    {positives:.1f} of 4 positives and {negatives:.1f} of 126 negatives count
+    steps, by {six uniform:.1f} and {six bayes:.1f} points of kNN, and HCL's by {six hard:.1f}
+    behind the mean in kNN, by {sharp least:.1f} to {sharp most:.1f} points
+docs/results.md
+    ahead of SimCLR by {equal views[2]:.2f} points of kNN and {equal views[1]:.2f} of linear
+    in the last epoch (best epoch: {equal views[0]:.2f}); at equal epochs (4) it is ahead by
+    at equal epochs (4) it is ahead by {equal epochs[2]:.2f} and {equal epochs[1]:.2f}
+    ({equal epochs[0]:.2f}).
+"""
+BEST, LAST, KNN = range(3)
+
+
+def ahead(a, b, measure):
+    """How many points row a is ahead of b; 0 where that is within the deviations."""
+    one, other = (
+        [numbers[measure] for numbers, _ in measured(TOY)[row].values()] for row in (a, b)
+    )
+    gap = mean(one) - mean(other)
+    return gap if abs(gap) > math.hypot(stdev(one), stdev(other)) else 0
+
+
+def test_the_photographs():
+    grid, four = (0.1, 1, 10), key(d_pos=1, d_neg=10)
+    values = {kind: metric(TOY, four, f"effective_{kind}") for kind in ("positives", "negatives")}
+    losses = ("simclr", "dcl", "hcl", "bcl")
+    linear = [ahead(four, key(loss, 10), m) for loss in losses for m in (BEST, LAST)]
+    knn = [ahead(four, key(loss, 10), KNN) for loss in losses]
+    assert min(linear) > 0 and [gap > 0 for gap in knn] == [True, True, False, True]
+    values |= {"least": min(linear), "most": max(linear)}
+    values |= {"least knn": min(filter(None, knn)), "most knn": max(knn)}
+    views = {(loss, m): ahead(four, key(loss, 30), m) for loss in losses for m in range(3)}
+    assert [case for case, gap in views.items() if gap] == [("simclr", KNN)]
+    values["views knn"] = views["simclr", KNN]
+    count = {n: four if n == 4 else key(num_pos=n, d_pos=1, d_neg=10) for n in (1, 2, 4, 8)}
+    pairs = {
+        (a, b, m): ahead(count[a], count[b], m) for a in count for b in count for m in range(3)
+    }
+    assert [case for case, gap in pairs.items() if gap > 0] == [(2, 1, KNN), (4, 1, KNN)]
+    values |= {"two − one": pairs[2, 1, KNN], "four − one": pairs[4, 1, KNN]}
+    for name, measure in (("last", LAST), ("best", BEST), ("d_neg", KNN)):
+        costs = [ahead(key(d_pos=d, d_neg=10), key(d_pos=d, d_neg=0.1), measure) for d in grid]
+        assert min(costs) > 0
+        values |= {f"least {name}": min(costs), f"most {name}": max(costs)}
+    values["d_pos"] = ahead(four, key(d_pos=0.1, d_neg=10), KNN)
+    sharp = []
+    for name, loss in {"uniform": "simclr", "hard": "hcl", "bayes": "bcl", "attention": ""}.items():
+        negatives = {"negatives": name} if loss else PAPERS
+        average = key(**MEAN, **negatives)
+        if loss:
+            values[f"six {name}"] = ahead(average, key(loss, 10), LAST if loss == "hcl" else KNN)
+        sharp.append(ahead(key(d_pos=0.1, **negatives), average, KNN))
+        for kind in (EACH, {"d_pos": 1}):  # "level"
+            assert not any(ahead(key(**kind, **negatives), average, m) for m in range(3))
+    assert sharp[1] == 0  # with HCL's negatives it is level
+    values |= {"sharp least": -max(filter(None, sharp)), "sharp most": -min(sharp)}
+    for negatives in (UNIFORM, PAPERS):  # "never ahead of the mean"
+        for noise in ({}, {"noisy_positives": 0.25}, {"noisy_positives": 0.5}):
+            average = key(**MEAN, **negatives, **noise)
+            for d_pos in (1, 0.1):
+                row = key(d_pos=d_pos, **negatives, **noise)
+                assert max(ahead(row, average, measure) for measure in range(3)) <= 0
+    for d_pos in (1, 0.1):
+        cells = []
+        for noise in (0.25, 0.5):
+            rows = [key(d_pos=d_pos, **n, noisy_positives=noise) for n in (UNIFORM, PAPERS)]
+            got = sorted({f"{metric(TOY, row, 'attention_on_noisy'):.2f}" for row in rows})
+            cells.append(" to ".join(got))
+        says("docs/study-photographs.md", f"| α, d_pos {d_pos} | {' | '.join(cells)} |")
+    noisy = [{**UNIFORM, "d_pos": 1, "noisy_positives": noise} for noise in (0.25, 0.5)]
+    cells = [f"{metric(TOY, key(**flags), 'noisy_positives'):.2f}" for flags in noisy]
+    says("docs/study-photographs.md", f"| share of the positives | {' | '.join(cells)} |")
+    run = "resnet10-4/seed0/folder/folder_SimCLR_{}_linear.json".format
+    ours = accuracies(found(run("4model_64_4_1.0_10.0")))
+    for name, epochs in (("equal views", 12), ("equal epochs", 4)):
+        theirs = accuracies(found(run(f"simclr_64_{epochs}")))
+        values[name] = [a - b for a, b in zip(ours, theirs, strict=True)]
+    says_all(PHOTOGRAPHS, values)
