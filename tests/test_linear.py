@@ -44,6 +44,11 @@ def test_sizes_are_those_of_pretraining(tmp_path, capsys):
     assert "--image_size 24, as in pretraining\n" in capsys.readouterr().out
     assert sizes(400, image_size=8, store_size=9) == (8, 9)
     assert capsys.readouterr().out == ""
+    simclr = "cifar10_SimCLR_simclr_256_{}"  # whose name has nothing after the epochs
+    for name, size in (("100_linear", 32), ("400", 24)):
+        text = json.dumps({"flags": {"image_size": size}})
+        (tmp_path / f"{simclr.format(name)}.json").write_text(text)
+    assert states.flags_beside(tmp_path / f"{simclr.format(200)}.pth") == {"image_size": 24}
     other = RUN.replace("4model", "2model").format(400)
     (tmp_path / f"{other}.json").write_text(json.dumps({"flags": {"image_size": 16}}))
     paths = [str(tmp_path / f"{name}.pth") for name in (RUN.format(400), other)]

@@ -1,6 +1,5 @@
 """Training states on disk: written, found again, and refused where the flags do not match."""
 
-import glob
 import json
 import os
 import re
@@ -174,11 +173,12 @@ def flags_beside(path: str | Path) -> dict[str, Any]:
 
     The JSON is named after the run's last epoch, weights after theirs.
     """
-    parts = [glob.escape(part) for part in Path(path).stem.split("_")]
+    parts = [re.escape(part) for part in Path(path).stem.split("_")]
     if len(parts) > 4:
-        parts[4] = "*"
-    for found in sorted(Path(path).parent.glob(f"{'_'.join(parts)}.json")):
-        if flags := _flags_in(found):
+        parts[4] = "[0-9]+"
+    pattern = "_".join(parts) + "[.]json"  # never linear.py's
+    for found in sorted(Path(path).parent.glob("*.json")):
+        if re.fullmatch(pattern, found.name) and (flags := _flags_in(found)):
             return flags
     return {}
 
