@@ -1,7 +1,7 @@
 PYTHON ?= python3
 PY = .venv/bin/python
 DEMO = --dataset_name photos --seed 0
-PRETRAIN = --image_size 16 --arch resnet10 --batch_size 64 --d_pos 1 --d_neg 10 --epochs 4 --knn_every 2 --k 20 --resume never
+PRETRAIN = --image_size 16 --arch resnet10 --batch_size 64 --d_pos 1 --d_neg 10 --epochs 4 --knn_every 4 --k 20 --resume never
 # A process per CPU, up to 8, of one thread each.
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal
 
@@ -23,7 +23,7 @@ install: .venv/installed  ## make .venv and install what main.py and linear.py n
 
 demo: .venv/installed  ## pretrain on the embedded photographs, then compare with the same encoder untrained
 	$(PY) main.py $(DEMO) $(PRETRAIN) --results results/demo
-	$(PY) linear.py $(DEMO) --arch resnet10 --image_size 32 --k 20 --batch_size 128 --epochs 4 --lr 0.01 --results results/demo \
+	$(PY) linear.py $(DEMO) --arch resnet10 --image_size 32 --k 20 --batch_size 128 --epochs 3 --lr 0.01 --results results/demo \
 		--model_path random results/demo/photos/photos_SimCLR_4model_64_4_1.0_10.0.pth
 
 test: .venv/installed-tests  ## ruff, mypy and pytest
