@@ -123,7 +123,7 @@ def _read(path: Path) -> dict[str, Any]:
     """The content of a file, as `read` or as safetensors gives it."""
     start, state = b"", path.with_suffix(".state")
     if not path.exists() and state.exists():
-        raise UserError(f"there is no file {path}, but {state} has the encoder too")
+        raise UserError(f"{path} does not exist, but {state} has the encoder too")
     if path.is_file():  # opening a pipe would wait for ever
         with as_user_error(f"cannot read {path}"), open(path, "rb") as file:
             start = file.read(9)

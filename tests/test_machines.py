@@ -76,7 +76,7 @@ def test_without_the_scripts_folder_and_what_only_unix_has(tmp_path, pictures):
     command = [sys.executable, "-I", "-c", code]
     done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.endswith("\nerror: there is no file nowhere.pth\n")
+    assert done.stderr.endswith("\nerror: nowhere.pth does not exist\n")
     assert "resnet10: 5.23 M parameters, 0.02 G multiply-adds" in done.stdout
 
 

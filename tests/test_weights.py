@@ -105,7 +105,7 @@ def test_weights_and_state_of_a_run(tiny, call, results, tmp_path, capsys, monke
     said = capsys.readouterr().out
     assert said.startswith(f"{state}: passed over flags, machine, optimizer, scaler")
     weights.rename(tmp_path / "moved.pth")
-    assert f"there is no file {weights}, but {state} has" in refusal(load_encoder, weights)
+    assert f"{weights} does not exist, but {state} has" in refusal(load_encoder, weights)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert same(load_encoder("~/moved.pth")[0], trained)
 

@@ -138,7 +138,7 @@ def check(path: Path) -> None:
     makes a bytearray of any length.
     """
     if not path.exists():
-        raise UserError(f"there is no file {path}")
+        raise UserError(f"{path} does not exist")
     if not path.is_file():  # opening a pipe would wait for ever
         raise UserError(f"{path} is not a file")
     advice = f"{path} is truncated, damaged or not a weights file of PyTorch 1.6 or later"

@@ -144,10 +144,7 @@ def state_of(run: Run) -> dict[str, Any]:
     """All that changes in a run, and the flags, as a dictionary that `restore` takes."""
     return {
         "flags": vars(run.args),
-        "machine": {
-            **devices.machine(run.device),
-            "precision": str(run.dtype).removeprefix("torch."),  # what `auto` means there
-        },
+        "machine": machine_of(run),
         "model": run.model.state_dict(),
         "optimizer": run.optimizer.state_dict(),
         "scaler": run.scaler.state_dict(),
@@ -157,6 +154,11 @@ def state_of(run: Run) -> dict[str, Any]:
         "images": len(run.pixels),
         "fingerprint": run.fingerprint,
     }
+
+
+def machine_of(run: Run) -> dict[str, str]:
+    """Machine, versions, and what `--precision auto` means there."""
+    return {**devices.machine(run.device), "precision": str(run.dtype).removeprefix("torch.")}
 
 
 def restore(run: Run, state: dict[str, Any]) -> None:
@@ -179,7 +181,7 @@ def restore(run: Run, state: dict[str, Any]) -> None:
         if run.moco:
             run.moco.load_state_dict(state["moco"])
         run.progress = checked_progress(run, state["progress"])
-    there, here = state["machine"], state_of(run)["machine"]
+    there, here = state["machine"], machine_of(run)
     changed = [f"{k} {there.get(k)} (here: {here[k]})" for k in DIGITS if there.get(k) != here[k]]
     if changed:
         print(f"saved with {', '.join(changed)}: the last digits may differ", flush=True)

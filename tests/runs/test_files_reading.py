@@ -17,7 +17,7 @@ from model import load_model
 
 
 def test_missing_and_truncated_files(weights_path):
-    assert "no file" in refusal(files.read, weights_path.with_name("missing.pth"))
+    assert "does not exist" in refusal(files.read, weights_path.with_name("missing.pth"))
     refusal(files.read, weights_path.parent)
     content = weights_path.read_bytes()
     for length in (*range(0, len(content), 61), len(content) - 1):
